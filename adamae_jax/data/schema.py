@@ -1,0 +1,21 @@
+"""The one schema that every dataset on disk follows, whatever its source and codec.
+
+A dataset is a directory that ``tfds.builder_from_directory`` opens: ``dataset_info.json``,
+``features.json`` and TFRecord shards of ``tf.train.Example`` with the features named here.
+Writers (`adamae_jax.data.writer`) and readers (`adamae_jax.data.records`) meet only in this file.
+"""
+
+ID = "id"  # text: unique within the dataset; for a video file, its path below the source folder
+LABEL = "label"  # int64: class index, -1 where the dataset has no labels
+FRAMES = "frames"  # bytes: one JPEG per frame (codec "jpeg")
+CODEC = "codec"  # text: how FRAMES is stored
+NUM_FRAMES = "num_frames"  # int64
+RATE = "rate"  # float32: frames per second
+HEIGHT = "height"  # int64: pixels of the stored frames
+WIDTH = "width"  # int64
+# Optional. One grey PNG: the foreground masks of all frames, low resolution, stacked from top to
+# bottom ([num_frames * h, w] pixels, 0 background to 255 foreground).
+FOREGROUND = "foreground"
+
+CODEC_JPEG = "jpeg"
+UNLABELLED = -1

@@ -1,0 +1,8 @@
+"""The one error that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can put right: its message is one line that says what and how.
+
+    Jobs print the message without a traceback and exit with status 2 (`adamae_jax.cli.run`).
+    """

@@ -1,0 +1,46 @@
+"""Which tokens are seen. Each strategy is a module of this package with a class `Strategy`."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from adamae_jax.errors import UserError
+from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
+
+__all__ = ["MaskInputs", "MaskingStrategy", "TokenMask", "create", "names", "option_defaults"]
+
+
+def names() -> list[str]:
+    """The strategies there are."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
+
+
+def strategy_class(name: str) -> type[MaskingStrategy]:
+    """The class of a strategy; a `UserError` where there is none of that name."""
+    if name not in names():
+        raise UserError(f"masking.name {name!r} is unknown: use one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}").Strategy
+
+
+def option_defaults(name: str) -> dict[str, Any]:
+    """A strategy's own options and their defaults."""
+    fields = dataclasses.fields(strategy_class(name))
+    return {field.name: field.default for field in fields if field.name != "mask_ratio"}
+
+
+def create(name: str, mask_ratio: float, options: Mapping[str, Any]) -> MaskingStrategy:
+    """Builds a strategy from config values.
+
+    Raises:
+      UserError: for an unknown strategy or option, or a mask ratio outside (0, 1).
+    """
+    known = option_defaults(name)
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"masking.options.{option} is unknown to masking {name!r}: "
+                f"it takes {', '.join(known) or 'no options'}"
+            )
+    return strategy_class(name)(mask_ratio=mask_ratio, **options)

@@ -1,0 +1,143 @@
+"""Adaptive masking: a sampling network chooses the visible tokens (AdaMAE, arXiv 2211.09120)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from adamae_jax.errors import UserError
+from adamae_jax.masking import base
+from adamae_jax.models import initializers
+from adamae_jax.models.transformer import ExampleKeys, Transformer, TransformerSpec
+
+# Where PyTorch's Categorical clamps probabilities: float32's epsilon from 0 and from 1.
+PROBABILITY_FLOOR = float(jnp.finfo(jnp.float32).eps)
+
+# What a purpose folds into an example's key; two purposes never share randomness.
+_DRAW, _DROPOUT = 0, 1
+
+
+class SamplingNetwork(nn.Module):
+    """Tokens to logits: positions of its own, transformer blocks, one linear layer, no norm.
+
+    Attributes:
+      spec: the shape of the blocks; a width other than the tokens' adds a linear layer in front.
+    """
+
+    spec: TransformerSpec
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n d"], keys: ExampleKeys | None
+    ) -> Float[Array, "b n"]:
+        """Returns float32 logits; ``keys`` turn dropout on."""
+        spec, init = self.spec, initializers.xavier_uniform()
+        table = self.param("position_table", nn.initializers.zeros, tokens.shape[1:])
+        x = tokens.astype(spec.dtype) + table.astype(spec.dtype)
+        if spec.width != x.shape[-1]:
+            x = nn.Dense(spec.width, kernel_init=init, dtype=spec.dtype, name="projection")(x)
+        x = Transformer(spec, name="transformer")(x, keys=keys)
+        logits = nn.Dense(1, kernel_init=init, dtype=spec.dtype, name="head")(x)
+        return logits[..., 0].astype(jnp.float32)
+
+
+def sample_without_replacement(
+    rng: ExampleKeys, log_probs: Float[Array, "b n"], count: int
+) -> Bool[Array, "b n"]:
+    """Draws ``count`` places of each row from ``Categorical(exp(log_probs))``, none twice.
+
+    Gumbel noise is added to the log-probabilities and the largest ``count`` are taken, which has
+    exactly the distribution of drawing one after the other without replacement.
+    """
+
+    def draw(key: Array, row: Float[Array, "n"]) -> Bool[Array, "n"]:
+        _, chosen = jax.lax.top_k(row + jax.random.gumbel(key, row.shape), count)
+        return jnp.zeros(row.shape, bool).at[chosen].set(True)
+
+    return jax.vmap(draw)(rng, log_probs)
+
+
+def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """``log P`` with P clamped to [eps, 1 - eps]; no gradient where the clamp acts."""
+    return jnp.log(jnp.clip(probabilities, PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR))
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy(base.MaskingStrategy):
+    """AdaMAE's sampler; the defaults are the released code's.
+
+    Attributes:
+      network: "attention" for transformer blocks, "mlp" for blocks without attention.
+      width: width of the blocks; 0 takes the tokens' width.
+      depth: number of blocks.
+      num_heads: attention heads; must divide the width.
+      dropout: rate inside the blocks, in training.
+      norm_epsilon: epsilon of the layer norms.
+      dtype: compute type of the network; the distribution itself is float32.
+    """
+
+    network: Literal["attention", "mlp"] = "attention"
+    width: int = 0
+    depth: int = 1
+    num_heads: int = 8
+    dropout: float = 0.1
+    norm_epsilon: float = 1e-5
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network not in ("attention", "mlp"):
+            raise UserError(
+                f"masking.options.network {self.network!r} is unknown: use 'attention' or 'mlp'"
+            )
+
+    def module(self, token_width: int) -> SamplingNetwork:
+        """The sampling network for tokens of a given width."""
+        width = self.width or token_width
+        if width % self.num_heads:
+            raise UserError(
+                f"masking.options.num_heads {self.num_heads} does not divide the sampler's width "
+                f"{width}: choose heads that divide it"
+            )
+        return SamplingNetwork(
+            TransformerSpec(
+                width=width,
+                depth=self.depth,
+                num_heads=self.num_heads,
+                attention_bias="",
+                norm_epsilon=self.norm_epsilon,
+                dropout=self.dropout,
+                attention=self.network == "attention",
+                dtype=jnp.dtype(self.dtype),
+            )
+        )
+
+    def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
+        """Initialises the sampling network."""
+        module = self.module(inputs.tokens.shape[-1])
+        return {"params": module.init(key, inputs.tokens, None)["params"]}
+
+    def probabilities(
+        self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys | None
+    ) -> Float[Array, "b n"]:
+        """``P``: each clip's distribution over its tokens."""
+        module = self.module(inputs.tokens.shape[-1])
+        logits = module.apply({"params": variables["params"]}, inputs.tokens, keys)
+        return jax.nn.softmax(logits, axis=-1)
+
+    def __call__(
+        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+    ) -> base.TokenMask:
+        """Draws the visible tokens from the network's distribution."""
+
+        def purpose(number: int) -> ExampleKeys:
+            return jax.vmap(lambda key: jax.random.fold_in(key, number))(rng)
+
+        keys = purpose(_DROPOUT) if train else None
+        log_probs = clamped_log_probs(self.probabilities(variables, inputs, keys))
+        count = self.num_visible(inputs.grid)
+        is_visible = sample_without_replacement(purpose(_DRAW), log_probs, count)
+        return base.TokenMask(**base.mask_from_visible(is_visible, count), log_probs=log_probs)

@@ -1,0 +1,150 @@
+"""What a masking strategy is: which tokens of a clip are seen, and what it costs to say so.
+
+A strategy is one file in this package with a class `Strategy`; its dataclass fields are the
+options of ``config.masking.options``. Nothing outside the file has to know it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from adamae_jax.errors import UserError
+from adamae_jax.models.transformer import ExampleKeys
+from adamae_jax.models.tubelets import Grid
+
+# {"params": ..., "state": ..., "frozen": ...}, each where the strategy has it.
+Variables = Mapping[str, Any]
+
+
+@struct.dataclass
+class MaskInputs:
+    """What a strategy may look at.
+
+    Attributes:
+      video: normalised pixels.
+      tokens: embedded tubelets, before or after positions (`MaskingStrategy.sees_positions`).
+      grid: tokens along time, height and width.
+    """
+
+    video: Float[Array, "b T H W C"]
+    tokens: Float[Array, "b n d"]
+    grid: Grid = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class TokenMask:
+    """A strategy's answer. Indices are those of patch tokens, sorted.
+
+    Attributes:
+      visible: tokens that the encoder sees.
+      masked: all others.
+      log_probs: log-probability of each token in the strategy's distribution; where given, the
+        objective adds the sampling loss (`adamae_jax.objectives.sampling_loss`).
+      visible_valid: false where an entry of ``visible`` is padding.
+      decode: the masked tokens to reconstruct; all of ``masked`` where None.
+      token_scale: multiplies tokens without changing their values, to carry a gradient to the
+        strategy (`adamae_jax.models.autoencoder.scale_tokens`).
+      aux: further losses, already weighted, to be minimised with the reconstruction loss; one
+        value per example.
+      state: the strategy's new state, where it has state.
+    """
+
+    visible: Int[Array, "b v"]
+    masked: Int[Array, "b m"]
+    log_probs: Float[Array, "b n"] | None = None
+    visible_valid: Bool[Array, "b v"] | None = None
+    decode: Int[Array, "b k"] | None = None
+    token_scale: Float[Array, "b n"] | None = None
+    aux: Mapping[str, Float[Array, "b"]] = struct.field(default_factory=dict)
+    state: Any = None
+
+    @property
+    def queries(self) -> Int[Array, "b k"]:
+        """The masked tokens that are reconstructed."""
+        return self.masked if self.decode is None else self.decode
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingStrategy:
+    """The base of every strategy.
+
+    Attributes:
+      mask_ratio: the share of tokens that is masked, strictly between 0 and 1.
+      sees_positions: whether ``MaskInputs.tokens`` carry positions.
+      adversary: the key of the strategy's parameters that an optimiser of their own trains,
+        against `adversary_loss`; None where there is no adversary.
+    """
+
+    mask_ratio: float
+    sees_positions: ClassVar[bool] = False
+    adversary: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise UserError(
+                f"mask_ratio {self.mask_ratio} is outside (0, 1): give the share of tokens to mask, "
+                "such as 0.95"
+            )
+
+    def num_visible(self, grid: Grid) -> int:
+        """``N_v``: the number of visible tokens, rounded as the authors do."""
+        time, height, width = grid
+        return int(time * height * width * (1 - self.mask_ratio))
+
+    def check(self, grid: Grid) -> None:
+        """Raises a `UserError` where no token would be visible, or none masked."""
+        time, height, width = grid
+        tokens, visible = time * height * width, self.num_visible(grid)
+        if not 0 < visible < tokens:
+            kind = "visible" if visible <= 0 else "masked"
+            raise UserError(
+                f"mask_ratio {self.mask_ratio} leaves no {kind} token of the {tokens} in a grid of "
+                f"{time} x {height} x {width}: choose another mask_ratio or a finer grid"
+            )
+
+    def init(self, key: Array, inputs: MaskInputs) -> Variables:
+        """The strategy's initial variables."""
+        del key, inputs
+        return {}
+
+    def __call__(
+        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+    ) -> TokenMask:
+        """Chooses the visible tokens, at random with one key per example."""
+        raise NotImplementedError
+
+    def adversary_loss(
+        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+    ) -> tuple[Float[Array, "b"], Any]:
+        """The adversary's loss per example and the strategy's new state.
+
+        Minimised with respect to ``variables["params"][self.adversary]`` alone, before the model's
+        own update of the same step.
+        """
+        raise NotImplementedError
+
+
+def mask_from_visible(is_visible: Bool[Array, "b n"], num_visible: int) -> dict[str, Array]:
+    """Sorted indices of visible and masked tokens, as `TokenMask` fields.
+
+    Args:
+      is_visible: exactly ``num_visible`` true in each row.
+      num_visible: ``N_v``.
+    """
+    order = jnp.argsort(jnp.logical_not(is_visible), axis=-1, stable=True)
+    return {"visible": order[:, :num_visible], "masked": order[:, num_visible:]}
+
+
+def random_subset(rng: ExampleKeys, size: int, count: int) -> Bool[Array, "b n"]:
+    """Marks ``count`` of ``size`` places, uniformly at random without replacement."""
+
+    def draw(key: Array) -> Bool[Array, "n"]:
+        _, chosen = jax.lax.top_k(jax.random.uniform(key, (size,)), count)
+        return jnp.zeros(size, bool).at[chosen].set(True)
+
+    return jax.vmap(draw)(rng)

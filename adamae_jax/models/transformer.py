@@ -1,0 +1,210 @@
+"""Pre-norm transformer blocks, stacked and scanned.
+
+The parameters of all blocks of a stack are stored together, ``[depth, ...]``, so that compilation
+time does not grow with depth; unrolling the scan is an execution option.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from adamae_jax.models import initializers
+
+# One key per example: what is random for an example never depends on its neighbours, so that a
+# batch may be cut over hosts, devices and microbatches without changing anything.
+ExampleKeys = Key[Array, "b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSpec:
+    """The shape of a stack of blocks and the way it is computed.
+
+    Attributes:
+      width: token width, ``d``.
+      depth: number of blocks.
+      num_heads: attention heads; must divide ``width``.
+      mlp_ratio: hidden width of the MLP over ``width``.
+      attention_bias: which of the query, key and value projections have a bias, as letters.
+      norm_epsilon: epsilon of the layer norms.
+      dropout: rate after the attention projection and after the MLP's second layer, in training.
+      attention: False leaves the attention out: blocks that see one token at a time.
+      dtype: the type of the matmuls; norms and softmax are computed in float32.
+      remat: recompute blocks in the backward pass instead of keeping their activations.
+      unroll: blocks per iteration of the scan.
+      attention_implementation: handed to `jax.nn.dot_product_attention`.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    attention_bias: Literal["", "qv", "qkv"] = "qv"
+    norm_epsilon: float = 1e-6
+    dropout: float = 0.0
+    attention: bool = True
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    unroll: int = 1
+    attention_implementation: Literal["xla", "cudnn"] = "xla"
+
+
+class ExampleDropout(nn.Module):
+    """Dropout with one key per example."""
+
+    rate: float
+
+    def __call__(
+        self, x: Float[Array, "b n d"], keys: ExampleKeys | None
+    ) -> Float[Array, "b n d"]:
+        """Drops elements of ``x``; the identity where ``keys`` is None or the rate is zero."""
+        if keys is None or self.rate == 0.0:
+            return x
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused kernel ``[d, 3, heads, head_dim]``."""
+
+    spec: TransformerSpec
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], key_valid: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Attends over the tokens whose ``key_valid`` is true (all, where it is None)."""
+        spec = self.spec
+        head_shape = (spec.num_heads, spec.width // spec.num_heads)
+        kernel = self.param(
+            "qkv_kernel", initializers.xavier_uniform_qkv(), (spec.width, 3, *head_shape)
+        )
+        fused = x.astype(spec.dtype) @ kernel.reshape(spec.width, -1).astype(spec.dtype)
+        fused = fused.reshape(*x.shape[:2], 3, *head_shape)
+        heads = []
+        for index, letter in enumerate("qkv"):
+            head = fused[:, :, index]
+            if letter in spec.attention_bias:
+                bias = self.param(f"{letter}_bias", nn.initializers.zeros, head_shape)
+                head = head + bias.astype(spec.dtype)
+            heads.append(head)
+        query, key, value = heads
+        mixed = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if key_valid is None else key_valid[:, None, None, :],
+            implementation=spec.attention_implementation,
+        )
+        return nn.Dense(
+            spec.width,
+            kernel_init=initializers.xavier_uniform(),
+            dtype=spec.dtype,
+            name="projection",
+        )(mixed.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two dense layers around an exact GELU."""
+
+    spec: TransformerSpec
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Mixes the channels of each token."""
+        init, dtype = initializers.xavier_uniform(), self.spec.dtype
+        hidden = int(self.spec.width * self.spec.mlp_ratio)
+        x = nn.Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(self.spec.width, kernel_init=init, dtype=dtype, name="fc2")(x)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm in float32, with the two-pass variance that PyTorch computes."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalises over the last axis; returns ``dtype``."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normalised * scale + bias).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then MLP, each behind a norm and added to its input."""
+
+    spec: TransformerSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        layer: Int[Array, ""],
+        key_valid: Bool[Array, "b n"] | None,
+        keys: ExampleKeys | None,
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """A scan body: carries the tokens; ``layer`` is the block's index in its stack."""
+        spec = self.spec
+
+        def branch_keys(branch: int) -> ExampleKeys | None:
+            if keys is None:
+                return None
+            return jax.vmap(lambda key: jax.random.fold_in(key, 2 * layer + branch))(keys)
+
+        if spec.attention:
+            y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm1")(x)
+            y = Attention(spec, name="attention")(y, key_valid)
+            x = x + ExampleDropout(spec.dropout)(y, branch_keys(0))
+        y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm2")(x)
+        y = Mlp(spec, name="mlp")(y)
+        return x + ExampleDropout(spec.dropout)(y, branch_keys(1)), None
+
+
+class Transformer(nn.Module):
+    """A scanned stack of `Block`; parameters are stacked ``[depth, ...]`` under ``blocks``."""
+
+    spec: TransformerSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        *,
+        key_valid: Bool[Array, "b n"] | None = None,
+        keys: ExampleKeys | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Runs the blocks in turn.
+
+        Args:
+          x: tokens.
+          key_valid: tokens that may be attended to; None for all.
+          keys: one key per example for dropout; None turns dropout off.
+        """
+        spec = self.spec
+        if spec.depth == 0:
+            return x
+        block = nn.remat(Block, prevent_cse=False) if spec.remat else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=spec.depth,
+            unroll=min(spec.unroll, spec.depth),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = stack(spec, name="blocks")(
+            x.astype(spec.dtype), jnp.arange(spec.depth), key_valid, keys
+        )
+        return x

@@ -1,0 +1,248 @@
+"""From clips, predictions and masks to losses: what pretraining minimises."""
+
+import dataclasses
+from typing import Any, Literal
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask, Variables
+from adamae_jax.models.autoencoder import Autoencoder, gather_tokens
+from adamae_jax.models.transformer import ExampleKeys
+from adamae_jax.models.tubelets import ClipGeometry, to_tubelets
+
+# What a purpose folds into an example's key.
+MASKING, ADVERSARY = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How predictions are judged.
+
+    Attributes:
+      loss: "mse" or "l1", per value.
+      normalize_targets: subtract each tubelet's mean and divide by its standard deviation, per
+        colour channel; else the target is the pixels in [0, 1].
+      sampling_loss_weight: weight of the sampling loss, where the strategy has a distribution.
+      pixel_mean: mean of each channel of pixels in [0, 1], subtracted from the model's input.
+      pixel_std: standard deviation likewise.
+    """
+
+    loss: Literal["mse", "l1"] = "mse"
+    normalize_targets: bool = True
+    sampling_loss_weight: float = 1e-4
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@struct.dataclass
+class Outcome:
+    """What a clip batch gave.
+
+    Attributes:
+      loss: the total that is minimised, per example.
+      terms: its parts, per example: ``loss_reconstruction``, and where the strategy has them
+        ``loss_sampling`` (before its weight) and the strategy's own.
+      mask: the strategy's answer.
+      predictions: predicted tubelets at ``mask.queries``.
+      targets: what they should have been.
+      token_error: error of each prediction.
+    """
+
+    loss: Float[Array, "b"]
+    terms: dict[str, Float[Array, "b"]]
+    mask: TokenMask
+    predictions: Float[Array, "b k p"]
+    targets: Float[Array, "b k p"]
+    token_error: Float[Array, "b k"]
+
+
+def normalize_pixels(
+    video: UInt8[Array, "b T H W C"], objective: Objective
+) -> Float[Array, "b T H W C"]:
+    """uint8 to [0, 1] to zero mean and unit variance, in float32."""
+    mean, std = jnp.asarray(objective.pixel_mean), jnp.asarray(objective.pixel_std)
+    return (video.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def tubelet_statistics(
+    tubelets: Float[Array, "b n v c"],
+) -> tuple[Float[Array, "b n 1 c"], Float[Array, "b n 1 c"]]:
+    """Mean and (unbiased standard deviation + 1e-6) of each tubelet's channels."""
+    mean = tubelets.mean(axis=2, keepdims=True)
+    return mean, jnp.std(tubelets, axis=2, keepdims=True, ddof=1) + 1e-6
+
+
+def split_channels(tubelets: Float[Array, "b n p"], channels: int) -> Float[Array, "b n v c"]:
+    """Separates a tubelet's values into places and colour channels."""
+    return einops.rearrange(tubelets, "b n (v c) -> b n v c", c=channels)
+
+
+def targets_at(
+    video: UInt8[Array, "b T H W C"],
+    queries: Int[Array, "b k"],
+    geometry: ClipGeometry,
+    objective: Objective,
+) -> Float[Array, "b k p"]:
+    """The tubelets to be predicted, from pixels in [0, 1]."""
+    tubelets = to_tubelets(video, geometry)
+    chosen = gather_tokens(tubelets, queries).astype(jnp.float32) / 255.0
+    if not objective.normalize_targets:
+        return chosen
+    by_channel = split_channels(chosen, geometry.channels)
+    mean, std = tubelet_statistics(by_channel)
+    return einops.rearrange((by_channel - mean) / std, "b n v c -> b n (v c)")
+
+
+def token_errors(
+    predictions: Float[Array, "b k p"], targets: Float[Array, "b k p"], loss: str
+) -> Float[Array, "b k"]:
+    """The mean error of each token over its values."""
+    difference = predictions - targets
+    return (jnp.abs(difference) if loss == "l1" else jnp.square(difference)).mean(-1)
+
+
+def sampling_loss(
+    log_probs: Float[Array, "b n"], queries: Int[Array, "b k"], token_error: Float[Array, "b k"]
+) -> Float[Array, "b"]:
+    """AdaMAE's ``L_S``: minus the mean of ``log P_i * stop_gradient(err_i)`` over masked tokens.
+
+    Minimising it raises the probability of the tokens that reconstruct badly; the error is the
+    reward, so nothing flows into the autoencoder's blocks.
+    """
+    chosen = jnp.take_along_axis(log_probs, queries, axis=1)
+    return -(chosen * jax.lax.stop_gradient(token_error)).mean(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """One masked autoencoder with one masking strategy and one objective.
+
+    Attributes:
+      model: the autoencoder.
+      strategy: which tokens it sees.
+      objective: how it is judged.
+    """
+
+    model: Autoencoder
+    strategy: MaskingStrategy
+    objective: Objective
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Initial variables: ``params`` and, where the strategy has them, ``state``, ``frozen``."""
+        geometry = self.model.geometry
+        model_key, mask_key = jax.random.split(key)
+        video = jnp.zeros((1, *geometry.clip_shape), jnp.float32)
+        count = self.strategy.num_visible(geometry.grid)
+        order = jnp.arange(geometry.num_tokens)[None]
+        params = self.model.init(model_key, video, order[:, :count], order[:, count:])["params"]
+        inputs = self.mask_inputs(params, video)[0]
+        masking = self.strategy.init(mask_key, inputs)
+        return {
+            "params": {"autoencoder": params, "masking": masking.get("params", {})},
+            "state": masking.get("state", {}),
+            "frozen": masking.get("frozen", {}),
+        }
+
+    def mask_inputs(
+        self, params: Any, video: Float[Array, "b T H W C"]
+    ) -> tuple[MaskInputs, Float[Array, "b n d"]]:
+        """What the strategy sees, and the tokens with positions."""
+        tokens = self.model.apply({"params": params}, video, method="tokenize")
+        placed = self.model.apply({"params": params}, tokens, method="add_positions")
+        seen = placed if self.strategy.sees_positions else tokens
+        return MaskInputs(video, seen, self.model.geometry.grid), placed
+
+    def forward(
+        self,
+        variables: Variables,
+        video: UInt8[Array, "b T H W C"],
+        keys: ExampleKeys,
+        train: bool,
+    ) -> Outcome:
+        """Masks, encodes, decodes and judges a batch of clips.
+
+        Args:
+          variables: ``params`` with ``autoencoder`` and ``masking``, ``state``, ``frozen``.
+          video: pixels.
+          keys: one key per example.
+          train: turns the strategy's dropout on.
+        """
+        params = variables["params"]["autoencoder"]
+        inputs, placed = self.mask_inputs(params, normalize_pixels(video, self.objective))
+        mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING), train)
+        return self.reconstruct(params, video, placed, mask)
+
+    def reconstruct(
+        self,
+        params: Any,
+        video: UInt8[Array, "b T H W C"],
+        placed: Float[Array, "b n d"],
+        mask: TokenMask,
+    ) -> Outcome:
+        """Encodes, decodes and judges under a given mask."""
+        model = self.model
+        latents = model.apply(
+            {"params": params},
+            placed,
+            mask.visible,
+            visible_valid=mask.visible_valid,
+            token_scale=mask.token_scale,
+            method="encode",
+        )
+        predictions = model.apply(
+            {"params": params},
+            latents,
+            mask.visible,
+            mask.queries,
+            visible_valid=mask.visible_valid,
+            method="decode",
+        )
+        targets = targets_at(video, mask.queries, model.geometry, self.objective)
+        return self.judge(predictions, targets, mask)
+
+    def judge(
+        self, predictions: Float[Array, "b k p"], targets: Float[Array, "b k p"], mask: TokenMask
+    ) -> Outcome:
+        """Predictions and targets to losses."""
+        errors = token_errors(predictions, targets, self.objective.loss)
+        terms = {"loss_reconstruction": errors.mean(-1)}
+        total = terms["loss_reconstruction"]
+        if mask.log_probs is not None:
+            terms["loss_sampling"] = sampling_loss(mask.log_probs, mask.queries, errors)
+            total = total + self.objective.sampling_loss_weight * terms["loss_sampling"]
+        for name, value in mask.aux.items():
+            terms[f"loss_{name}"] = value
+            total = total + value
+        return Outcome(total, terms, mask, predictions, targets, errors)
+
+    def adversary_loss(
+        self,
+        variables: Variables,
+        video: UInt8[Array, "b T H W C"],
+        keys: ExampleKeys,
+        train: bool,
+    ) -> tuple[Float[Array, "b"], Any]:
+        """The strategy's adversary loss, with a draw of its own."""
+        params = variables["params"]["autoencoder"]
+        inputs, _ = self.mask_inputs(params, normalize_pixels(video, self.objective))
+        return self.strategy.adversary_loss(
+            masking_variables(variables), inputs, fold(keys, ADVERSARY), train
+        )
+
+
+def fold(keys: ExampleKeys, number: int) -> ExampleKeys:
+    """Folds a number into every example's key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def masking_variables(variables: Variables) -> Variables:
+    """The strategy's share of the variables."""
+    return {
+        "params": variables["params"]["masking"],
+        "state": variables.get("state", {}),
+        "frozen": variables.get("frozen", {}),
+    }
