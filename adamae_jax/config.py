@@ -1,0 +1,183 @@
+"""The one documented tree of config fields, the same in every experiment.
+
+An experiment is a file in ``configs/`` whose ``get_config()`` starts from `default_config` and sets
+what it needs. Fields that are 0 where that makes no sense ("derived") are filled in by `resolve`.
+"""
+
+import json
+import math
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from adamae_jax import masking
+from adamae_jax.errors import UserError
+from adamae_jax.models.autoencoder import SIZES
+
+SAMPLES_PER_RATE = 256  # learning rates are given for a batch of this many clips
+
+
+def default_config() -> ConfigDict:
+    """Every field with its default: AdaMAE ViT-B with the released code's choices."""
+    config = ConfigDict()
+    config.seed = 0
+    # Clips in one optimiser update, over all hosts, accumulation included.
+    config.batch_size = 256
+    # Optimiser updates. 0: derived from epochs, data.num_examples and batch_size.
+    config.steps = 0
+    config.epochs = 0  # passes over the videos; used where steps is 0
+    config.log_every = 50  # steps between lines of metrics.jsonl
+    config.checkpoint_every = 1000
+    config.eval_every = 1000  # steps between validations; 0: never
+    config.pictures_every = 5000  # steps between pictures in TensorBoard; 0: never
+    config.keep_checkpoints = 3
+    # Where compiled programs are kept from one start to the next; "": nowhere.
+    config.compilation_cache_dir = "~/.cache/adamae_jax"
+    config.data = _data()
+    config.model = _model()
+    config.masking = masking_config("adaptive", mask_ratio=0.95)
+    config.objective = _objective()
+    config.optimizer = _optimizer()
+    config.eval = _evaluation()
+    # Devices along each mesh axis; -1: all that are left. Batches are sharded over `data`.
+    config.mesh = ConfigDict({"data": -1})
+    return config.lock()
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.dir = ""  # a dataset made by `python -m adamae_jax.prepare`
+    # Videos in the training split, recorded so that schedules, compiling and benchmarks need no
+    # dataset. 0: read from the dataset.
+    data.num_examples = 0
+    data.train_split = "train"
+    data.validation_split = "validation"
+    data.num_frames = 16  # frames in a clip
+    data.sampling_rate = 4  # video frames from one clip frame to the next
+    data.image_size = (224, 224)  # height and width in pixels
+    data.crop = "multi_scale_corner"  # or "center", "none"
+    data.num_workers = 0  # worker processes; 0: threads of the main process
+    data.num_threads = 8  # reading threads, of each worker or of the main process
+    data.prefetch = 4  # batches kept ready
+    data.on_error = "replace"  # a bad record is replaced by another and counted; or "raise"
+    return data
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.tubelet_size = 2
+    model.patch_size = 16
+    model.encoder = ConfigDict()
+    model.decoder = ConfigDict()
+    set_size(model, "B")
+    model.mlp_ratio = 4.0
+    model.dtype = "float32"  # of the matmuls: float32 or bfloat16
+    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    model.unroll = 1  # blocks per iteration of the scan over depth
+    model.attention = "xla"  # or "cudnn" (NVIDIA GPUs, bfloat16)
+    return model
+
+
+def set_size(model: ConfigDict, size: str) -> None:
+    """Sets width, depth and heads of encoder and decoder to size S, B, L or H."""
+    for part, (width, depth, heads) in zip(
+        (model.encoder, model.decoder), SIZES[size], strict=True
+    ):
+        part.update({"width": width, "depth": depth, "num_heads": heads})
+
+
+def masking_config(name: str, mask_ratio: float, **options: Any) -> ConfigDict:
+    """The masking fields of a strategy: its name, its ratio and its own options."""
+    defaults = masking.option_defaults(name)
+    for option in options:
+        if option not in defaults:
+            raise UserError(f"masking {name!r} has no option {option!r}: {', '.join(defaults)}")
+    return ConfigDict({"name": name, "mask_ratio": mask_ratio, "options": {**defaults, **options}})
+
+
+def _objective() -> ConfigDict:
+    objective = ConfigDict()
+    objective.loss = "mse"  # or "l1"
+    objective.normalize_targets = True  # per tubelet and colour channel
+    objective.sampling_loss_weight = 1e-4
+    objective.pixel_mean = (0.485, 0.456, 0.406)  # of the model's input: ImageNet
+    objective.pixel_std = (0.229, 0.224, 0.225)
+    return objective
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    # Peak and final rate for 256 clips: the rate used is this times batch_size / 256.
+    optimizer.learning_rate = 1.5e-4
+    optimizer.min_learning_rate = 1e-5
+    optimizer.warmup_epochs = 0.0  # used where warmup_steps is 0
+    optimizer.warmup_steps = 0
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.05
+    # Regular expressions, searched in the parameter's path; all others are not decayed.
+    optimizer.decay = ("kernel$", "^masking/.*position_table$")
+    optimizer.clip_grad_norm = 0.0  # 0: no clipping
+    optimizer.accumulation = 1  # microbatches whose gradients make one update
+    return optimizer
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.batch_size = 0  # 0: the training batch size
+    evaluation.num_examples = 1024  # held-out clips in a validation; 0: all
+    evaluation.random_draws = 64  # random masks per clip that foreground_lift_random is taken over
+    evaluation.knn = False  # k-nearest-neighbour accuracy, on labelled data
+    evaluation.knn_examples = 1024  # labelled training clips that neighbours are looked up in
+    evaluation.knn_neighbours = 20
+    return evaluation
+
+
+def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+    """Fills in the derived fields, as a new frozen-shape config.
+
+    Steps per epoch are ``num_examples // batch_size``, as the authors count them.
+
+    Args:
+      config: the experiment.
+      num_examples: videos in the training split, used where the config does not say.
+
+    Raises:
+      UserError: where neither steps nor epochs say how long to train.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_examples = config.data.num_examples or num_examples
+        per_epoch = max(1, config.data.num_examples // config.batch_size)
+        if config.steps <= 0:
+            if config.epochs <= 0:
+                raise UserError(
+                    f"steps is {config.steps} and epochs is {config.epochs}: "
+                    "set one of them, such as --config.steps=1000"
+                )
+            config.steps = math.ceil(config.epochs * per_epoch)
+        if config.optimizer.warmup_steps <= 0:
+            config.optimizer.warmup_steps = int(config.optimizer.warmup_epochs * per_epoch)
+        config.eval.batch_size = config.eval.batch_size or config.batch_size
+    return config.lock()
+
+
+def to_json(config: ConfigDict) -> str:
+    """The effective config as it is kept in a workdir: indented JSON."""
+    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`, on today's tree of fields."""
+    loaded = ml_collections.ConfigDict(json.loads(text))
+    config = default_config()
+    with config.unlocked():
+        config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
+        config.mesh = loaded.mesh
+    try:
+        config.update(loaded)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"a stored config does not fit this version: {error}") from error
+    return config

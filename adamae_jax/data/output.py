@@ -1,0 +1,126 @@
+"""Output folders that hold a whole dataset or nothing.
+
+A dataset is built in a hidden folder beside its destination and then renamed, which the file system
+does in one step. A process that is killed leaves only the hidden folder, and the next one that
+writes to the same destination clears it away. A lock, which the kernel drops with its owner, tells
+a dead process from one that is still writing.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adamae_jax.errors import UserError
+
+# Written last, beside the shards: what the dataset was made with, and the size of every file.
+RECORD_NAME = "prepare.json"
+
+
+def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
+    """Whether `output` holds the whole dataset that these arguments make.
+
+    Args:
+        output: where the dataset is to be.
+        arguments: what determines the dataset; values that JSON can hold.
+
+    Returns:
+        True if it is there, False if `output` does not exist or is an empty folder.
+
+    Raises:
+        UserError: `output` is a file, or holds anything else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    remedy = "nothing was changed; choose another --output, or delete it first"
+    if not (output / RECORD_NAME).is_file():
+        raise UserError(f"--output={output} exists and is no dataset made by this job: {remedy}")
+    record = _read_record(output / RECORD_NAME)
+    made_with, asked = record["arguments"], json.loads(json.dumps(arguments))
+    differences = [
+        f"{name} is {made_with.get(name)!r} there, {asked.get(name)!r} was asked for"
+        for name in sorted({*made_with, *asked})
+        if made_with.get(name) != asked.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"--output={output} holds a dataset made with other arguments "
+            f"({'; '.join(differences)}): {remedy}"
+        )
+    for name, size in record["files"].items():
+        if not (output / name).is_file() or (output / name).stat().st_size != size:
+            raise UserError(
+                f"--output={output} is damaged: {name} is missing or does not have its {size} "
+                f"bytes: {remedy}"
+            )
+    return True
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        return {"arguments": dict(record["arguments"]), "files": dict(record["files"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error!r}), so the dataset beside it may be damaged: choose "
+            "another --output, or delete it first"
+        ) from error
+
+
+@contextlib.contextmanager
+def workspace(output: Path) -> Iterator[Path]:
+    """A folder to build `output` in, on the same file system; gone afterwards, whatever happens.
+
+    Raises:
+        UserError: another process is writing to the same `output`, or the folder cannot be made.
+    """
+    folder = output.parent / f".{output.name}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below, when its folder is gone)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing --output={output}: wait for it, or stop it"
+            ) from None
+        try:
+            leftovers = folder / "build"
+            shutil.rmtree(leftovers, ignore_errors=True)
+            leftovers.mkdir()
+            yield leftovers
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: Any) -> None:
+    """Completes a dataset with its record and moves it to its place in one step.
+
+    Args:
+        built: the finished folder, inside the `workspace` of `output`.
+        output: missing, or an empty folder.
+        arguments: see `already_written`.
+        **facts: more to record beside the arguments.
+
+    Raises:
+        UserError: `output` appeared in the meantime, or cannot be replaced (a mount point).
+    """
+    files = sorted(path for path in built.rglob("*") if path.is_file())
+    sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
+    record = {"arguments": dict(arguments), **facts, "files": sizes}
+    (built / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    # On the disk before the rename is: after a power failure, too, the dataset is whole or absent.
+    for path in [*files, built / RECORD_NAME]:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    try:
+        os.rename(built, output)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be put in place: {error}") from error

@@ -1,0 +1,231 @@
+"""Datasets written as TFRecord shards by TensorFlow Datasets, all after one schema.
+
+Importing this module does not import TensorFlow; writing does.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+
+from adamae_jax.data import schema, synthetic
+from adamae_jax.data.parallel import ordered_map
+
+Example = dict[str, Any]  # the features of one clip, by their names in the schema
+
+# Small enough to move around and to read in parallel, large enough not to be many.
+_MAX_SHARD_BYTES = 512 << 20
+
+
+def features(
+    label_names: Sequence[str] = (), foreground: bool = False
+) -> tfds.features.FeaturesDict:
+    """The schema of `adamae_jax.data.schema` in terms of TFDS.
+
+    Args:
+        label_names: the classes; none where clips have no labels.
+        foreground: whether clips come with foreground masks.
+    """
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    described: dict[str, Any] = {
+        schema.ID: tfds.features.Text(),
+        schema.LABEL: tfds.features.ClassLabel(names=list(label_names)),
+        schema.FRAMES: tfds.features.Sequence(image),
+        schema.CODEC: tfds.features.Text(),
+        schema.NUM_FRAMES: np.int64,
+        schema.RATE: np.float32,
+        schema.HEIGHT: np.int64,
+        schema.WIDTH: np.int64,
+    }
+    if foreground:
+        described[schema.FOREGROUND] = tfds.features.Image(
+            shape=(None, None, 1), encoding_format="png"
+        )
+    return tfds.features.FeaturesDict(described)
+
+
+def make_example(
+    identity: str,
+    frames: Sequence[bytes],
+    rate: float,
+    height: int,
+    width: int,
+    label: int = schema.UNLABELLED,
+    foreground: bytes | None = None,
+) -> Example:
+    """One clip as `features` describes it.
+
+    Args:
+        identity: unique within the dataset.
+        frames: one JPEG per frame, stored as it is.
+        rate: frames per second.
+        height: pixels of the frames.
+        width: pixels of the frames.
+        label: class index, `schema.UNLABELLED` where there is none.
+        foreground: PNG of all masks, see `schema.FOREGROUND`.
+    """
+    example: Example = {
+        schema.ID: identity,
+        schema.LABEL: label,
+        schema.FRAMES: list(frames),
+        schema.CODEC: schema.CODEC_JPEG,
+        schema.NUM_FRAMES: len(frames),
+        schema.RATE: rate,
+        schema.HEIGHT: height,
+        schema.WIDTH: width,
+    }
+    if foreground is not None:
+        example[schema.FOREGROUND] = foreground
+    return example
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """What both builders share."""
+
+    # TFDS looks beside a builder's code for checksums of downloads, by way of a package that it
+    # does not require; here nothing is downloaded.
+    code_path = None
+
+
+class MovingObjects(_Builder):
+    """The embedded dataset, made from a seed (see `adamae_jax.data.synthetic`)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS looks for a list)
+        tfds.core.BuilderConfig(name=name, description=f"{size.side}x{size.side} pixels")
+        for name, size in synthetic.SIZES.items()
+    ]
+
+    def __init__(self, *, seed: int = 0, num_workers: int = 0, **arguments: Any):
+        """Like any TFDS builder, with two arguments more.
+
+        Args:
+            seed: of all clips.
+            num_workers: processes that make clips; 0 makes them in this one.
+            **arguments: of `tfds.core.GeneratorBasedBuilder`.
+        """
+        self._seed = seed
+        self._num_workers = num_workers
+        super().__init__(**arguments)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Textured objects that move over smooth backgrounds, labelled by motion.",
+            features=features(synthetic.MOTIONS, foreground=True),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split) for split in synthetic.SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, Example]]:
+        size = self.builder_config.name
+        count = synthetic.SIZES[size].clips[split]
+        clips = ((size, self._seed, split, index) for index in range(count))
+        encoded = ordered_map(encode_clip, clips, self._num_workers)
+        # disable=None: a progress bar on a terminal only.
+        for fields in tqdm.tqdm(encoded, f"making {split} clips", count, disable=None):
+            yield fields["identity"], make_example(**fields)
+
+
+class VideoFolder(_Builder, skip_registration=True):  # type: ignore[call-arg]
+    """Videos that somebody else reads, without labels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, splits: Mapping[str, Iterable[Example]], **arguments: Any):
+        """Like any TFDS builder, with one argument more.
+
+        Args:
+            splits: the examples of each split; consumed one split after another, in this order.
+            **arguments: of `tfds.core.GeneratorBasedBuilder`.
+        """
+        self._splits = splits
+        super().__init__(**arguments)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self, description="Videos of a folder, as JPEG frames.", features=features()
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
+        del dl_manager
+        return {name: self._generate_examples(videos) for name, videos in self._splits.items()}
+
+    def _generate_examples(self, videos: Iterable[Example]) -> Iterator[tuple[str, Example]]:
+        for example in videos:
+            yield example[schema.ID], example
+
+
+def encode_clip(address: tuple[str, int, str, int]) -> dict[str, Any]:
+    """Makes one clip of the embedded dataset and encodes it: the arguments of `make_example`.
+
+    Args:
+        address: name of the size, seed, split, index in the split.
+    """
+    name, seed, split, index = address
+    size = synthetic.SIZES[name]
+    clip = synthetic.make_clip(size, seed, split, index)
+    return {
+        "identity": f"{split}-{index:06d}",
+        # Little compression: what it adds to the pixels must stay small against their gradients.
+        "frames": [
+            simplejpeg.encode_jpeg(frame, quality=95, colorsubsampling="444")
+            for frame in clip.frames
+        ],
+        "rate": synthetic.RATE,
+        "height": size.side,
+        "width": size.side,
+        "label": clip.label,
+        "foreground": _encode_masks(clip.foreground),
+    }
+
+
+def _encode_masks(masks: UInt8[np.ndarray, "t h w"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(masks.reshape(-1, masks.shape[-1])).save(file, format="PNG", compress_level=3)
+    return file.getvalue()
+
+
+def write(builder: tfds.core.GeneratorBasedBuilder) -> tuple[Path, dict[str, int]]:
+    """Lets TFDS write a dataset, quietly and without looking for it in the cloud.
+
+    Args:
+        builder: made with a `data_dir` in which the dataset does not exist yet.
+
+    Returns:
+        The folder that holds ``dataset_info.json`` and the shards, and the number of clips of each
+        split.
+    """
+    # Before TensorFlow is imported, which would announce its processor features otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=_MAX_SHARD_BYTES)
+    with _quiet():
+        builder.download_and_prepare(download_config=config)
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    return Path(builder.data_dir), counts
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TFDS prints and logs about downloads (of which there are none) and files."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

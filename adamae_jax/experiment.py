@@ -1,0 +1,185 @@
+"""From a config to the objects it describes; everything a config can get wrong is met here."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from adamae_jax import masking
+from adamae_jax.config import SAMPLES_PER_RATE
+from adamae_jax.errors import UserError
+from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.transformer import TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry
+from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
+from adamae_jax.training.state import ADVERSARY, MODEL
+
+if TYPE_CHECKING:
+    from adamae_jax.data.clips import ClipSpec
+
+COMPUTE_TYPES = ("float32", "bfloat16")
+
+
+def image_size(config: ConfigDict) -> tuple[int, int]:
+    """Height and width; one number stands for a square."""
+    size = config.data.image_size
+    if isinstance(size, int):
+        return (size, size)
+    if len(size) == 1:
+        return (size[0], size[0])
+    if len(size) != 2:
+        raise UserError(f"data.image_size {tuple(size)} should be (height, width) in pixels")
+    return (int(size[0]), int(size[1]))
+
+
+def geometry(config: ConfigDict) -> ClipGeometry:
+    """The size of clips and tubelets."""
+    return ClipGeometry(
+        num_frames=config.data.num_frames,
+        image_size=image_size(config),
+        tubelet_size=config.model.tubelet_size,
+        patch_size=config.model.patch_size,
+        channels=len(config.objective.pixel_mean),
+    )
+
+
+def transformer_spec(config: ConfigDict, part: ConfigDict) -> TransformerSpec:
+    """The blocks of the encoder or the decoder."""
+    model = config.model
+    return TransformerSpec(
+        width=part.width,
+        depth=part.depth,
+        num_heads=part.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        unroll=model.unroll,
+        attention_implementation=model.attention,
+    )
+
+
+def pretraining(config: ConfigDict) -> Pretraining:
+    """The model, the strategy and the objective of an experiment.
+
+    Raises:
+      UserError: for whatever does not fit together.
+    """
+    check(config)
+    clip = geometry(config)
+    strategy = masking.create(
+        config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
+    )
+    strategy.check(clip.grid)
+    objective = config.objective
+    return Pretraining(
+        Autoencoder(
+            clip,
+            transformer_spec(config, config.model.encoder),
+            transformer_spec(config, config.model.decoder),
+        ),
+        strategy,
+        Objective(
+            loss=objective.loss,
+            normalize_targets=objective.normalize_targets,
+            sampling_loss_weight=objective.sampling_loss_weight,
+            pixel_mean=tuple(objective.pixel_mean),
+            pixel_std=tuple(objective.pixel_std),
+        ),
+    )
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises a `UserError` where a field's value is not one of its choices."""
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}: use one of {', '.join(map(repr, choices))}")
+
+
+def at_least(name: str, value: float, lowest: float) -> None:
+    """Raises a `UserError` where a field's value is too small."""
+    if not value >= lowest:
+        raise UserError(f"{name} is {value}: it must be at least {lowest}")
+
+
+def check(config: ConfigDict) -> None:
+    """Meets wrong values before anything is compiled.
+
+    Raises:
+      UserError: naming the field, its value and what was expected.
+    """
+    one_of("model.dtype", config.model.dtype, COMPUTE_TYPES)
+    one_of("model.attention", config.model.attention, ("xla", "cudnn"))
+    one_of("objective.loss", config.objective.loss, ("mse", "l1"))
+    one_of("data.crop", config.data.crop, ("multi_scale_corner", "center", "none"))
+    one_of("data.on_error", config.data.on_error, ("replace", "raise"))
+    for name, lowest in (
+        ("batch_size", 1),
+        ("log_every", 1),
+        ("checkpoint_every", 1),
+        ("keep_checkpoints", 1),
+        ("eval_every", 0),
+        ("pictures_every", 0),
+        ("data.sampling_rate", 1),
+        ("data.num_workers", 0),
+        ("data.num_threads", 0),
+        ("data.prefetch", 1),
+        ("model.unroll", 1),
+        ("model.encoder.depth", 1),
+        ("model.decoder.depth", 1),
+        ("optimizer.accumulation", 1),
+        ("optimizer.clip_grad_norm", 0),
+        ("eval.batch_size", 0),
+        ("eval.random_draws", 1),
+        ("eval.knn_neighbours", 1),
+    ):
+        at_least(name, functools.reduce(getattr, name.split("."), config), lowest)
+    accumulation = config.optimizer.accumulation
+    if config.batch_size % accumulation:
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of optimizer.accumulation "
+            f"{accumulation}: choose numbers that divide"
+        )
+    if len(config.objective.pixel_mean) != len(config.objective.pixel_std):
+        raise UserError(
+            f"objective.pixel_mean {tuple(config.objective.pixel_mean)} and objective.pixel_std "
+            f"{tuple(config.objective.pixel_std)} should have one value per channel each"
+        )
+
+
+def optimizers(config: ConfigDict) -> dict[str, Optimizer]:
+    """The optimisers of a resolved config; an adversary gets Adam without decay.
+
+    The learning rates of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
+    """
+    options = config.optimizer
+    scale = config.batch_size / SAMPLES_PER_RATE
+    schedule = warmup_cosine(
+        options.learning_rate * scale,
+        options.min_learning_rate * scale,
+        options.warmup_steps,
+        config.steps,
+    )
+    shared = {"b1": options.b1, "b2": options.b2, "eps": options.eps}
+    return {
+        MODEL: adamw(
+            schedule,
+            **shared,
+            weight_decay=options.weight_decay,
+            decay=tuple(options.decay),
+            clip_grad_norm=options.clip_grad_norm,
+        ),
+        ADVERSARY: adamw(schedule, **shared, weight_decay=0.0, decay=()),
+    }
+
+
+def clip_spec(config: ConfigDict) -> "ClipSpec":
+    """What the pipeline cuts out of a video."""
+    from adamae_jax.data.clips import ClipSpec  # a benchmark runs without the data libraries
+
+    return ClipSpec(
+        num_frames=config.data.num_frames,
+        sampling_rate=config.data.sampling_rate,
+        image_size=image_size(config),
+        crop=config.data.crop,
+    )

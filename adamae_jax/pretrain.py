@@ -1,0 +1,348 @@
+"""Pretrains a masked autoencoder: python -m adamae_jax.pretrain --config=FILE.py --workdir=DIR.
+
+Started again with the same arguments, a run goes on from its newest checkpoint, or ends at once
+where it is complete.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from clu import parameter_overview
+from clu.periodic_actions import PeriodicCallback
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from adamae_jax import cli, experiment, pictures, pretrained
+from adamae_jax import config as configs
+from adamae_jax.data import pipeline
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from adamae_jax.objectives import Pretraining
+from adamae_jax.training import evaluation, knn, loop, rundir
+from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.mesh import check_batch, create_mesh, replicated
+from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.progress import Progress
+from adamae_jax.training.state import TrainState, create_state
+from adamae_jax.training.step import example_keys, jit_train_step, make_train_step
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+flags.mark_flag_as_required("workdir")
+
+TRAIN_ARRAYS = ("video", "slot", "foreground", "replaced")
+EVAL_ARRAYS = ("video", "example_index", "foreground", "valid", "label")
+PICTURE_CLIPS = 4
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as the flags say, and prints the summary."""
+    del argv
+    summary = pretrain(CONFIG.value, Path(WORKDIR.value))
+    if jax.process_index() == 0:
+        print(json.dumps(summary, indent=2))
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Pretrains to the end.
+
+    Args:
+      config: the experiment.
+      workdir: the run's directory; where it holds this run, training goes on from there.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      UserError: for whatever is wrong with config, data, workdir or devices, before anything is
+        compiled or written.
+    """
+    pretraining = experiment.pretraining(config)
+    mesh = create_mesh(config.mesh)
+    check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
+    data = Data.open(config)
+    config = configs.resolve(config, len(data.train))
+    data = dataclasses.replace(data, config=config)
+    check_batch("eval.batch_size", config.eval.batch_size, mesh)
+    first = jax.process_index() == 0
+    rundir.claim(workdir, config, write=first)
+    checkpoints = RunCheckpoints(
+        workdir / rundir.CHECKPOINTS,
+        keep=config.keep_checkpoints,
+        metadata={"data_fingerprint": data.train.fingerprint},
+    )
+    summary = workdir / rundir.SUMMARY
+    if checkpoints.latest_step() == config.steps and summary.is_file():
+        logging.info("%s is complete at step %d", workdir, config.steps)
+        return json.loads(summary.read_text())
+    use_compilation_cache(config.compilation_cache_dir)
+    with checkpoints:
+        run = Run(config, workdir, pretraining, mesh, data, checkpoints)
+        with run.metrics, run.progress:
+            state = run.train()
+            checkpoints.wait()
+            if first:
+                variables = {
+                    "params": state.params, "state": state.model_state, "frozen": state.frozen
+                }
+                pretrained.save(workdir / rundir.MODEL, variables, config, config.steps)
+    return rundir.summarize(workdir, config.steps, data.foreground_source)
+
+
+def use_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs from one start to the next; "" turns it off."""
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The splits of a run, opened and checked, and the batches made from them.
+
+    Attributes:
+      config: the experiment.
+      train: what is trained on.
+      validation: what is held out; None where nothing is evaluated.
+    """
+
+    config: ConfigDict
+    train: Dataset
+    validation: Dataset | None
+
+    @classmethod
+    def open(cls, config: ConfigDict) -> "Data":
+        """Opens the dataset of a config.
+
+        Raises:
+          UserError: where there is none, or a split is missing.
+        """
+        directory = config.data.dir
+        if not directory:
+            raise UserError(
+                "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
+                "`python -m adamae_jax.prepare`"
+            )
+        train = Dataset(directory, config.data.train_split)
+        held_out = config.data.validation_split
+        return cls(config, train, Dataset(directory, held_out) if config.eval_every else None)
+
+    @property
+    def foreground_source(self) -> str:
+        """What the lift is measured against: "masks" of the dataset, or "motion" in the clips."""
+        return "masks" if self.train.has_foreground else "motion"
+
+    def train_batches(self, first_step: int) -> pipeline.Batches:
+        """The training stream from a step on."""
+        config = self.config
+        return pipeline.train_batches(
+            config.data.dir,
+            config.data.train_split,
+            experiment.clip_spec(config),
+            seed=config.seed,
+            videos_per_step=config.batch_size,
+            first_step=first_step,
+            num_steps=config.steps - first_step,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            prefetch=config.data.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_error=config.data.on_error,
+        )
+
+    def eval_batches(
+        self, split: str, num_examples: int, batch_size: int | None = None
+    ) -> pipeline.Batches:
+        """The first clips of a split, in order; 0 examples for all."""
+        return pipeline.eval_batches(
+            self.config.data.dir,
+            split,
+            experiment.clip_spec(self.config),
+            batch_size=batch_size or self.config.eval.batch_size,
+            num_examples=num_examples or None,
+            num_threads=self.config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+class Run:
+    """One process's share of a run: what happens before, between and after the steps."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        pretraining: Pretraining,
+        mesh: Mesh,
+        data: Data,
+        checkpoints: RunCheckpoints,
+    ) -> None:
+        """Restores the newest checkpoint or makes a new state, and opens the run's files."""
+        self.config, self.workdir, self.pretraining = config, workdir, pretraining
+        self.mesh, self.data, self.checkpoints = mesh, data, checkpoints
+        self.optimizers = experiment.optimizers(config)
+        self.first_step, self.state = self._restore_or_create()
+        seconds = rundir.seconds_so_far(workdir, self.first_step)
+        self.metrics = RunMetrics(workdir, start_step=self.first_step)
+        self.progress = Progress(
+            config.steps, clips_per_step=config.batch_size, start_step=self.first_step
+        )
+        self.clock = loop.Clock(config.batch_size, seconds)
+        self.evaluate_sums = evaluation.Evaluator(
+            pretraining, mesh, config.seed, config.eval.random_draws
+        ).compile()
+        self.features = knn.compile_features(pretraining, mesh)
+
+    def _restore_or_create(self) -> tuple[int, TrainState]:
+        create = functools.partial(
+            create_state, self.pretraining, self.optimizers, self.config.seed
+        )
+        sharding = replicated(self.mesh)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(create),
+        )
+        restored = self.checkpoints.restore(like)
+        if restored is not None:
+            step, state = restored
+            self._check_data(step)
+            logging.info("resumed from step %d", step)
+            return step, state
+        state = jax.jit(create, out_shardings=sharding)()
+        parameter_overview.log_parameter_overview(state.params, include_stats=False)
+        return 0, state
+
+    def _check_data(self, step: int) -> None:
+        stored = self.checkpoints.metadata(step).get("data_fingerprint")
+        if stored != self.data.train.fingerprint:
+            raise UserError(
+                f"{self.workdir} was trained on another dataset than {self.config.data.dir} "
+                f"(fingerprint {stored}, found {self.data.train.fingerprint}): give the same "
+                "data, or another --workdir"
+            )
+
+    def train(self) -> TrainState:
+        """Runs the steps that are left; returns the last state."""
+        config = self.config
+        train_step = jit_train_step(
+            make_train_step(
+                self.pretraining,
+                self.optimizers,
+                seed=config.seed,
+                accumulation=config.optimizer.accumulation,
+            ),
+            self.mesh,
+        )
+        if self.first_step == 0:
+            self.draw(0, self.state, "start")
+        with self.data.train_batches(self.first_step) as batches:
+            state = loop.Loop(
+                train_step=train_step,
+                put=lambda batch: loop.device_put(batch, self.mesh, TRAIN_ARRAYS),
+                clock=self.clock,
+                steps=config.steps,
+                log_every=config.log_every,
+                validate=self.validate,
+                on_log=self.log,
+                actions=self._actions(),
+            ).run(self.state, self.first_step, batches)
+        self.draw(config.steps, state, "end")
+        return state
+
+    def _actions(self) -> list[PeriodicCallback]:
+        """Pictures, then checkpoints: what a checkpoint covers comes before it."""
+        config = self.config
+        last = {config.steps}
+
+        def periodic(every: int, action: Callable[..., None]) -> PeriodicCallback:
+            return PeriodicCallback(
+                every_steps=every or None, on_steps=last if every else (), callback_fn=action
+            )
+
+        return [
+            periodic(config.pictures_every, self._draw_now_and_then),
+            periodic(config.checkpoint_every, self._save),
+        ]
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Writes a step's figures, and shows some."""
+        figures["epoch"] = step * self.config.batch_size / self.config.data.num_examples
+        self.metrics.write(step, figures)
+        self.progress.update(step, figures.get("loss"))
+        if "eval_loss_reconstruction" in figures:
+            self.progress.message(
+                f"step {step}: held-out loss {figures['eval_loss_reconstruction']:.4f}, "
+                f"foreground lift {figures['eval_foreground_lift']:.3f} "
+                f"(random masks {figures['eval_foreground_lift_random']:.3f})"
+            )
+        if figures.get("skipped"):
+            logging.warning(
+                "step %d: %d update(s) so far were not finite and were skipped",
+                step,
+                figures["skipped"],
+            )
+
+    def validate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Held-out figures, every ``eval_every`` steps and at the end."""
+        every, options = self.config.eval_every, self.config.eval
+        if not every or (step % every and step != self.config.steps):
+            return {}
+        put = functools.partial(loop.device_put, mesh=self.mesh, names=EVAL_ARRAYS)
+        with self.data.eval_batches(
+            self.config.data.validation_split, options.num_examples
+        ) as batches:
+            figures = evaluation.run(self.evaluate_sums, state, batches, put)
+        if options.knn:
+            figures["eval_knn_accuracy"] = self._knn_accuracy(state, put)
+        return figures
+
+    def _knn_accuracy(self, state: TrainState, put: Callable[..., Any]) -> float:
+        options, data = self.config.eval, self.config.data
+        sides = []
+        for split, count in (
+            (data.train_split, options.knn_examples),
+            (data.validation_split, options.num_examples),
+        ):
+            with self.data.eval_batches(split, count) as batches:
+                sides.append(
+                    knn.collect(self.features, state.params["autoencoder"], batches, put)
+                )
+        return knn.accuracy(sides[0], sides[1], options.knn_neighbours)
+
+    def _save(self, step: int, t: float, state: TrainState) -> None:
+        del t
+        self.metrics.flush()  # what a checkpoint covers is on disk before it
+        self.checkpoints.save(step, state)
+
+    def _draw_now_and_then(self, step: int, t: float, state: TrainState) -> None:
+        del t
+        self.draw(step, state, None)
+
+    def draw(self, step: int, state: TrainState, prefix: str | None) -> None:
+        """Draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
+        if jax.process_count() > 1 or self.data.validation is None:
+            return
+        with self.data.eval_batches(
+            self.config.data.validation_split, PICTURE_CLIPS, PICTURE_CLIPS
+        ) as batches:
+            batch = next(iter(batches))
+        keys = example_keys(self.config.seed, np.int32(0), batch["example_index"])
+        variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
+        panels = pictures.compute(self.pretraining, variables, batch["video"], keys)
+        self.metrics.write_images(step, {"clips": pictures.sheet(panels)})
+        if prefix is not None:
+            pictures.save(panels, self.workdir / rundir.PICTURES, prefix)
+
+
+if __name__ == "__main__":
+    cli.run(main)

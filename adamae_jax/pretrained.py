@@ -1,0 +1,182 @@
+"""Model directories, and `load`: the one Python entry to what was trained.
+
+A model directory holds ``model.json`` (what the model is) and ``model.safetensors`` (its arrays).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from adamae_jax import config as configs
+from adamae_jax import experiment
+from adamae_jax.errors import UserError
+from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.objectives import Pretraining, normalize_pixels
+
+MODEL_JSON, MODEL_ARRAYS, CONFIG_JSON = "model.json", "model.safetensors", "config.json"
+FORMAT = "adamae-jax model 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A trained model; unpacks as ``model, params = load(path)``.
+
+    Attributes:
+      pretraining: the autoencoder with its masking and objective.
+      variables: ``params`` (``autoencoder``, ``masking``), ``state``, ``frozen``.
+      config: the effective config of the run.
+      step: updates that it was trained for.
+    """
+
+    pretraining: Pretraining
+    variables: Mapping[str, Any]
+    config: ConfigDict
+    step: int
+
+    @property
+    def model(self) -> Autoencoder:
+        """The autoencoder's definition."""
+        return self.pretraining.model
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The autoencoder's parameters."""
+        return self.variables["params"]["autoencoder"]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.params))
+
+    def features(self, video: UInt8[Array | np.ndarray, "b T H W C"]) -> Float[Array, "b n d"]:
+        """The encoder's latents of all tokens, row-major over (time, height, width).
+
+        Args:
+          video: clips of uint8 pixels, of the size that the model was trained on.
+
+        Raises:
+          UserError: where the clips are of another type or size.
+        """
+        expected = self.model.geometry.clip_shape
+        if video.ndim != 5 or video.shape[1:] != expected or video.dtype != jnp.uint8:
+            raise UserError(
+                f"features() was given {video.dtype} {tuple(video.shape)}: it takes uint8 clips "
+                f"[batch, {', '.join(map(str, expected))}] (frames, height, width, channels)"
+            )
+        return self._features(self.params, jnp.asarray(video))
+
+    @functools.cached_property
+    def _features(self) -> Any:
+        def features(params: Any, video: Array) -> Array:
+            pixels = normalize_pixels(video, self.pretraining.objective)
+            return self.model.apply({"params": params}, pixels, method="features")
+
+        return jax.jit(features)
+
+
+def save(directory: str | os.PathLike[str], variables: Any, config: ConfigDict, step: int) -> None:
+    """Writes a model directory; an existing one is replaced file by file, each at once.
+
+    Args:
+      directory: made where it is missing.
+      variables: ``params``, ``state``, ``frozen``, on the host or on devices.
+      config: the effective config.
+      step: updates made.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    arrays = {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()}
+    save_file(arrays, path / f".{MODEL_ARRAYS}.tmp", metadata={"format": FORMAT})
+    os.replace(path / f".{MODEL_ARRAYS}.tmp", path / MODEL_ARRAYS)
+    description = {"format": FORMAT, "step": step, "config": json.loads(configs.to_json(config))}
+    (path / f".{MODEL_JSON}.tmp").write_text(json.dumps(description, indent=2) + "\n")
+    os.replace(path / f".{MODEL_JSON}.tmp", path / MODEL_JSON)
+
+
+def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
+    """Loads a run's workdir (its newest checkpoint) or a model directory.
+
+    Args:
+      path: the directory.
+      step: of a run, the checkpoint to load.
+
+    Raises:
+      UserError: where the directory is neither, or does not fit its own description.
+    """
+    directory = Path(path)
+    if (directory / MODEL_JSON).is_file() and step is None:
+        return _load_model(directory)
+    if (directory / CONFIG_JSON).is_file():
+        return _load_run(directory, step)
+    raise UserError(
+        f"{directory} holds neither {CONFIG_JSON} (a run) nor {MODEL_JSON} (a model directory): "
+        "give the --workdir of a run"
+    )
+
+
+def _load_model(directory: Path) -> Pretrained:
+    try:
+        description = json.loads((directory / MODEL_JSON).read_text())
+        arrays = load_file(directory / MODEL_ARRAYS)
+        found = description["format"]
+    except Exception as error:  # safetensors and json raise types of their own
+        raise UserError(f"{directory} is not a readable model directory: {error}") from error
+    if found != FORMAT:
+        raise UserError(f"{directory} is of format {found!r}: this version reads {FORMAT!r}")
+    config = configs.from_json(json.dumps(description["config"]))
+    stored = traverse_util.unflatten_dict(arrays, sep="/")
+    variables = {"state": {}, "frozen": {}, **stored}
+    variables["params"] = {"masking": {}, **stored.get("params", {})}
+    return _checked(variables, config, int(description["step"]), directory)
+
+
+def _load_run(directory: Path, step: int | None) -> Pretrained:
+    from adamae_jax.training import checkpoints  # orbax is slow to import
+
+    config = configs.from_json((directory / CONFIG_JSON).read_text())
+    expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
+    place = directory / "checkpoints"
+    step, params = checkpoints.read_subtree(place, "params", step=step)
+    # A strategy without parameters leaves no trace in the checkpoint.
+    variables: dict[str, Any] = {"params": {"masking": {}, **params}}
+    for name, stored in (("state", "model_state"), ("frozen", "frozen")):
+        present = jax.tree.leaves(expected[name])
+        variables[name] = (
+            checkpoints.read_subtree(place, stored, step=step)[1] if present else {}
+        )
+    return _checked(variables, config, step, directory)
+
+
+def _checked(variables: Any, config: ConfigDict, step: int, directory: Path) -> Pretrained:
+    """Compares names and shapes with what the config describes."""
+    pretraining = experiment.pretraining(config)
+    expected = jax.eval_shape(pretraining.init, jax.random.key(0))
+    shapes = {
+        name: tuple(leaf.shape)
+        for name, leaf in traverse_util.flatten_dict(expected, sep="/").items()
+    }
+    found = {
+        name: tuple(np.shape(leaf))
+        for name, leaf in traverse_util.flatten_dict(variables, sep="/").items()
+    }
+    wrong = sorted(
+        name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)
+    )
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{directory} does not fit its own config: {len(wrong)} array(s) differ, first {name} "
+            f"(expected {shapes.get(name)}, found {found.get(name)})"
+        )
+    return Pretrained(pretraining, jax.tree.map(jnp.asarray, variables), config, step)

@@ -1,0 +1,405 @@
+"""Run checkpoints: a training state on disk that survives kills, full disks and damaged files.
+
+Layout of the directory of a run::
+
+    <step>/state/              the arrays, as orbax (OCDBT) wrote them
+    <step>/state/digests.json  SHA-256 of every file, the arrays' shapes, the run's metadata
+    <step>.corrupt/            what once was a checkpoint and no longer is: moved, never deleted
+
+A state is any pytree of arrays: dicts, lists, tuples, named tuples, `flax.struct` dataclasses,
+``None`` and other empty nodes. Stored is the flat dictionary ``{"params/encoder/kernel": array}``;
+containers are not stored but taken from the ``like`` of `RunCheckpoints.restore`. So a checkpoint
+does not depend on Python classes, and any part of it can be read by name (`load_arrays`).
+Dictionary keys must not contain a slash. Random keys are kept as plain integers
+(``jax.random.key_data``).
+
+The digests are written into the checkpoint *before* orbax renames it to its final name: a finished
+checkpoint without digests cannot come about by a kill. orbax itself checks nothing (a flipped
+byte is restored silently). Two small files that orbax adds afterwards, ``_CHECKPOINT_METADATA`` and
+``commit_success.txt``, hold no state and are not read on restore.
+
+With several processes all of them call every method together; the directory is on a file system
+that all of them see. Process 0 verifies, decides and moves.
+"""
+
+import dataclasses
+import json
+import logging as python_logging
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from adamae_jax.errors import UserError
+from adamae_jax.training import digests
+from adamae_jax.training.named_arrays import describe, differences, flatten
+
+PyTree = Any
+_ITEM = "state"
+_CORRUPT = ".corrupt"
+
+
+class RunCheckpoints:
+    """The checkpoints of one run, in one directory.
+
+    Nothing is written or created before the first `save`, so a run may `restore` first and fail
+    with a clear error while the directory is still untouched. Call `restore` before `save`.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int, metadata: Mapping[str, Any]) -> None:
+        """Args:
+        directory: Where the checkpoints are, or will be.
+        keep: How many of the newest checkpoints stay.
+        metadata: JSON-valid values stored with each checkpoint, such as a data fingerprint.
+
+        Raises:
+          UserError: ``keep`` is less than 1.
+        """
+        if keep < 1:
+            raise UserError(f"keep={keep} checkpoints: expected at least 1")
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._metadata = json.loads(json.dumps(metadata, allow_nan=False))
+        self._manager: ocp.CheckpointManager | None = None
+        self._handler: _DigestingHandler | None = None
+        self._saving: int | None = None
+        python_logging.getLogger("absl").addFilter(_hear_orbax_warnings_only)
+
+    def __enter__(self) -> "RunCheckpoints":
+        """Returns itself; leaving the ``with`` block closes it."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes; see `close`."""
+        self.close()
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts to save ``state``; returns when it is safe to donate or change its arrays.
+
+        Saving a step that is there already does nothing. The oldest checkpoints beyond ``keep``
+        are removed once the new one is complete.
+
+        Raises:
+          UserError: The previous or this save failed (a full disk, say), or the directory holds
+            later steps than this one, which would mean that a run is started over another.
+        """
+        arrays = flatten(state)
+        self.wait()
+        latest = self.latest_step()
+        if latest is not None and latest > step:
+            raise UserError(
+                f"{self._directory} holds a checkpoint of step {latest}, later than step {step} "
+                "that is to be saved: resume that run, or choose an empty working directory"
+            )
+        manager, handler = self._open_manager()
+        if step in manager.all_steps():
+            return
+        self._saving = step
+        handler.content = {
+            "step": step,
+            "arrays": {name: describe(array) for name, array in arrays.items()},
+            "metadata": self._metadata,
+        }
+        # orbax refuses arrays without elements; their shapes in the manifest say all there is.
+        stored = {name: array for name, array in arrays.items() if array.size}
+        try:
+            manager.save(step, args=ocp.args.Composite(**{_ITEM: _Save(stored)}), force=True)
+        except Exception as error:
+            raise self._save_failed(error) from error
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree] | None:
+        """Loads the newest checkpoint whose files are as they were written.
+
+        Newer ones that are damaged are reported as warnings and moved aside to ``<step>.corrupt``.
+
+        Args:
+          like: A pytree of `jax.ShapeDtypeStruct` with shardings (or of arrays): the structure,
+            shapes, types and placement that are wanted. Leaves without a sharding go to this
+            process's first device. The sharding need not be that of the saved arrays.
+
+        Returns:
+          The step and the state, or None where there is no checkpoint yet.
+
+        Raises:
+          UserError: There are checkpoints but none is intact, or they hold other arrays than
+            ``like`` (another model). Nothing has been moved then.
+        """
+        self.close()  # orbax remembers the steps it has seen; some may be moved now
+        choice = _decided_by_first_process(lambda: _choose(self._directory))
+        if choice is None:
+            return None
+        step, stored = choice["step"], choice["arrays"]
+        leaves = flatten(like)
+        _require_same_arrays(self._directory / str(step), stored, leaves)
+        if jax.process_index() == 0:
+            _move_aside(self._directory, choice["damaged"], step)
+        targets = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+            for name, leaf in leaves.items()
+        }
+        restored = {
+            name: jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
+            for name, target in targets.items()
+            if not target.size
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored |= checkpointer.restore(
+                self._directory / str(step) / _ITEM,
+                {name: target for name, target in targets.items() if target.size},
+            )
+        treedef = jax.tree.structure(like)
+        return step, jax.tree.unflatten(treedef, [restored[name] for name in targets])
+
+    def latest_step(self) -> int | None:
+        """The newest finished step on disk, intact or not; None where there is none."""
+        steps = checkpoint_steps(self._directory)
+        return steps[-1] if steps else None
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The metadata stored with a step; see `read_metadata`."""
+        return read_metadata(self._directory, step)
+
+    def wait(self) -> None:
+        """Waits until a save in progress is complete.
+
+        Raises:
+          UserError: It failed.
+        """
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_failed(error) from error
+
+    def close(self) -> None:
+        """Waits for a save in progress and frees what orbax holds. May be called twice.
+
+        Raises:
+          UserError: The save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                manager.close()
+
+    def _open_manager(self) -> tuple[ocp.CheckpointManager, "_DigestingHandler"]:
+        if self._manager is not None and self._handler is not None:
+            return self._manager, self._handler
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestN(n=self._keep),
+            cleanup_tmp_directories=True,  # what a killed process left half written
+            lightweight_initialize=True,
+            save_root_metadata=False,
+            # Directories made in the background leave a thread that waits for ever, and a
+            # process that does not end, when the save fails at its start.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._handler = _DigestingHandler()
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory, options=options, item_handlers={_ITEM: self._handler}
+            )
+        except OSError as error:
+            reason = f"cannot keep checkpoints in {self._directory}: {error.strerror}"
+            raise UserError(reason) from error
+        return self._manager, self._handler
+
+    def _save_failed(self, error: Exception) -> UserError:
+        """One line for whatever orbax or TensorStore raised; theirs run to pages."""
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[-300:]
+        return UserError(
+            f"the checkpoint of step {self._saving} could not be written to {self._directory}: "
+            f"{reason}; put that right and start the same command again: it resumes from the "
+            "last complete checkpoint"
+        )
+
+
+def checkpoint_steps(directory: str | Path) -> list[int]:
+    """The steps of the finished checkpoints in a directory, ascending; none if it is not there."""
+    path = Path(directory)
+    if not path.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in path.iterdir()
+        if entry.is_dir() and entry.name.isascii() and entry.name.isdecimal()
+    )
+
+
+def read_metadata(directory: str | Path, step: int) -> dict[str, Any]:
+    """The metadata stored with a step of a run; its digest is checked, the arrays are not read.
+
+    Raises:
+      UserError: There is no such checkpoint, or its manifest is damaged.
+    """
+    try:
+        return digests.read_manifest(Path(directory) / str(step) / _ITEM)["metadata"]
+    except digests.DamagedError as error:
+        raise UserError(f"no intact checkpoint of step {step} in {directory}: {error}") from error
+
+
+def load_arrays(
+    directory: str | Path, *, step: int | None = None, roots: Collection[str] | None = None
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Loads arrays of a checkpoint to the host; needs no shardings and changes nothing on disk.
+
+    Args:
+      directory: The directory of a run's checkpoints.
+      step: Which checkpoint; by default the newest whose digests verify.
+      roots: The parts of the state that are wanted, such as ``{"params"}``; by default all.
+
+    Returns:
+      The step, and the arrays by their paths (``params/encoder/kernel``), in the shapes and types
+      that were saved.
+
+    Raises:
+      UserError: There is no (intact) checkpoint, or it has none of the roots.
+    """
+    directory = Path(directory).absolute()
+    steps = checkpoint_steps(directory)
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint of step {step} in {directory}: it has {steps}")
+    choice = _choose(directory, step)
+    if choice is None or "error" in choice:
+        raise UserError(choice["error"] if choice else f"{directory} holds no checkpoint")
+    for name, reason in choice["damaged"].items():
+        logging.warning("checkpoint %s is damaged (%s): passed over", directory / name, reason)
+    where = directory / str(choice["step"])
+    arrays = {
+        name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+        for name, (dtype, shape) in choice["arrays"].items()
+        if roots is None or name.split("/")[0] in roots
+    }
+    if not arrays:
+        present = sorted({name.split("/")[0] for name in choice["arrays"]})
+        raise UserError(f"{where} has none of {sorted(roots or ())}: it has {present}")
+    loaded = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if not a.size}
+    wanted = {name: array for name, array in arrays.items() if array.size}
+    if wanted:
+        loaded |= _read_on_host(where / _ITEM, wanted)
+    return choice["step"], {name: loaded[name] for name in arrays}
+
+
+class _DigestingHandler(ocp.StandardCheckpointHandler):
+    """Saves as orbax does, and adds the manifest while the checkpoint has its temporary name."""
+
+    content: Mapping[str, Any]
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Called in process 0 when all processes have written all files of the item."""
+        super().finalize(directory)
+        digests.write_manifest(Path(directory), self.content)
+
+
+@ocp.args.register_with_handler(_DigestingHandler, for_save=True)  # type: ignore[untyped-decorator]
+@dataclasses.dataclass
+class _Save(ocp.args.StandardSave):
+    """What `_DigestingHandler` saves."""
+
+
+@ocp.args.register_with_handler(_DigestingHandler, for_restore=True)  # type: ignore[untyped-decorator]
+@dataclasses.dataclass
+class _Restore(ocp.args.StandardRestore):
+    """orbax wants a restore type for each handler."""
+
+
+def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
+    """Drops orbax's dozens of progress lines a save, and the tracebacks that are raised here."""
+    return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
+
+
+def _choose(directory: Path, step: int | None = None) -> dict[str, Any] | None:
+    """The newest intact checkpoint (or the given one), and the damaged ones passed over.
+
+    Returns:
+      None where nothing has ever been saved; otherwise ``{"step", "arrays", "damaged"}``, or
+      ``{"error"}`` with the line for the user. JSON-valid, to be sent to other processes.
+    """
+    damaged: dict[str, str] = {}
+    for candidate in reversed(checkpoint_steps(directory)) if step is None else [step]:
+        try:
+            content = digests.verify(directory / str(candidate) / _ITEM)
+            if content["step"] != candidate:
+                raise digests.DamagedError(f"it was saved as step {content['step']}")
+        except digests.DamagedError as error:
+            damaged[str(candidate)] = str(error)
+        else:
+            return {"step": candidate, "arrays": content["arrays"], "damaged": damaged}
+    aside = sorted(directory.glob(f"*{_CORRUPT}*")) if step is None else []
+    if not damaged and not aside:
+        return None
+    found = [f"{name}: {reason}" for name, reason in damaged.items()]
+    found += [f"{path.name}: found damaged earlier" for path in aside]
+    return {
+        "error": f"no intact checkpoint in {directory} ({'; '.join(found)}): put back a copy, "
+        "or move the directory away to start again from step 0"
+    }
+
+
+def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Runs ``decide`` in process 0 and gives its answer, or its error, to every process."""
+    text = json.dumps(decide()) if jax.process_index() == 0 else ""
+    if jax.process_count() > 1:
+        data = np.frombuffer(text.encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+        padded = np.resize(data, length) if data.size else np.zeros(length, np.uint8)
+        text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    answer = json.loads(text)
+    if answer is not None and "error" in answer:
+        raise UserError(answer["error"])
+    return answer
+
+
+def _move_aside(directory: Path, damaged: Mapping[str, str], used: int) -> None:
+    for name, reason in damaged.items():
+        target, count = directory / (name + _CORRUPT), 1
+        while target.exists():
+            count += 1
+            target = directory / f"{name}{_CORRUPT}{count}"
+        (directory / name).rename(target)
+        logging.warning(
+            "checkpoint %s is damaged (%s): moved to %s, going back to step %d",
+            *(directory / name, reason, target, used),
+        )
+
+
+def _require_same_arrays(
+    where: Path, stored: Mapping[str, list[Any]], wanted: Mapping[str, Any]
+) -> None:
+    different = differences(stored, {name: describe(leaf) for name, leaf in wanted.items()})
+    if different:
+        more = f" (and {len(different) - 1} more arrays differ)" if len(different) > 1 else ""
+        raise UserError(
+            f"{where} holds a run of another model or optimiser: {different[0]}{more}; choose "
+            "another working directory, or the configuration with which this run was started"
+        )
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _read_on_host(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    handler = ocp.PyTreeCheckpointHandler()
+    on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=dict.fromkeys(wanted, on_host), partial_restore=True
+    )
+    try:
+        return handler.restore(epath.Path(path), args=arguments)
+    finally:
+        handler.close()

@@ -1,0 +1,250 @@
+"""What a run measures: ``metrics.jsonl`` for machines, TensorBoard event files for people.
+
+``metrics.jsonl`` has one JSON object a line, ``{"step": 12, "loss": 0.6931471805599453}``, with the
+caller's names and the shortest digits that give the same float64 back. JSON has no NaN and no
+infinity: they are written as null, and the first one of each name is logged as a warning. Every
+line and event is handed to the operating system before `RunMetrics.write` returns, so that a
+killed process loses none. For a resumed run to have the lines of an uninterrupted one, write all of
+step k before the checkpoint of step k is saved.
+"""
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from adamae_jax.errors import UserError
+from adamae_jax.training.digests import write_atomically
+
+if TYPE_CHECKING:
+    from clu import metric_writers
+
+FILE_NAME = "metrics.jsonl"
+EVENT_FILES = "events.out.tfevents.*"
+Image = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _ _ 3"]
+
+
+class RunMetrics:
+    """Writes scalars, images and texts of one run to its working directory, from process 0 only.
+
+    Opening it removes what an earlier process wrote after ``start_step``: those steps are done
+    again. The other processes write nothing and import no TensorFlow.
+    """
+
+    def __init__(self, workdir: str | Path, *, start_step: int, tensorboard: bool = True) -> None:
+        """Args:
+        workdir: Where ``metrics.jsonl`` and the event files are, or will be.
+        start_step: The restored step; 0 for a run from the beginning, which removes the records
+          of step 0 as well.
+        tensorboard: Whether to write event files; without them TensorFlow is not imported,
+          which takes 3 to 5 seconds. Old event files are cut in either case.
+
+        Raises:
+          UserError: The directory cannot be written.
+        """
+        self._writer: metric_writers.SummaryWriter | None = None
+        self._file: io.FileIO | None = None
+        self._warned: set[str] = set()
+        if jax.process_index() != 0:
+            return
+        self._path = Path(workdir) / FILE_NAME
+        last_kept = start_step if start_step > 0 else -1
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            truncate_lines(self._path, last_kept)
+            for path in sorted(self._path.parent.glob(EVENT_FILES)):
+                truncate_events(path, last_kept)
+            self._file = io.FileIO(self._path, "a")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if tensorboard:
+            self._writer = _summary_writer(self._path.parent)
+
+    def __enter__(self) -> "RunMetrics":
+        """Returns itself; leaving the ``with`` block closes it."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes; see `close`."""
+        self.close()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one line, and the same numbers (as float32) to the event file.
+
+        Args:
+          step: Training step that the numbers belong to.
+          scalars: Python, NumPy or JAX scalars by name; ``step`` is not a name.
+
+        Raises:
+          ValueError: A name is ``step``, or the files have been closed.
+          UserError: The line cannot be written (a full disk, say).
+        """
+        if self._file is None:
+            return
+        if "step" in scalars:
+            raise ValueError("a scalar cannot be named 'step': that is the line's own field")
+        numbers = {name: _python_number(value) for name, value in scalars.items()}
+        finite = {name: self._finite_or_none(step, name, n) for name, n in numbers.items()}
+        line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
+        try:
+            written = self._file.write(line.encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if written != len(line.encode()):  # the rest would follow only where there is room
+            raise UserError(f"{self._path} could not be written to its end: make room on the disk")
+        if self._writer is not None:
+            self._writer.write_scalars(int(step), numbers)
+            self._writer.flush()
+
+    def write_images(self, step: int, images: Mapping[str, Image]) -> None:
+        """Puts RGB images, 0 to 255, one or several under each name, into the event file.
+
+        Raises:
+          ValueError: An image is not uint8 of shape [H, W, 3] or [N, H, W, 3].
+        """
+        for name, image in images.items():
+            if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+                raise ValueError(
+                    f"image {name!r} is {image.dtype}{list(image.shape)}, expected uint8 of shape "
+                    "[H, W, 3] or [N, H, W, 3]"
+                )
+        if self._writer is not None:
+            self._writer.write_images(int(step), images)
+            self._writer.flush()
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Puts texts (TensorBoard reads them as Markdown) into the event file."""
+        if self._writer is not None:
+            self._writer.write_texts(int(step), texts)
+            self._writer.flush()
+
+    def flush(self) -> None:
+        """Forces ``metrics.jsonl`` to the disk itself; a kill needs no flush, a power cut does."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes both files. May be called twice."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _finite_or_none(self, step: int, name: str, number: float) -> float | None:
+        if math.isfinite(number):
+            return number
+        if name not in self._warned:
+            self._warned.add(name)
+            logging.warning("step %d: %s is %s, null in %s", step, name, number, self._path)
+        return None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write metrics to {self._path}: {error.strerror}")
+
+
+def truncate_lines(path: Path, last_step: int) -> None:
+    """Removes the lines of a ``metrics.jsonl`` that belong to steps after ``last_step``.
+
+    A last line without its end (the writer was killed, or the disk full) is removed silently;
+    another line that is not a JSON object with a step is removed with a warning. The file is
+    replaced at once or not at all; a missing one is left missing.
+    """
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    *lines, torn = data.split(b"\n")
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        step = _line_step(line)
+        if step is None:
+            logging.warning("%s: line %d is not a JSON object with a step: removed", path, number)
+        elif step <= last_step:
+            kept.append(line + b"\n")
+    if torn or len(kept) < len(lines):
+        write_atomically(path, b"".join(kept))
+
+
+def truncate_events(path: Path, last_step: int) -> None:
+    """Removes the events of a TensorBoard file that belong to steps after ``last_step``.
+
+    The file is cut before the first record that is incomplete or whose checksum is wrong; a file
+    without any summary left is removed.
+    """
+    from tensorboard.compat.proto import event_pb2
+
+    data = path.read_bytes()
+    kept, end, summaries = [], 0, 0
+    for start, end, payload in _records(data):
+        event = event_pb2.Event.FromString(payload)
+        is_header = event.HasField("file_version")
+        if is_header or event.step <= last_step:
+            kept.append(data[start:end])
+            summaries += not is_header
+    if end < len(data):
+        logging.warning(
+            "%s: %d bytes after byte %d are damaged: removed", path, len(data) - end, end
+        )
+    if not summaries:
+        path.unlink()
+    elif sum(map(len, kept)) < len(data):
+        write_atomically(path, b"".join(kept))
+
+
+def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The intact TFRecords from the start: (first byte, byte after the last, payload).
+
+    A record is its length (uint64), a checksum of that, the payload, a checksum of that; numbers
+    are little-endian, checksums masked CRC32C.
+    """
+    start = 0
+    while start + 12 <= len(data):
+        header = data[start : start + 8]
+        begin, stop = start + 12, start + 12 + int.from_bytes(header, "little")
+        payload, end = data[begin:stop], stop + 4
+        intact = end <= len(data) and all(
+            data[at : at + 4] == _masked_crc32c(part)
+            for at, part in [(start + 8, header), (stop, payload)]
+        )
+        if not intact:
+            return
+        yield start, end, payload
+        start = end
+
+
+def _masked_crc32c(data: bytes) -> bytes:
+    checksum = google_crc32c.value(data)
+    rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
+    return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _line_step(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _python_number(value: Any) -> float:
+    """An integer stays an integer; everything else becomes a float64."""
+    array = np.asarray(value)
+    return int(array) if array.dtype.kind in "iu" and array.ndim == 0 else float(array)
+
+
+def _summary_writer(directory: Path) -> "metric_writers.SummaryWriter":
+    # TensorFlow tells of its start on stderr; and it must leave the accelerators to JAX.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+    from clu import metric_writers
+
+    tf.config.set_visible_devices([], "GPU")
+    return metric_writers.SummaryWriter(str(directory))

@@ -1,0 +1,104 @@
+"""AdamW with the authors' decay groups, and their learning-rate schedule."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A gradient transformation and a learning rate, which the step multiplies in.
+
+    The rate is a function of the training step, not of the number of updates made, so that a
+    skipped update still advances the schedule.
+
+    Attributes:
+      transform: gradients to directions of ascent.
+      learning_rate: step to rate.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: Schedule
+
+    def update(
+        self, grads: Any, state: optax.OptState, params: Any, step: Int[Array, ""]
+    ) -> tuple[Any, optax.OptState]:
+        """New parameters and optimiser state."""
+        directions, state = self.transform.update(grads, state, params)
+        rate = self.learning_rate(step)
+        return jax.tree.map(lambda p, d: p - rate * d, params, directions), state
+
+
+def warmup_cosine(peak: float, final: float, warmup_steps: int, steps: int) -> Schedule:
+    """The schedule of MAE's, VideoMAE's and AdaMAE's code.
+
+    ``linspace(0, peak, warmup_steps)``, both ends included, then
+    ``final + (peak - final) / 2 * (1 + cos(pi i / n))`` over the ``n`` steps that are left.
+
+    Args:
+      peak: rate at the end of the warm-up.
+      final: rate that the cosine runs down to.
+      warmup_steps: steps of warm-up.
+      steps: all steps.
+    """
+    left = max(1, steps - warmup_steps)
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        rising = peak * step / max(1, warmup_steps - 1)
+        done = (step - warmup_steps) / left
+        falling = final + (peak - final) / 2 * (1 + jnp.cos(jnp.pi * done))
+        return jnp.where(step < warmup_steps, rising, falling)
+
+    return rate
+
+
+def parameter_path(path: Sequence[Any]) -> str:
+    """A parameter's name: its keys joined with "/"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """Marks the parameters that are decayed: those whose path matches one of the patterns."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, parameter_path(path)) for pattern in patterns),
+        params,
+    )
+
+
+def adamw(
+    learning_rate: Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    decay: Sequence[str],
+    clip_grad_norm: float = 0.0,
+) -> Optimizer:
+    """AdamW; decay is decoupled and scaled by the learning rate, as in PyTorch.
+
+    Args:
+      learning_rate: the schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: strength of the decay.
+      decay: regular expressions for the parameters that are decayed.
+      clip_grad_norm: largest global gradient norm; 0 for no clipping.
+    """
+    steps = [
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay)),
+    ]
+    if clip_grad_norm > 0:
+        steps.insert(0, optax.clip_by_global_norm(clip_grad_norm))
+    return Optimizer(optax.chain(*steps), learning_rate)

@@ -1,0 +1,153 @@
+"""A run's workdir: whose it is, and what is said at the end."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from adamae_jax import config as configs
+from adamae_jax.errors import UserError
+
+CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
+CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+
+# Fields that say how a run is carried out, not what it computes: they may change on a restart.
+EXECUTION = (
+    "log_every",
+    "checkpoint_every",
+    "eval_every",
+    "pictures_every",
+    "keep_checkpoints",
+    "compilation_cache_dir",
+    "data.dir",  # the same data may lie elsewhere: its fingerprint is compared
+    "data.num_workers",
+    "data.num_threads",
+    "data.prefetch",
+    "data.on_error",
+    "mesh",
+    "model.remat",
+    "model.unroll",
+    "model.attention",
+    "eval",
+)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= _flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs (as parsed JSON) describe different runs."""
+    first, second = _flatten(stored), _flatten(wanted)
+
+    def is_execution(name: str) -> bool:
+        return any(name == field or name.startswith(f"{field}.") for field in EXECUTION)
+
+    return [
+        f"{name} (the run: {first.get(name)!r}, asked for: {second.get(name)!r})"
+        for name in sorted(first.keys() | second.keys())
+        if not is_execution(name) and first.get(name) != second.get(name)
+    ]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file so that it is never seen half-written."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
+    """Makes the workdir this run's, or checks that it already is.
+
+    Args:
+      workdir: made where it is missing.
+      config: the effective config.
+      write: whether this process writes (the first of the job).
+
+    Raises:
+      UserError: where the workdir holds another run; nothing is changed then.
+    """
+    path, text = workdir / CONFIG, configs.to_json(config)
+    if path.is_file():
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is not readable as JSON ({error}): remove the workdir") from None
+        different = differences(stored, json.loads(text))
+        if different:
+            raise UserError(
+                f"{workdir} holds another run; it differs in {'; '.join(different)}. "
+                "Give another --workdir, or the same config"
+            )
+    elif (workdir / CHECKPOINTS).exists():
+        raise UserError(f"{workdir} holds checkpoints but no {CONFIG}: give another --workdir")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a directory")
+    if write:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    path = workdir / METRICS
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]  # a killed run may leave a torn last line
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def seconds_so_far(workdir: Path, step: int) -> float:
+    """Seconds of training that a run had behind it at a step, from its metrics."""
+    seconds = [
+        line["seconds"]
+        for line in read_metrics(workdir)
+        if line["step"] <= step and "seconds" in line
+    ]
+    return seconds[-1] if seconds else 0.0
+
+
+def summarize(workdir: Path, steps: int, foreground_source: str) -> dict[str, Any]:
+    """Writes ``summary.json`` from what the run has logged, and returns it.
+
+    The reconstruction losses are means over the logged steps among the first and the last 5%.
+    """
+    lines = read_metrics(workdir)
+    logged = [line for line in lines if "loss_reconstruction" in line]
+    evaluated: dict[str, Any] = {}
+    for line in lines:
+        evaluated |= {name: value for name, value in line.items() if name.startswith("eval_")}
+    edge = max(1, math.ceil(0.05 * steps))
+
+    def mean(chosen: list[dict[str, Any]]) -> float | None:
+        values = [line["loss_reconstruction"] for line in chosen]
+        usable = [value for value in values if value is not None]
+        return sum(usable) / len(usable) if usable else None
+
+    seconds = logged[-1]["seconds"] if logged else 0.0
+    rates = sorted(line["clips_per_second"] for line in logged if line.get("clips_per_second"))
+    summary = {
+        "steps": steps,
+        "seconds": seconds,
+        "clips_per_second": rates[len(rates) // 2] if rates else None,
+        "loss_reconstruction_first": mean([line for line in logged if line["step"] <= edge]),
+        "loss_reconstruction_last": mean([line for line in logged if line["step"] > steps - edge]),
+        "foreground_lift": evaluated.pop("eval_foreground_lift", None),
+        "foreground_lift_random": evaluated.pop("eval_foreground_lift_random", None),
+        "foreground_source": foreground_source,
+        **evaluated,
+    }
+    write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary

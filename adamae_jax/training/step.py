@@ -1,0 +1,248 @@
+"""The train step: a pure function of state and batch, the same for every masking strategy."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from adamae_jax.errors import UserError
+from adamae_jax.masking.base import TokenMask
+from adamae_jax.models.transformer import ExampleKeys
+from adamae_jax.models.tubelets import ClipGeometry, pool_to_tokens
+from adamae_jax.objectives import Outcome, Pretraining
+from adamae_jax.training.mesh import batch_sharding, replicated
+from adamae_jax.training.optimizers import Optimizer
+from adamae_jax.training.state import ADVERSARY, MODEL, TrainState, merge_params, split_params
+
+# video uint8 [B, T, H, W, C], slot int32 [B] (place in the global batch) and, where the dataset
+# has masks, foreground uint8 [B, T, h, w]; replaced int32 [B] counts damaged records.
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def example_keys(seed: int, step: Int[Array, ""], slot: Int[Array, "b"]) -> ExampleKeys:
+    """One key per example: a function of seed, step and the example's place in the global batch.
+
+    Never of host, device, worker or microbatch. Clips are not repeated yet: repeat is 0.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(base, s), 0))(slot)
+
+
+def foreground_tokens(foreground: Array, geometry: ClipGeometry) -> Bool[Array, "b n"]:
+    """The tokens of which at least half is foreground, from uint8 coverage ``[B, T, h, w]``."""
+    coverage = pool_to_tokens(foreground.astype(jnp.float32) / 255.0, geometry)
+    return coverage >= 0.5
+
+
+def motion_tokens(
+    video: UInt8[Array, "b T H W C"], geometry: ClipGeometry
+) -> Bool[Array, "b n"]:
+    """The quarter of the tokens with the largest change from frame to frame.
+
+    Stands in for the foreground where a dataset has no masks.
+    """
+    change = jnp.abs(jnp.diff(video.astype(jnp.float32), axis=1)).mean(-1)
+    # The first frame has none before it: it takes its successor's change.
+    change = jnp.concatenate([change[:, :1], change], axis=1)
+    pooled = pool_to_tokens(change, geometry)
+    _, largest = jax.lax.top_k(pooled, max(1, geometry.num_tokens // 4))
+    return jax.vmap(lambda row: jnp.zeros(geometry.num_tokens, bool).at[row].set(True))(largest)
+
+
+def marked_tokens(batch: Batch, geometry: ClipGeometry) -> Bool[Array, "b n"]:
+    """The tokens that a good sampler is expected to prefer: foreground, else motion."""
+    if "foreground" in batch:
+        return foreground_tokens(batch["foreground"], geometry)
+    return motion_tokens(batch["video"], geometry)
+
+
+def visible_share(is_marked: Bool[Array, "b n"], mask: TokenMask) -> Float[Array, "b"]:
+    """The share of an example's visible tokens that is marked."""
+    marked = jnp.take_along_axis(is_marked, mask.visible, axis=1).astype(jnp.float32)
+    valid = jnp.ones_like(marked) if mask.visible_valid is None else mask.visible_valid
+    return (marked * valid).sum(-1) / jnp.maximum(valid.sum(-1), 1)
+
+
+def diagnostics(outcome: Outcome, batch: Batch, geometry: ClipGeometry) -> dict[str, Array]:
+    """Per-example figures that say how the masks look; all are averaged over the batch."""
+    figures: dict[str, Array] = {}
+    if outcome.mask.log_probs is not None:
+        log_probs = outcome.mask.log_probs
+        probs = jnp.exp(log_probs)
+        figures["sampling_entropy"] = -(probs * log_probs).sum(-1)
+        figures["sampling_max_probability"] = probs.max(-1)
+        figures["sampling_effective_size"] = 1.0 / jnp.square(probs).sum(-1)
+    is_marked = marked_tokens(batch, geometry)
+    figures["foreground_visible"] = visible_share(is_marked, outcome.mask)
+    figures["foreground"] = is_marked.astype(jnp.float32).mean(-1)
+    return figures
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Adds a leading axis of microbatches; each takes every ``count``-th example.
+
+    Interleaved, so that a batch sharded over devices is split without moving anything.
+    """
+    return jax.tree.map(
+        lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch
+    )
+
+
+def accumulate(
+    gradients: Callable[[Any, Batch], tuple[Any, Any, dict[str, Array]]],
+    state: Any,
+    batch: Batch,
+    count: int,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Means of gradients and figures over microbatches, in sequence.
+
+    Args:
+      gradients: ``(state, microbatch) -> (gradients, new state, per-example figures)``.
+      state: what is handed from one microbatch to the next.
+      batch: the whole batch.
+      count: number of microbatches.
+    """
+
+    def mean(figures: dict[str, Array]) -> dict[str, Array]:
+        return {name: values.mean() for name, values in figures.items()}
+
+    if count == 1:
+        grads, state, figures = gradients(state, batch)
+        return grads, state, mean(figures)
+
+    def body(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
+        total, state = carry
+        grads, state, figures = gradients(state, part)
+        return (jax.tree.map(lambda t, g: t + g / count, total, grads), state), figures
+
+    parts = microbatches(batch, count)
+    first = jax.tree.map(lambda a: a[0], parts)
+    shapes = jax.eval_shape(gradients, state, first)[0]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, state), figures = jax.lax.scan(body, (zeros, state), parts)
+    return grads, state, mean(figures)
+
+
+def make_train_step(
+    pretraining: Pretraining,
+    optimizers: Mapping[str, Optimizer],
+    *,
+    seed: int,
+    accumulation: int = 1,
+) -> TrainStep:
+    """Builds the step.
+
+    An adversary, where the strategy has one, is updated first; then the model and the rest of the
+    strategy's parameters, with a fresh draw. An update that is not finite is skipped as a whole:
+    the step still counts, and so do data and schedule.
+
+    Args:
+      pretraining: what is trained.
+      optimizers: `MODEL` and, where the strategy has an adversary, `ADVERSARY`.
+      seed: of all that is random in the step.
+      accumulation: microbatches per update.
+
+    Raises:
+      UserError: where an optimiser is missing.
+    """
+    strategy, geometry = pretraining.strategy, pretraining.model.geometry
+    adversary_name = strategy.adversary
+    needed = {MODEL} | ({ADVERSARY} if adversary_name else set())
+    if not needed <= set(optimizers):
+        raise UserError(f"optimisers {sorted(optimizers)} are given, {sorted(needed)} are needed")
+
+    def step_adversary(state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
+        params, adversary = split_params(state.params, adversary_name)
+
+        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
+            def loss(adversary: Any) -> tuple[Array, Any]:
+                merged = merge_params(params, adversary_name, adversary)
+                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
+                keys = example_keys(seed, state.step, part["slot"])
+                per_example, new_state = pretraining.adversary_loss(
+                    variables, part["video"], keys, True
+                )
+                kept = model_state if new_state is None else new_state
+                return per_example.mean(), (kept, per_example)
+
+            grads, (new_state, per_example) = jax.grad(loss, has_aux=True)(adversary)
+            return grads, new_state, {"loss_adversary": per_example}
+
+        grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
+        metrics["grad_norm_adversary"] = optax.global_norm(grads)
+        adversary, opt_state = optimizers[ADVERSARY].update(
+            grads, state.opt_state[ADVERSARY], adversary, state.step
+        )
+        state = state.replace(
+            params=merge_params(params, adversary_name, adversary),
+            opt_state={**state.opt_state, ADVERSARY: opt_state},
+            model_state=model_state,
+        )
+        finite = jnp.isfinite(metrics["loss_adversary"] + metrics["grad_norm_adversary"])
+        return state, finite, metrics
+
+    def step_model(state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
+        params, adversary = split_params(state.params, adversary_name)
+
+        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
+            def loss(params: Any) -> tuple[Array, Outcome]:
+                merged = merge_params(params, adversary_name, adversary)
+                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
+                keys = example_keys(seed, state.step, part["slot"])
+                outcome = pretraining.forward(variables, part["video"], keys, True)
+                return outcome.loss.mean(), outcome
+
+            grads, outcome = jax.grad(loss, has_aux=True)(params)
+            new_state = outcome.mask.state
+            figures = {"loss": outcome.loss, **outcome.terms}
+            figures |= diagnostics(outcome, part, geometry)
+            return grads, model_state if new_state is None else new_state, figures
+
+        grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm_masking"] = optax.global_norm(grads["masking"])
+        metrics["learning_rate"] = optimizers[MODEL].learning_rate(state.step)
+        params, opt_state = optimizers[MODEL].update(
+            grads, state.opt_state[MODEL], params, state.step
+        )
+        state = state.replace(
+            params=merge_params(params, adversary_name, adversary),
+            opt_state={**state.opt_state, MODEL: opt_state},
+            model_state=model_state,
+        )
+        return state, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]), metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        updated, finite, metrics = state, jnp.asarray(True), {}
+        if adversary_name is not None:
+            updated, finite, metrics = step_adversary(updated, batch)
+        updated, model_finite, model_metrics = step_model(updated, batch)
+        finite = jnp.logical_and(finite, model_finite)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        counters = {
+            "skipped": state.counters["skipped"] + jnp.logical_not(finite),
+            "replaced": state.counters["replaced"] + batch.get("replaced", jnp.zeros(1)).sum(),
+        }
+        counters = {name: value.astype(jnp.int32) for name, value in counters.items()}
+        metrics |= {**model_metrics, **counters}
+        visible, share = metrics.pop("foreground_visible"), metrics.pop("foreground")
+        metrics["foreground_lift"] = visible / share
+        return kept.replace(step=state.step + 1, counters=counters), metrics
+
+    return train_step
+
+
+def jit_train_step(train_step: TrainStep, mesh: Mesh) -> Any:
+    """Compiles the step once, with explicit shardings; the state is donated."""
+    return jax.jit(
+        train_step,
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )

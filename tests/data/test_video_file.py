@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import simplejpeg
+from jaxtyping import Int, UInt8
+
+from adamae_jax.data.video_file import UnreadableVideoError, read_video
+from tests.data.videos import (
+    QUARTERS,
+    RATE,
+    blot,
+    cut,
+    frame_pixels,
+    make_audio,
+    make_video,
+    replace,
+    turn_clockwise,
+)
+
+
+def decode(frames: list[bytes]) -> UInt8[np.ndarray, "t h w 3"]:
+    return np.stack([simplejpeg.decode_jpeg(frame) for frame in frames])
+
+
+def quarters(frame: UInt8[np.ndarray, "h w 3"]) -> Int[np.ndarray, "2 2 3"]:
+    """Colours in the middle of each quarter of a frame."""
+    height, width = frame.shape[:2]
+    return frame[height // 4 :: height // 2, width // 4 :: width // 2].astype(int)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "mpeg4"), ("a.avi", "mpeg4"), ("a.mkv", "libx264"), ("a.mp4", "libx264")],
+)
+def test_a_whole_video(tmp_path: Path, name: str, codec: str) -> None:
+    video = read_video(make_video(tmp_path / name, 30, codec=codec))
+    assert (video.height, video.width, video.rate, video.damage) == (48, 64, RATE, None)
+    expected = np.stack([frame_pixels(index, 48, 64) for index in range(30)]).astype(int)
+    # Every frame, in the right order: the pattern moves by a third of a period between frames.
+    assert abs(decode(video.frames) - expected).mean() < 6
+    assert [simplejpeg.decode_jpeg_header(frame)[:2] for frame in video.frames] == [(48, 64)] * 30
+
+
+def test_frames_come_in_the_order_in_which_they_are_shown(tmp_path: Path) -> None:
+    # This encoder stores frames out of order, each after those that it refers to.
+    video = read_video(make_video(tmp_path / "a.mp4", 30, codec="libx264"))
+    brightness = decode(video.frames)[:, :, :32].mean((1, 2, 3))
+    assert (np.diff(brightness) > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("stored", "short_side", "expected"),
+    [
+        ((48, 64), 24, (24, 32)),
+        ((64, 48), 24, (32, 24)),
+        ((48, 64), 48, (48, 64)),
+        ((48, 64), 256, (48, 64)),
+        ((48, 66), 20, (20, 28)),
+    ],
+)
+def test_the_short_side_is_reduced_and_never_enlarged(
+    tmp_path: Path, stored: tuple[int, int], short_side: int, expected: tuple[int, int]
+) -> None:
+    video = read_video(make_video(tmp_path / "a.mp4", 3, *stored), short_side)
+    assert (video.height, video.width) == expected
+    frames = decode(video.frames)
+    assert frames.shape == (3, *expected, 3)
+    assert abs(quarters(frames[0]) - QUARTERS).max() < 60
+
+
+def test_rotation_is_applied(tmp_path: Path) -> None:
+    path = turn_clockwise(make_video(tmp_path / "a.mp4", 3, 48, 64))
+    video = read_video(path, 24)
+    assert (video.height, video.width) == (32, 24)
+    frame = decode(video.frames)[0]
+    # Turned clockwise, the left column becomes the upper row, its lower end on the left.
+    (up_left, up_right), (down_left, down_right) = QUARTERS
+    turned = np.array([[down_left, up_left], [down_right, up_right]])
+    assert abs(quarters(frame) - turned).max() < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "libx264")]
+)
+def test_damage_in_the_middle_ends_the_video(tmp_path: Path, name: str, codec: str) -> None:
+    path = blot(make_video(tmp_path / name, 60, codec=codec), 0.65, 150)
+    video = read_video(path)
+    count = len(video.frames)
+    assert video.damage is not None
+    assert 10 <= count < 50
+    assert video.damage.startswith(f"after {count} frames ({count / RATE:.2f} s): ")
+    assert len(video.damage.split(": ")[1]) > 10  # FFmpeg's words
+    # What was kept was not touched by the damage.
+    expected = np.stack([frame_pixels(index, 48, 64) for index in range(count)]).astype(int)
+    assert abs(decode(video.frames) - expected).mean((1, 2, 3)).max() < 8
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])
+def test_a_file_that_ends_early_is_damaged(tmp_path: Path, name: str) -> None:
+    video = read_video(cut(make_video(tmp_path / name, 60), 0.7))
+    assert 10 <= len(video.frames) < 50
+    assert video.damage is not None
+    assert f" {len(video.frames)} " in video.damage
+
+
+def test_a_missing_end_is_noticed_although_ffmpeg_says_nothing(tmp_path: Path) -> None:
+    video = read_video(cut(make_video(tmp_path / "a.mkv", 60, codec="libx264"), 0.5))
+    assert video.damage == (f"only {len(video.frames)} of the 60 frames that its header announces")
+
+
+def test_size_is_bounded(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 30)
+    whole = read_video(path)
+    bound = sum(map(len, whole.frames[:10])) - 1
+    video = read_video(path, max_bytes=bound)
+    assert video.frames == whole.frames[:10]
+    assert video.damage == f"after 10 frames: more than {bound} bytes of JPEGs"
+
+
+def test_quality(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 3)
+    fine, coarse = (sum(map(len, read_video(path, quality=q).frames)) for q in (95, 30))
+    assert fine > 1.3 * coarse
+
+
+def test_nothing_to_decode(tmp_path: Path) -> None:
+    def reason(path: Path) -> str:
+        with pytest.raises(UnreadableVideoError) as caught:
+            read_video(path)
+        return str(caught.value)
+
+    empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
+    empty.write_bytes(b"")
+    text.write_text("no video\n" * 100)
+    assert reason(empty).startswith("cannot be opened: ")
+    assert reason(text) == "cannot be opened: Invalid data found when processing input"
+    assert "No such file" in reason(tmp_path / "absent.mp4")
+    assert reason(make_audio(tmp_path / "sound.mp4")) == "holds no video stream"
+    # An MP4 file has its table of contents at the end.
+    assert "cannot be opened" in reason(cut(make_video(tmp_path / "cut.mp4"), 0.5))
+    strange = make_video(tmp_path / "strange.mp4", codec="libx264")
+    replace(strange, b"avc1", b"zzzz", after=b"stsd")
+    assert reason(strange) == "FFmpeg has no decoder for its codec"
+    blank = blot(make_video(tmp_path / "blank.avi"), 0.5, 0)
+    data = blank.read_bytes()
+    blank.write_bytes(data[: data.index(b"movi") + 4] + bytes(len(data)))
+    assert reason(blank) in ("holds no frame", "cannot be decoded: End of file")
+
+
+def test_playlists_reach_nothing(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4")
+    playlist = tmp_path / "b.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile 'http://127.0.0.1:9/{video.name}'\n")
+    with pytest.raises(UnreadableVideoError, match="cannot be opened"):
+        read_video(playlist)
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "http:%03d.mp4", "bücher 1.mp4"])
+def test_names_are_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_video(tmp_path / "a.mp4", 3).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(read_video(name).frames) == 3
+
+
+def test_titles_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "QQQQ"
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(frame_pixels(0, 48, 64), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(read_video(replace(path, b"QQQQ", b"\xff\xfe\xe9\xe9")).frames) == 1

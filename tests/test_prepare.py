@@ -1,0 +1,238 @@
+import csv
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from absl import flags
+
+from adamae_jax import prepare
+from adamae_jax.data import schema, synthetic
+from adamae_jax.errors import UserError
+from tests.data.videos import blot, make_audio, make_video
+
+TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
+JOB = [sys.executable, "-m", "adamae_jax.prepare"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "SIZES", {"demo": TINY})
+
+
+def run(*arguments: str, num_workers: int = 0) -> None:
+    values = flags.FlagValues()
+    prepare.define_flags(values)
+    values(["prepare", f"--num_workers={num_workers}", *arguments])
+    prepare.main(["prepare"], values)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good videos, a damaged one, five that are of no use, and what is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(7):
+        make_video(folder / f"class {index % 2}" / f"good{index}.mp4", 16 + index)
+    blot(make_video(folder / "damaged.mkv", 60, codec="libx264"), 0.65, 150)
+    blot(make_video(folder / "torn.mp4"), 0, 600)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video\n" * 50)
+    make_audio(folder / "sound.mp4")
+    make_video(folder / "still.mp4", 1)
+    (folder / "README.md").write_text("read me")
+    (folder / ".hidden.mp4").write_bytes(b"")
+    return folder
+
+
+USELESS = ["empty.mp4", "sound.mp4", "still.mp4", "text.mp4", "torn.mp4"]
+GOOD = ["damaged.mkv", *(f"class {index % 2}/good{index}.mp4" for index in range(7))]
+
+
+def ids(output: Path, split: str) -> list[str]:
+    builder = tfds.builder_from_directory(output)
+    dataset = builder.as_dataset(split=split, decoders=tfds.decode.PartialDecoding([schema.ID]))
+    return sorted(example[schema.ID].decode() for example in tfds.as_numpy(dataset))
+
+
+def test_a_folder_of_videos(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+    train, validation = ids(output, "train"), ids(output, "validation")
+    assert sorted(train + validation) == sorted(GOOD)
+    assert len(validation) == 1  # a tenth of the thirteen found
+    record = json.loads((output / "prepare.json").read_text())
+    assert record["clips"] == {"validation": 1, "train": 7}
+    assert record["arguments"]["short_side"] == 24
+    with open(output / "skipped.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows if row["status"] == "skipped"] == USELESS
+    (truncated,) = [row for row in rows if row["status"] == "truncated"]
+    assert truncated["id"] == "damaged.mkv"
+    assert truncated["reason"].startswith(f"after {truncated['frames']} frames")
+    assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frames, fewer than 16"
+    printed = capsys.readouterr().out
+    for word in ["13 videos", "5 videos", "torn.mp4 (cannot be ", "1 video: damaged.mkv (after "]:
+        assert word in printed
+    example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
+    assert example[schema.FRAMES].shape[1:] == (24, 32, 3)
+    assert example[schema.LABEL] == schema.UNLABELLED
+
+    # Once more: nothing to do, and nothing is done.
+    before = snapshot(output)
+    run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+    assert "nothing to do" in capsys.readouterr().out
+    assert snapshot(output) == before
+    with pytest.raises(UserError, match="short_side is 24 there, 256 was asked for"):
+        run(f"--source={source}", f"--output={output}", "--max_skipped=0.4")
+    make_video(source / "z.mp4", 16)
+    try:
+        with pytest.raises(UserError, match="other arguments"):
+            run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+    finally:
+        (source / "z.mp4").unlink()
+    assert snapshot(output) == before
+
+
+def test_the_dataset_does_not_depend_on_the_number_of_workers(source: Path, tmp_path: Path) -> None:
+    results = []
+    for num_workers in (0, 2):
+        output = tmp_path / str(num_workers)
+        run(
+            f"--source={source}", f"--output={output}", "--max_skipped=0.4",
+            "--validation_fraction=0.3", num_workers=num_workers,
+        )  # fmt: skip
+        results.append(snapshot(output))
+    assert results[0] == results[1]
+    assert len(ids(output, "validation")) == 4
+
+
+def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.38")
+    message = str(caught.value)
+    assert message.startswith("5 of 13 videos cannot be used, a fraction of 0.385, more than ")
+    assert all(name in message for name in USELESS)
+    assert "damaged.mkv" not in message
+    assert "\n" not in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_useless_videos(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 1 video can be used: a.mp4 \(cannot be open"):
+        run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}", "--max_skipped=1")
+    assert os.listdir(tmp_path) == ["videos"]
+
+
+def test_one_video_is_for_training(tmp_path: Path) -> None:
+    make_video(tmp_path / "videos" / "a.mp4")
+    run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}")
+    assert list(tfds.builder_from_directory(tmp_path / "a").info.splits) == ["train"]
+    assert (tmp_path / "a" / "skipped.csv").read_text().split() == ["id,status,frames,reason"]
+
+
+def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "a" / "b"
+    run("--embedded=demo", f"--output={output}", "--seed=3")
+    assert "16 clips for train, 8 clips for validation" in capsys.readouterr().out
+    record = json.loads((output / "prepare.json").read_text())
+    assert record["arguments"] == {"embedded": "demo", "seed": 3}
+    assert record["clips"] == {"train": 16, "validation": 8}
+    before = snapshot(output)
+    run("--embedded=demo", f"--output={output}", "--seed=3")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed is 3 there, 0 was asked for"):
+        run("--embedded=demo", f"--output={output}")
+    assert snapshot(output) == before
+    assert os.listdir(output.parent) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --source=FOLDER or --embedded=demo"),
+        (["--source=VIDEOS", "--embedded=demo"], "either --source=FOLDER or --embedded=demo"),
+        (["--embedded=demo", "--output="], "--output=DIR is missing"),
+        (["--embedded=huge"], "--embedded=huge is unknown: choose demo"),
+        (["--embedded=demo", "--seed=-1"], "--seed=-1 must be 0 or more"),
+        (["--embedded=demo", "--min_frames=4"], "--min_frames means nothing with --embedded"),
+        (["--embedded=demo", "--num_workers=-1"], "--num_workers=-1 must be"),
+        (["--source=VIDEOS", "--seed=1"], "--seed means nothing with --source"),
+        (["--source=VIDEOS", "--max_skipped=1.5"], "--max_skipped=1.5 must be a fraction"),
+        (["--source=VIDEOS", "--min_frames=0"], "--min_frames=0 must be 1 or more"),
+        (["--source=VIDEOS", "--validation_fraction=0"], "--validation_fraction=0.0 must be"),
+        (["--source=VIDEOS", "--short_side=8"], "--short_side=8 must be 16 pixels or more"),
+        (["--source=NOWHERE"], "NOWHERE is not a folder"),
+        (["--source=EMPTY"], "EMPTY holds no videos"),
+        (["--source=VIDEOS", "--output=VIDEOS/a"], "lies inside --source"),
+        (["--source=VIDEOS", "--output=MINE"], "MINE exists and is no dataset made by this job"),
+        (["--embedded=demo", "--output=MINE/file"], "MINE/file exists and is no dataset"),
+    ],
+)
+def test_bad_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("VIDEOS/a.mp4", "MINE/file"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "EMPTY").mkdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError) as caught:
+        run("--output=output", *arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*JOB, "--embedded=huge", f"--output={tmp_path / 'a'}"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: --embedded=huge is unknown: choose demo or large\n"
+
+
+def test_a_killed_job_leaves_no_dataset_and_no_worker(tmp_path: Path) -> None:
+    output, workspace = tmp_path / "a", tmp_path / ".a.unfinished"
+    command = [*JOB, "--embedded=demo", f"--output={output}", "--num_workers=1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as job:
+        deadline = time.monotonic() + 60
+        while not list(workspace.rglob("*incomplete*")):
+            assert time.monotonic() < deadline and job.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        job.send_signal(signal.SIGKILL)
+        # Its worker holds the same pipe open: this returns when that has ended too.
+        job.communicate(timeout=30)
+    assert os.listdir(tmp_path) == [workspace.name]
+    run("--embedded=demo", f"--output={output}")
+    assert os.listdir(tmp_path) == [output.name]
+    assert len(ids(output, "train")) == 16
+
+
+def test_importing_twice_is_harmless() -> None:
+    importlib.reload(prepare)
+    importlib.reload(prepare)
+    values = flags.FlagValues()
+    prepare.define_flags(values)
+    assert "embedded" in values
+    assert "embedded" not in flags.FLAGS
