@@ -145,16 +145,13 @@ def _load_run(directory: Path, step: int | None) -> Pretrained:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
     config = configs.from_json((directory / CONFIG_JSON).read_text())
-    expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
-    place = directory / "checkpoints"
-    step, params = checkpoints.read_subtree(place, "params", step=step)
+    step, stored = checkpoints.read_subtree(directory / "checkpoints", "", step=step)
     # A strategy without parameters leaves no trace in the checkpoint.
-    variables: dict[str, Any] = {"params": {"masking": {}, **params}}
-    for name, stored in (("state", "model_state"), ("frozen", "frozen")):
-        present = jax.tree.leaves(expected[name])
-        variables[name] = (
-            checkpoints.read_subtree(place, stored, step=step)[1] if present else {}
-        )
+    variables = {
+        "params": {"masking": {}, **stored["params"]},
+        "state": stored.get("model_state", {}),
+        "frozen": stored.get("frozen", {}),
+    }
     return _checked(variables, config, step, directory)
 
 

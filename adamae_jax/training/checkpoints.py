@@ -9,7 +9,7 @@ Layout of the directory of a run::
 A state is any pytree of arrays: dicts, lists, tuples, named tuples, `flax.struct` dataclasses,
 ``None`` and other empty nodes. Stored is the flat dictionary ``{"params/encoder/kernel": array}``;
 containers are not stored but taken from the ``like`` of `RunCheckpoints.restore`. So a checkpoint
-does not depend on Python classes, and any part of it can be read by name (`load_arrays`).
+does not depend on Python classes, and any part of it can be read by name (`read_subtree`).
 Dictionary keys must not contain a slash. Random keys are kept as plain integers
 (``jax.random.key_data``).
 
@@ -27,7 +27,7 @@ import json
 import logging as python_logging
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from adamae_jax.errors import UserError
 from adamae_jax.training import digests
+from adamae_jax.training.checkpoint_files import (
+    CORRUPT,
+    ITEM,
+    checkpoint_steps,
+    choose,
+    read_metadata,
+    read_subtree,
+)
 from adamae_jax.training.named_arrays import describe, differences, flatten
 
+__all__ = ["RunCheckpoints", "checkpoint_steps", "read_metadata", "read_subtree"]
+
 PyTree = Any
-_ITEM = "state"
-_CORRUPT = ".corrupt"
 
 
 class RunCheckpoints:
@@ -112,7 +120,7 @@ class RunCheckpoints:
         # orbax refuses arrays without elements; their shapes in the manifest say all there is.
         stored = {name: array for name, array in arrays.items() if array.size}
         try:
-            manager.save(step, args=ocp.args.Composite(**{_ITEM: _Save(stored)}), force=True)
+            manager.save(step, args=ocp.args.Composite(**{ITEM: _Save(stored)}), force=True)
         except Exception as error:
             raise self._save_failed(error) from error
 
@@ -134,7 +142,7 @@ class RunCheckpoints:
             ``like`` (another model). Nothing has been moved then.
         """
         self.close()  # orbax remembers the steps it has seen; some may be moved now
-        choice = _decided_by_first_process(lambda: _choose(self._directory))
+        choice = _decided_by_first_process(lambda: choose(self._directory))
         if choice is None:
             return None
         step, stored = choice["step"], choice["arrays"]
@@ -146,14 +154,10 @@ class RunCheckpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
             for name, leaf in leaves.items()
         }
-        restored = {
-            name: jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
-            for name, target in targets.items()
-            if not target.size
-        }
+        restored = {name: _zeros(target) for name, target in targets.items() if not target.size}
         with ocp.StandardCheckpointer() as checkpointer:
             restored |= checkpointer.restore(
-                self._directory / str(step) / _ITEM,
+                self._directory / str(step) / ITEM,
                 {name: target for name, target in targets.items() if target.size},
             )
         treedef = jax.tree.structure(like)
@@ -209,7 +213,7 @@ class RunCheckpoints:
         self._handler = _DigestingHandler()
         try:
             self._manager = ocp.CheckpointManager(
-                self._directory, options=options, item_handlers={_ITEM: self._handler}
+                self._directory, options=options, item_handlers={ITEM: self._handler}
             )
         except OSError as error:
             reason = f"cannot keep checkpoints in {self._directory}: {error.strerror}"
@@ -227,72 +231,6 @@ class RunCheckpoints:
         )
 
 
-def checkpoint_steps(directory: str | Path) -> list[int]:
-    """The steps of the finished checkpoints in a directory, ascending; none if it is not there."""
-    path = Path(directory)
-    if not path.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in path.iterdir()
-        if entry.is_dir() and entry.name.isascii() and entry.name.isdecimal()
-    )
-
-
-def read_metadata(directory: str | Path, step: int) -> dict[str, Any]:
-    """The metadata stored with a step of a run; its digest is checked, the arrays are not read.
-
-    Raises:
-      UserError: There is no such checkpoint, or its manifest is damaged.
-    """
-    try:
-        return digests.read_manifest(Path(directory) / str(step) / _ITEM)["metadata"]
-    except digests.DamagedError as error:
-        raise UserError(f"no intact checkpoint of step {step} in {directory}: {error}") from error
-
-
-def load_arrays(
-    directory: str | Path, *, step: int | None = None, roots: Collection[str] | None = None
-) -> tuple[int, dict[str, np.ndarray]]:
-    """Loads arrays of a checkpoint to the host; needs no shardings and changes nothing on disk.
-
-    Args:
-      directory: The directory of a run's checkpoints.
-      step: Which checkpoint; by default the newest whose digests verify.
-      roots: The parts of the state that are wanted, such as ``{"params"}``; by default all.
-
-    Returns:
-      The step, and the arrays by their paths (``params/encoder/kernel``), in the shapes and types
-      that were saved.
-
-    Raises:
-      UserError: There is no (intact) checkpoint, or it has none of the roots.
-    """
-    directory = Path(directory).absolute()
-    steps = checkpoint_steps(directory)
-    if step is not None and step not in steps:
-        raise UserError(f"no checkpoint of step {step} in {directory}: it has {steps}")
-    choice = _choose(directory, step)
-    if choice is None or "error" in choice:
-        raise UserError(choice["error"] if choice else f"{directory} holds no checkpoint")
-    for name, reason in choice["damaged"].items():
-        logging.warning("checkpoint %s is damaged (%s): passed over", directory / name, reason)
-    where = directory / str(choice["step"])
-    arrays = {
-        name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
-        for name, (dtype, shape) in choice["arrays"].items()
-        if roots is None or name.split("/")[0] in roots
-    }
-    if not arrays:
-        present = sorted({name.split("/")[0] for name in choice["arrays"]})
-        raise UserError(f"{where} has none of {sorted(roots or ())}: it has {present}")
-    loaded = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if not a.size}
-    wanted = {name: array for name, array in arrays.items() if array.size}
-    if wanted:
-        loaded |= _read_on_host(where / _ITEM, wanted)
-    return choice["step"], {name: loaded[name] for name in arrays}
-
-
 class _DigestingHandler(ocp.StandardCheckpointHandler):
     """Saves as orbax does, and adds the manifest while the checkpoint has its temporary name."""
 
@@ -304,13 +242,13 @@ class _DigestingHandler(ocp.StandardCheckpointHandler):
         digests.write_manifest(Path(directory), self.content)
 
 
-@ocp.args.register_with_handler(_DigestingHandler, for_save=True)  # type: ignore[untyped-decorator]
+@ocp.args.register_with_handler(_DigestingHandler, for_save=True)
 @dataclasses.dataclass
 class _Save(ocp.args.StandardSave):
     """What `_DigestingHandler` saves."""
 
 
-@ocp.args.register_with_handler(_DigestingHandler, for_restore=True)  # type: ignore[untyped-decorator]
+@ocp.args.register_with_handler(_DigestingHandler, for_restore=True)
 @dataclasses.dataclass
 class _Restore(ocp.args.StandardRestore):
     """orbax wants a restore type for each handler."""
@@ -319,34 +257,6 @@ class _Restore(ocp.args.StandardRestore):
 def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
     """Drops orbax's dozens of progress lines a save, and the tracebacks that are raised here."""
     return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
-
-
-def _choose(directory: Path, step: int | None = None) -> dict[str, Any] | None:
-    """The newest intact checkpoint (or the given one), and the damaged ones passed over.
-
-    Returns:
-      None where nothing has ever been saved; otherwise ``{"step", "arrays", "damaged"}``, or
-      ``{"error"}`` with the line for the user. JSON-valid, to be sent to other processes.
-    """
-    damaged: dict[str, str] = {}
-    for candidate in reversed(checkpoint_steps(directory)) if step is None else [step]:
-        try:
-            content = digests.verify(directory / str(candidate) / _ITEM)
-            if content["step"] != candidate:
-                raise digests.DamagedError(f"it was saved as step {content['step']}")
-        except digests.DamagedError as error:
-            damaged[str(candidate)] = str(error)
-        else:
-            return {"step": candidate, "arrays": content["arrays"], "damaged": damaged}
-    aside = sorted(directory.glob(f"*{_CORRUPT}*")) if step is None else []
-    if not damaged and not aside:
-        return None
-    found = [f"{name}: {reason}" for name, reason in damaged.items()]
-    found += [f"{path.name}: found damaged earlier" for path in aside]
-    return {
-        "error": f"no intact checkpoint in {directory} ({'; '.join(found)}): put back a copy, "
-        "or move the directory away to start again from step 0"
-    }
 
 
 def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -365,14 +275,20 @@ def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> di
 
 def _move_aside(directory: Path, damaged: Mapping[str, str], used: int) -> None:
     for name, reason in damaged.items():
-        target, count = directory / (name + _CORRUPT), 1
+        source, target, count = directory / name, directory / (name + CORRUPT), 1
         while target.exists():
             count += 1
-            target = directory / f"{name}{_CORRUPT}{count}"
-        (directory / name).rename(target)
+            target = directory / f"{name}{CORRUPT}{count}"
+        try:
+            source.rename(target)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {source} is damaged ({reason}) and cannot be moved aside "
+                f"({error.strerror}): move it away by hand"
+            ) from error
         logging.warning(
             "checkpoint %s is damaged (%s): moved to %s, going back to step %d",
-            *(directory / name, reason, target, used),
+            *(source, reason, target, used),
         )
 
 
@@ -393,13 +309,7 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
     return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-def _read_on_host(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    handler = ocp.PyTreeCheckpointHandler()
-    on_host = ocp.RestoreArgs(restore_type=np.ndarray)
-    arguments = ocp.args.PyTreeRestore(
-        item=wanted, restore_args=dict.fromkeys(wanted, on_host), partial_restore=True
-    )
-    try:
-        return handler.restore(epath.Path(path), args=arguments)
-    finally:
-        handler.close()
+def _zeros(target: jax.ShapeDtypeStruct) -> jax.Array:
+    """Also where some devices of the sharding belong to other processes."""
+    zeros = np.zeros(target.shape, target.dtype)
+    return jax.make_array_from_callback(target.shape, target.sharding, zeros.__getitem__)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from clu.periodic_actions import PeriodicAction
 from jax.sharding import Mesh
 
 from adamae_jax.training.mesh import batch_sharding
@@ -88,7 +87,8 @@ class Loop:
       validate: called after every step, with the state: figures to log beside those of the step,
         none where no validation is due.
       on_log: called with step and figures, once for each step that has some.
-      actions: called after that, with the state: pictures, checkpoints.
+      actions: clu's `PeriodicAction` and its like, called after that with the state: pictures,
+        checkpoints. Each says whether it did something.
     """
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]]
@@ -98,7 +98,7 @@ class Loop:
     log_every: int
     validate: Callable[[int, TrainState], Scalars]
     on_log: Callable[[int, Scalars], None]
-    actions: Sequence[PeriodicAction]
+    actions: Sequence[Callable[..., bool]]
 
     def run(self, state: TrainState, first_step: int, batches: Iterator[HostBatch]) -> TrainState:
         """Trains from ``first_step`` updates to ``steps``; returns the last state."""

@@ -2,10 +2,12 @@
 
 ``metrics.jsonl`` has one JSON object a line, ``{"step": 12, "loss": 0.6931471805599453}``, with the
 caller's names and the shortest digits that give the same float64 back. JSON has no NaN and no
-infinity: they are written as null, and the first one of each name is logged as a warning. Every
-line and event is handed to the operating system before `RunMetrics.write` returns, so that a
-killed process loses none. For a resumed run to have the lines of an uninterrupted one, write all of
-step k before the checkpoint of step k is saved.
+infinity: they are written as null, and the first one of each name is logged as a warning.
+
+Every line and event is handed to the operating system before `RunMetrics.write` returns
+(TensorFlow's writer flushes after each of clu's calls), so that a killed process loses none. For a
+resumed run to have the lines of an uninterrupted one, write all of step k before the checkpoint of
+step k is saved.
 """
 
 import io
@@ -14,13 +16,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, SupportsFloat
 
 import google_crc32c
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
 
 from adamae_jax.errors import UserError
 from adamae_jax.training.digests import write_atomically
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 FILE_NAME = "metrics.jsonl"
 EVENT_FILES = "events.out.tfevents.*"
-Image = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _ _ 3"]
 
 
 class RunMetrics:
@@ -77,7 +77,7 @@ class RunMetrics:
         """Closes; see `close`."""
         self.close()
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Appends one line, and the same numbers (as float32) to the event file.
 
         Args:
@@ -103,10 +103,13 @@ class RunMetrics:
             raise UserError(f"{self._path} could not be written to its end: make room on the disk")
         if self._writer is not None:
             self._writer.write_scalars(int(step), numbers)
-            self._writer.flush()
 
-    def write_images(self, step: int, images: Mapping[str, Image]) -> None:
-        """Puts RGB images, 0 to 255, one or several under each name, into the event file.
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Puts RGB images, one or several under each name, into the event file.
+
+        Args:
+          step: Training step that the images belong to.
+          images: By name, uint8 [H, W, 3] or [N, H, W, 3], 0 to 255.
 
         Raises:
           ValueError: An image is not uint8 of shape [H, W, 3] or [N, H, W, 3].
@@ -119,13 +122,11 @@ class RunMetrics:
                 )
         if self._writer is not None:
             self._writer.write_images(int(step), images)
-            self._writer.flush()
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Puts texts (TensorBoard reads them as Markdown) into the event file."""
         if self._writer is not None:
             self._writer.write_texts(int(step), texts)
-            self._writer.flush()
 
     def flush(self) -> None:
         """Forces ``metrics.jsonl`` to the disk itself; a kill needs no flush, a power cut does."""
@@ -139,7 +140,7 @@ class RunMetrics:
         if self._file is not None:
             self._file.close()
 
-    def _finite_or_none(self, step: int, name: str, number: float) -> float | None:
+    def _finite_or_none(self, step: int, name: str, number: int | float) -> int | float | None:
         if math.isfinite(number):
             return number
         if name not in self._warned:
@@ -234,7 +235,7 @@ def _line_step(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _python_number(value: Any) -> float:
+def _python_number(value: SupportsFloat) -> int | float:
     """An integer stays an integer; everything else becomes a float64."""
     array = np.asarray(value)
     return int(array) if array.dtype.kind in "iu" and array.ndim == 0 else float(array)
@@ -243,6 +244,7 @@ def _python_number(value: Any) -> float:
 def _summary_writer(directory: Path) -> "metric_writers.SummaryWriter":
     # TensorFlow tells of its start on stderr; and it must leave the accelerators to JAX.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
     from clu import metric_writers
 

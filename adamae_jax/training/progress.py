@@ -5,11 +5,12 @@ without the first step, in which everything is compiled. (clu's ``ReportProgress
 loss nor clips, prints nothing itself, and imports TensorFlow.)
 """
 
+import io
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -33,7 +34,7 @@ class Progress:
         clips_per_step: int,
         start_step: int = 0,
         every_seconds: float = 30.0,
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
@@ -44,7 +45,7 @@ class Progress:
         stream: Where to show it; standard error by default.
         clock: Gives the time in seconds; for tests.
         """
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: Any = sys.stderr if stream is None else stream
         self._shown = jax.process_index() == 0
         self._steps = steps
         self._clips_per_step = clips_per_step

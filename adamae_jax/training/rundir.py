@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
 from adamae_jax.errors import UserError
+from adamae_jax.training.digests import write_atomically
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
@@ -58,13 +58,6 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that it is never seen half-written."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text)
-    os.replace(draft, path)
-
-
 def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
     """Makes the workdir this run's, or checks that it already is.
 
@@ -95,7 +88,7 @@ def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
     if write:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text)
+            write_atomically(path, text.encode())
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
@@ -149,5 +142,5 @@ def summarize(workdir: Path, steps: int, foreground_source: str) -> dict[str, An
         "foreground_source": foreground_source,
         **evaluated,
     }
-    write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_atomically(workdir / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
