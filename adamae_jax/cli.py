@@ -1,25 +1,140 @@
-"""How every job starts: absl flags, and user errors as one line instead of a traceback."""
+"""How every job starts: flags, a config, and user errors as one line instead of a traceback."""
 
+import importlib
+import logging
+import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
-from absl import app
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
 from adamae_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
 
+Main = Callable[[Sequence[str]], None]
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a job's ``main(argv)`` under absl; a `UserError` ends it with one line and status 2."""
+
+def run(main: Main, argv: Sequence[str] | None = None) -> None:
+    """Runs a job's ``main(argv)`` under absl; a `UserError` ends it with one line and status 2.
+
+    Args:
+      main: the job.
+      argv: program name and arguments; those of the process, if not given.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
             if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}: options are given as --name=value")
+                raise UserError(
+                    f"unexpected argument {argv[1]!r}: options are given as --name=value"
+                )
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(USER_ERROR_STATUS)
+            fail(error)
 
-    app.run(guarded)
+    # What JAX says at INFO is which accelerators are not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    app.run(guarded, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
+
+
+def run_command(commands: Mapping[str, str]) -> None:
+    """Runs ``python -m JOB COMMAND --name=value``.
+
+    Args:
+      commands: for each command, the module whose ``main`` it is. Only that module is imported,
+        so that each command has flags of its own and needs no other's packages.
+    """
+    program, *arguments = sys.argv
+    known = ", ".join(commands)
+    if not arguments or arguments[0] not in commands:
+        given = f"{arguments[0]!r} is not a command" if arguments else "no command is given"
+        fail(UserError(f"{given}: use one of {known}, before any --name=value"))
+    main = importlib.import_module(commands[arguments[0]]).main
+    run(main, [program, *arguments[1:]])
+
+
+def define_config() -> flags.FlagHolder[ConfigDict]:
+    """Defines ``--config=FILE.py`` and, with it, ``--config.field=value`` for every field."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The experiment: a Python file with get_config(), such as configs/adamae_demo.py. "
+        "Each of its fields can be set on the command line: --config.field=value.",
+    )
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def fail(error: UserError) -> NoReturn:
+    """Says what is wrong and leaves."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR_STATUS)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with whatever is wrong in flags or config as one line."""
+    try:
+        if "config" in flags.FLAGS:
+            _check_config_given(argv)
+        with warnings.catch_warnings():
+            # ml_collections loads the file with a method that Python has deprecated.
+            warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
+            return flags.FLAGS(list(argv))
+    except UserError as error:
+        fail(error)
+    except (flags.Error, ValueError) as error:
+        fail(UserError(_last_line(error)))
+    except (AttributeError, KeyError, TypeError) as error:
+        fail(_field_error(error, argv))
+
+
+def _check_config_given(argv: Sequence[str]) -> None:
+    """Raises a `UserError` where no config file is named, or it is not there."""
+    if any(re.fullmatch(r"--?(help|helpshort|helpfull|helpxml)", word) for word in argv):
+        return
+    path = _config_path(argv)
+    if path is None:
+        raise UserError("no config is given: use --config=FILE.py, such as one of configs/")
+    # Behind a colon ml_collections takes an argument for get_config.
+    if not Path(path.split(":", 1)[0]).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    """The value of ``--config=PATH`` or ``--config PATH``."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if re.match(r"--?config=", word):
+            return word.split("=", 1)[1]
+        if re.fullmatch(r"--?config", word):
+            return following
+    return None
+
+
+def _field_error(error: Exception, argv: Sequence[str]) -> UserError:
+    """A field that the config does not have, set on the command line or in the config file."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    text = re.sub(r'Other fields present: ".*}" ?', "", text)
+    field = (re.findall(r"\w+", text) or [""])[0]
+    for word in argv:
+        path = re.match(r"--?(?:no)?(config\.[^=]+)", word)
+        fields = path[1].split(".") if path else []
+        if field in fields:
+            parent = ".".join(fields[: fields.index(field)])
+            hint = text.partition(" ")[2] or "adamae_jax/config.py lists all fields"
+            return UserError(f"{word}: {parent} has no field {field!r}: {hint}")
+    return UserError(f"--config={_config_path(argv)}: {text}")
+
+
+def _last_line(error: Exception) -> str:
+    """A message without the traceback that ml_collections puts into it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and "Error whilst parsing config file" in lines[0]:
+        return f"{lines[0]} {lines[-1]}"
+    return " ".join(lines)

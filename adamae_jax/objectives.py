@@ -234,7 +234,7 @@ class Pretraining:
         )
 
 
-def fold(keys: ExampleKeys, number: int) -> ExampleKeys:
+def fold(keys: ExampleKeys, number: int | Int[Array, ""]) -> ExampleKeys:
     """Folds a number into every example's key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 

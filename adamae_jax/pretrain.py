@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from absl import flags, logging
 from clu import parameter_overview
-from clu.periodic_actions import PeriodicCallback
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -91,7 +90,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             checkpoints.wait()
             if first:
                 variables = {
-                    "params": state.params, "state": state.model_state, "frozen": state.frozen
+                    "params": state.params,
+                    "state": state.model_state,
+                    "frozen": state.frozen,
                 }
                 pretrained.save(workdir / rundir.MODEL, variables, config, config.steps)
     return rundir.summarize(workdir, config.steps, data.foreground_source)
@@ -259,12 +260,15 @@ class Run:
         self.draw(config.steps, state, "end")
         return state
 
-    def _actions(self) -> list[PeriodicCallback]:
+    def _actions(self) -> list[Callable[..., bool]]:
         """Pictures, then checkpoints: what a checkpoint covers comes before it."""
+        # Imports TensorFlow, which has been told to be quiet by the time that metrics are open.
+        from clu.periodic_actions import PeriodicCallback
+
         config = self.config
         last = {config.steps}
 
-        def periodic(every: int, action: Callable[..., None]) -> PeriodicCallback:
+        def periodic(every: int, action: Callable[..., None]) -> Callable[..., bool]:
             return PeriodicCallback(
                 every_steps=every or None, on_steps=last if every else (), callback_fn=action
             )
@@ -314,9 +318,7 @@ class Run:
             (data.validation_split, options.num_examples),
         ):
             with self.data.eval_batches(split, count) as batches:
-                sides.append(
-                    knn.collect(self.features, state.params["autoencoder"], batches, put)
-                )
+                sides.append(knn.collect(self.features, state.params["autoencoder"], batches, put))
         return knn.accuracy(sides[0], sides[1], options.knn_neighbours)
 
     def _save(self, step: int, t: float, state: TrainState) -> None:

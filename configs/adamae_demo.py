@@ -39,6 +39,4 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 40
 
     config.eval.num_examples = 256
-    config.eval.knn = True
-    config.eval.knn_examples = 1024
     return config

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from adamae_jax.errors import UserError
@@ -69,6 +70,8 @@ def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]
 class Strategy(base.MaskingStrategy):
     """AdaMAE's sampler; the defaults are the released code's.
 
+    The network computes in the tokens' type; the distribution itself is float32.
+
     Attributes:
       network: "attention" for transformer blocks, "mlp" for blocks without attention.
       width: width of the blocks; 0 takes the tokens' width.
@@ -76,7 +79,6 @@ class Strategy(base.MaskingStrategy):
       num_heads: attention heads; must divide the width.
       dropout: rate inside the blocks, in training.
       norm_epsilon: epsilon of the layer norms.
-      dtype: compute type of the network; the distribution itself is float32.
     """
 
     network: Literal["attention", "mlp"] = "attention"
@@ -85,7 +87,6 @@ class Strategy(base.MaskingStrategy):
     num_heads: int = 8
     dropout: float = 0.1
     norm_epsilon: float = 1e-5
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,8 +95,8 @@ class Strategy(base.MaskingStrategy):
                 f"masking.options.network {self.network!r} is unknown: use 'attention' or 'mlp'"
             )
 
-    def module(self, token_width: int) -> SamplingNetwork:
-        """The sampling network for tokens of a given width."""
+    def module(self, token_width: int, dtype: DTypeLike = jnp.float32) -> SamplingNetwork:
+        """The sampling network for tokens of a given width and compute type."""
         width = self.width or token_width
         if width % self.num_heads:
             raise UserError(
@@ -111,22 +112,27 @@ class Strategy(base.MaskingStrategy):
                 norm_epsilon=self.norm_epsilon,
                 dropout=self.dropout,
                 attention=self.network == "attention",
-                dtype=jnp.dtype(self.dtype),
+                dtype=dtype,
             )
         )
 
     def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
         """Initialises the sampling network."""
-        module = self.module(inputs.tokens.shape[-1])
+        module = self.module(inputs.tokens.shape[-1], inputs.tokens.dtype)
         return {"params": module.init(key, inputs.tokens, None)["params"]}
+
+    def logits(
+        self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys | None
+    ) -> Float[Array, "b n"]:
+        """The sampling network's answer in float32; its softmax is ``P``."""
+        module = self.module(inputs.tokens.shape[-1], inputs.tokens.dtype)
+        return module.apply({"params": variables["params"]}, inputs.tokens, keys)
 
     def probabilities(
         self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys | None
     ) -> Float[Array, "b n"]:
         """``P``: each clip's distribution over its tokens."""
-        module = self.module(inputs.tokens.shape[-1])
-        logits = module.apply({"params": variables["params"]}, inputs.tokens, keys)
-        return jax.nn.softmax(logits, axis=-1)
+        return jax.nn.softmax(self.logits(variables, inputs, keys), axis=-1)
 
     def __call__(
         self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
@@ -136,8 +142,13 @@ class Strategy(base.MaskingStrategy):
         def purpose(number: int) -> ExampleKeys:
             return jax.vmap(lambda key: jax.random.fold_in(key, number))(rng)
 
-        keys = purpose(_DROPOUT) if train else None
-        log_probs = clamped_log_probs(self.probabilities(variables, inputs, keys))
+        logits = self.logits(variables, inputs, purpose(_DROPOUT) if train else None)
         count = self.num_visible(inputs.grid)
-        is_visible = sample_without_replacement(purpose(_DRAW), log_probs, count)
-        return base.TokenMask(**base.mask_from_visible(is_visible, count), log_probs=log_probs)
+        # The draw is from P itself; only the loss sees the clamp.
+        is_visible = sample_without_replacement(
+            purpose(_DRAW), jax.nn.log_softmax(logits, axis=-1), count
+        )
+        return base.TokenMask(
+            **base.mask_from_visible(is_visible, count),
+            log_probs=clamped_log_probs(jax.nn.softmax(logits, axis=-1)),
+        )

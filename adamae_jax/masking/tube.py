@@ -14,7 +14,7 @@ class Strategy(base.MaskingStrategy):
 
     def _visible_per_step(self, grid: Grid) -> int:
         _, height, width = grid
-        return height * width - int(self.mask_ratio * height * width)
+        return height * width - int(self.mask_ratio * (height * width))
 
     def num_visible(self, grid: Grid) -> int:
         """``N_v``: time steps times the visible spatial positions."""

@@ -7,7 +7,7 @@ handed indices.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from adamae_jax.errors import UserError
 from adamae_jax.models import initializers, positions
@@ -23,7 +23,7 @@ SIZES = {
 }
 
 
-def gather_tokens(tokens: Float[Array, "b n d"], indices: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+def gather_tokens(tokens: Num[Array, "b n d"], indices: Int[Array, "b k"]) -> Num[Array, "b k d"]:
     """Picks each example's tokens at its indices."""
     return jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
 
@@ -149,7 +149,10 @@ class Autoencoder(nn.Module):
         return latents.astype(jnp.float32)
 
     def __call__(
-        self, video: Float[Array, "b T H W C"], visible: Int[Array, "b v"], masked: Int[Array, "b m"]
+        self,
+        video: Float[Array, "b T H W C"],
+        visible: Int[Array, "b v"],
+        masked: Int[Array, "b m"],
     ) -> Float[Array, "b m p"]:
         """Encodes and decodes under a given mask: the path that touches every parameter."""
         tokens = self.add_positions(self.tokenize(video))

@@ -58,9 +58,7 @@ class ExampleDropout(nn.Module):
 
     rate: float
 
-    def __call__(
-        self, x: Float[Array, "b n d"], keys: ExampleKeys | None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], keys: ExampleKeys | None) -> Float[Array, "b n d"]:
         """Drops elements of ``x``; the identity where ``keys`` is None or the rate is zero."""
         if keys is None or self.rate == 0.0:
             return x

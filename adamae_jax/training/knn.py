@@ -15,7 +15,7 @@ from adamae_jax.training.mesh import batch_sharding, replicated
 TEMPERATURE = 0.07  # of the votes' weights, as is usual for self-supervised features
 
 FeatureStep = Callable[[Any, Array], Float[Array, "b d"]]
-Labelled = tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]
+Labelled = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
 
 
 def compile_features(pretraining: Pretraining, mesh: Mesh) -> FeatureStep:
@@ -85,5 +85,7 @@ def accuracy(bank: Labelled, held_out: Labelled, neighbours: int) -> float:
     weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / TEMPERATURE)
     votes = np.zeros((len(labels), int(max(bank_labels.max(), labels.max())) + 1))
     for column in range(count):
-        np.add.at(votes, (np.arange(len(labels)), bank_labels[nearest[:, column]]), weights[:, column])
+        np.add.at(
+            votes, (np.arange(len(labels)), bank_labels[nearest[:, column]]), weights[:, column]
+        )
     return float((votes.argmax(1) == labels).mean())

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -11,9 +11,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from adamae_jax.training.mesh import batch_sharding
-from adamae_jax.training.state import TrainState
 from adamae_jax.training.step import Batch
 
+State = TypeVar("State")  # a `TrainState`; the loop looks at nothing in it
 HostBatch = Mapping[str, np.ndarray]
 Scalars = dict[str, float]
 
@@ -45,7 +45,7 @@ class Clock:
 
     clips: int
     seconds: float = 0.0
-    _started: float = dataclasses.field(default_factory=time.monotonic)
+    _started: float = dataclasses.field(default_factory=lambda: time.monotonic())
     _waited: float = 0.0
     _steps: int = 0
 
@@ -75,7 +75,7 @@ class Clock:
 
 
 @dataclasses.dataclass
-class Loop:
+class Loop(Generic[State]):
     """Runs the step from where the state is to the end.
 
     Attributes:
@@ -91,16 +91,16 @@ class Loop:
         checkpoints. Each says whether it did something.
     """
 
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]]
+    train_step: Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
     put: Callable[[HostBatch], Batch]
     clock: Clock
     steps: int
     log_every: int
-    validate: Callable[[int, TrainState], Scalars]
+    validate: Callable[[int, State], Scalars]
     on_log: Callable[[int, Scalars], None]
     actions: Sequence[Callable[..., bool]]
 
-    def run(self, state: TrainState, first_step: int, batches: Iterator[HostBatch]) -> TrainState:
+    def run(self, state: State, first_step: int, batches: Iterator[HostBatch]) -> State:
         """Trains from ``first_step`` updates to ``steps``; returns the last state."""
         previous: Any = None
         for step in range(first_step + 1, self.steps + 1):

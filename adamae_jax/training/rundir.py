@@ -74,7 +74,9 @@ def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
         try:
             stored = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path} is not readable as JSON ({error}): remove the workdir") from None
+            raise UserError(
+                f"{path} is not readable as JSON ({error}): remove the workdir"
+            ) from None
         different = differences(stored, json.loads(text))
         if different:
             raise UserError(

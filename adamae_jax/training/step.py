@@ -40,9 +40,7 @@ def foreground_tokens(foreground: Array, geometry: ClipGeometry) -> Bool[Array, 
     return coverage >= 0.5
 
 
-def motion_tokens(
-    video: UInt8[Array, "b T H W C"], geometry: ClipGeometry
-) -> Bool[Array, "b n"]:
+def motion_tokens(video: UInt8[Array, "b T H W C"], geometry: ClipGeometry) -> Bool[Array, "b n"]:
     """The quarter of the tokens with the largest change from frame to frame.
 
     Stands in for the foreground where a dataset has no masks.
@@ -175,7 +173,7 @@ def make_train_step(
             return grads, new_state, {"loss_adversary": per_example}
 
         grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
-        metrics["grad_norm_adversary"] = optax.global_norm(grads)
+        metrics["grad_norm_adversary"] = optax.tree.norm(grads)
         adversary, opt_state = optimizers[ADVERSARY].update(
             grads, state.opt_state[ADVERSARY], adversary, state.step
         )
@@ -205,8 +203,8 @@ def make_train_step(
             return grads, model_state if new_state is None else new_state, figures
 
         grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
-        metrics["grad_norm"] = optax.global_norm(grads)
-        metrics["grad_norm_masking"] = optax.global_norm(grads["masking"])
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm_masking"] = optax.tree.norm(grads["masking"])
         metrics["learning_rate"] = optimizers[MODEL].learning_rate(state.step)
         params, opt_state = optimizers[MODEL].update(
             grads, state.opt_state[MODEL], params, state.step

@@ -26,7 +26,9 @@ def pretraining() -> Pretraining:
 
 @pytest.fixture(scope="module")
 def state(pretraining: Pretraining) -> TrainState:
-    optimizer = adamw(lambda step: jnp.float32(0), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0, decay=())
+    optimizer = adamw(
+        lambda step: jnp.float32(0), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, decay=()
+    )
     return create_state(pretraining, {MODEL: optimizer}, seed=0)
 
 

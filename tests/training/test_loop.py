@@ -77,7 +77,9 @@ def test_a_resumed_loop_logs_the_same_steps() -> None:
 
 
 def test_seconds_go_on_from_where_they_were() -> None:
-    seconds = [figures["seconds"] for _, figures in run(0, 6, log_every=1).logged if "loss" in figures]
+    seconds = [
+        figures["seconds"] for _, figures in run(0, 6, log_every=1).logged if "loss" in figures
+    ]
     assert seconds[0] >= 5.0
     assert seconds == sorted(seconds)
 

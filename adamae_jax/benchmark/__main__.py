@@ -1,0 +1,8 @@
+"""The benchmarks by name; each is a module with flags and a ``main`` of its own."""
+
+from adamae_jax.cli import run_command
+
+COMMANDS = {"step": "adamae_jax.benchmark.step"}
+
+if __name__ == "__main__":
+    run_command(COMMANDS)

@@ -1,0 +1,213 @@
+"""Videos by address: the endless shuffled stream for training, and the list for evaluation.
+
+Position ``g = step * videos_per_step + slot`` of the training stream belongs to epoch ``g // n``
+and holds what that epoch's order puts at ``g % n``. Everything about an element is a pure function
+of (seed, g), so that neither hosts, workers and threads nor a restart can change it.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+
+from adamae_jax.data.clips import ClipSpec, make_clip
+from adamae_jax.data.permutation import AUGMENT, REPLACE, generator, permuted
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.schema import UNLABELLED
+from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.errors import UserError
+
+MAX_ATTEMPTS = 16
+ON_ERROR = ("replace", "raise")
+# Arrays and NumPy scalars only: anything else would travel between processes by pickling.
+Element = dict[str, Any]
+
+
+class Stream(Protocol):
+    """Elements by position, any position from 0 on."""
+
+    def __getitem__(self, position: int) -> Element:
+        """The element at ``position``."""
+        ...
+
+
+class TrainStream:
+    """The shuffled training stream, endless: epoch after epoch, each in an order of its own.
+
+    An element holds ``video`` (uint8 [T, H, W, 3]), ``foreground`` (uint8 [T, h, w], where the
+    dataset has masks) and, as int32 scalars, ``label``, ``example_index`` (of the record that was
+    used), ``slot`` (position in the global batch) and ``replaced``.
+
+    A damaged record is replaced within the lookup by another one, drawn from (seed, g, attempt):
+    later positions are not moved by it. ``replaced`` is how many damaged records were met before
+    this element's (nearly always 0); each is logged once in each process.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: ClipSpec,
+        *,
+        seed: int,
+        videos_per_step: int,
+        on_error: str = "replace",
+    ):
+        """Describes the stream; nothing is read.
+
+        Args:
+            dataset: the records.
+            spec: what a clip is.
+            seed: of order and augmentation, in [0, 2**63).
+            videos_per_step: videos in one global batch.
+            on_error: ``replace`` damaged records, or ``raise`` `BadRecordError` at the first.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed is {seed}, but must be at least 0 and below 2**63")
+        if videos_per_step < 1:
+            raise UserError(f"videos_per_step is {videos_per_step}, but must be at least 1")
+        if on_error not in ON_ERROR:
+            raise UserError(f"on_error is {on_error!r}, but must be one of: {', '.join(ON_ERROR)}")
+        self._dataset = dataset
+        self._spec = spec
+        self._seed = seed
+        self._videos_per_step = videos_per_step
+        self._on_error = on_error
+        self._logged: set[int] = set()
+
+    def example_index(self, position: int, attempt: int = 0) -> int:
+        """Which record stands at ``position``, after ``attempt`` damaged ones."""
+        size = len(self._dataset)
+        if attempt:
+            return int(generator(self._seed, REPLACE, position, attempt).integers(size))
+        return permuted(position % size, size, self._seed, position // size)
+
+    def __getitem__(self, position: int) -> Element:
+        """The element at ``position``.
+
+        Raises:
+            BadRecordError: the record is damaged and ``on_error`` is ``raise``, or 16 records in
+                a row are damaged.
+            OSError: the storage keeps failing.
+        """
+        for attempt in range(MAX_ATTEMPTS):
+            index = self.example_index(position, attempt)
+            rng = generator(self._seed, AUGMENT, position, attempt)
+            try:
+                clip = _load_clip(self._dataset, index, self._spec, rng)
+            except BadRecordError as error:
+                if self._on_error == "raise":
+                    raise
+                self._log_once(index, error)
+                continue
+            slot = position % self._videos_per_step
+            return clip | {"slot": np.int32(slot), "replaced": np.int32(attempt)}
+        raise BadRecordError(
+            f"{MAX_ATTEMPTS} damaged records in a row at position {position} of the stream, the "
+            f"last of them {self._dataset.where(index)}: copy the dataset again or rebuild it"
+        )
+
+    def _log_once(self, index: int, error: BadRecordError) -> None:
+        if index not in self._logged:
+            self._logged.add(index)
+            logging.warning("replaced by another record: %s", error)
+
+
+class EvalStream:
+    """The first ``num_examples`` records in order, then filling, as much as anybody asks for.
+
+    An element holds ``video`` and ``foreground`` as in `TrainStream` (middle frames, centre crop
+    unless ``spec.crop`` is ``none``), ``label``, ``example_index`` and ``slot`` as int32 scalars,
+    and two booleans: ``valid``, false for filling and for damaged records, and ``unreadable``,
+    true for damaged records. Where ``valid`` is false, video and masks are zero and the label is
+    `schema.UNLABELLED`; filling has ``example_index`` -1.
+    """
+
+    def __init__(self, dataset: Dataset, spec: ClipSpec, *, batch_size: int, num_examples: int):
+        """Describes the list; nothing is read."""
+        self._dataset = dataset
+        self._spec = spec
+        self._batch_size = batch_size
+        self._num_examples = num_examples
+
+    def __getitem__(self, position: int) -> Element:
+        """The element at ``position``; a damaged record is logged and marked, not raised.
+
+        Raises:
+            OSError: the storage keeps failing.
+        """
+        unreadable = False
+        clip = None
+        if position < self._num_examples:
+            try:
+                clip = _load_clip(self._dataset, position, self._spec, None)
+            except BadRecordError as error:
+                logging.warning("left out of the evaluation: %s", error)
+                unreadable = True
+        return (clip or self._blank(position)) | {
+            "slot": np.int32(position % self._batch_size),
+            "valid": np.bool_(clip is not None),
+            "unreadable": np.bool_(unreadable),
+        }
+
+    def _blank(self, position: int) -> Element:
+        index = position if position < self._num_examples else -1
+        blank: Element = {
+            "video": np.zeros(self._spec.video_shape, np.uint8),
+            "label": np.int32(UNLABELLED),
+            "example_index": np.int32(index),
+        }
+        if self._dataset.has_foreground:
+            blank["foreground"] = np.zeros(self._spec.foreground_shape, np.uint8)
+        return blank
+
+
+@dataclasses.dataclass(frozen=True)
+class HostSlice:
+    """What one host reads of a stream: its contiguous part of each global batch, without end.
+
+    Host ``p`` of ``P`` reads slots ``[p * B / P, (p + 1) * B / P)``, so that the hosts' batches,
+    one after the other, are the global batch.
+
+    Attributes:
+        stream: the whole stream.
+        global_batch: ``B``, divisible by ``process_count``.
+        process_index: ``p``.
+        process_count: ``P``.
+        first_step: where to start.
+    """
+
+    stream: Stream
+    global_batch: int
+    process_index: int
+    process_count: int
+    first_step: int = 0
+
+    @property
+    def local_batch(self) -> int:
+        """Elements of one global batch that this host reads."""
+        return self.global_batch // self.process_count
+
+    def __len__(self) -> int:
+        """More than anybody reads: at an end, grain's workers would keep the last shared memory."""
+        return 2**62
+
+    def __getitem__(self, index: int) -> Element:
+        """The host's element number ``index``, counted from its first one of ``first_step``."""
+        step, slot = divmod(index, self.local_batch)
+        first = (self.first_step + step) * self.global_batch
+        return self.stream[first + self.process_index * self.local_batch + slot]
+
+
+def _load_clip(
+    dataset: Dataset, index: int, spec: ClipSpec, rng: np.random.Generator | None
+) -> Element:
+    record = dataset[index]
+    try:
+        clip = make_clip(record, spec, rng)
+    except BadRecordError as error:
+        raise BadRecordError(f"{dataset.where(index)}, {record.id!r}: {error}") from error
+    return clip | {"label": np.int32(record.label), "example_index": np.int32(index)}

@@ -1,0 +1,87 @@
+"""The manners of grain's worker processes: they start light and do not outlive their parent."""
+
+import contextlib
+import importlib.machinery
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+PARENT_CHECK_S = 0.5
+_GRAIN_WORKER = "grain-process-prefetch"
+_starting = threading.Lock()
+
+
+def init_worker(worker_index: int, worker_count: int) -> None:
+    """Runs in each worker before it reads: it will not outlive its parent, nor answer Ctrl-C.
+
+    A worker whose parent is killed would wait for ever and keep its shared memory. It watches its
+    parent instead of asking the kernel for a signal (``PR_SET_PDEATHSIG``), since that signal
+    comes with the end of the *thread* that started the worker: grain's threads end first when a
+    pipeline is closed, and the signal would cut the worker's own tidying short.
+    """
+    del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, and closes its workers
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        threading.Thread(
+            target=_exit_without, args=(parent.pid,), name="watch-parent", daemon=True
+        ).start()
+
+
+def _exit_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
+
+
+class Workers:
+    """The worker processes of one pipeline, once they have started."""
+
+    def __init__(self) -> None:
+        """None have started."""
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Around the code during which grain starts the workers; one pipeline at a time.
+
+        Workers are spawned, and a spawned process imports the parent's main module again: a job,
+        with all of its libraries, or a script without a ``__main__`` guard, which would start
+        over. No worker needs it. Main modules named ``*.__main__`` are exempt, so this process's
+        takes such a name for the time being.
+        """
+        with _starting:
+            before = set(multiprocessing.active_children())
+            main = sys.modules["__main__"]
+            spec = getattr(main, "__spec__", None)
+            main.__spec__ = importlib.machinery.ModuleSpec("adamae_jax.__main__", None)
+            try:
+                yield
+            finally:
+                main.__spec__ = spec
+                self._processes = [
+                    process
+                    for process in multiprocessing.active_children()
+                    if process not in before and process.name.startswith(_GRAIN_WORKER)
+                ]
+
+    def death(self) -> str | None:
+        """Words on the first dead worker, if there is one; grain itself misses exit status 0."""
+        for process in self._processes:
+            if process.exitcode is not None:
+                return (
+                    f"data worker {process.pid} ended with exit code {process.exitcode} "
+                    "(negative: killed by that signal, -9 mostly for lack of memory): "
+                    "use fewer workers or a smaller batch, or look for its message above"
+                )
+        return None
+
+    def kill(self) -> None:
+        """Ends those that are left, without their consent."""
+        for process in self._processes:
+            process.kill()

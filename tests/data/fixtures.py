@@ -1,0 +1,145 @@
+"""Small datasets written on the spot, without TensorFlow."""
+
+import io
+import itertools
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import simplejpeg
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from adamae_jax.data import schema
+from adamae_jax.data.writer import features
+
+NAME = "small"
+
+
+def frame_record(payload: bytes) -> bytes:
+    """One record of a TFRecord file, written down independently of the reader."""
+
+    def checksum(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    length = struct.pack("<Q", len(payload))
+    return length + checksum(length) + payload + checksum(payload)
+
+
+def encode_png(masks: np.ndarray) -> bytes:
+    """Masks [T, h, w] as the grey PNG of the schema."""
+    file = io.BytesIO()
+    Image.fromarray(masks.reshape(-1, masks.shape[-1])).save(file, "PNG")
+    return file.getvalue()
+
+
+def serialize(
+    pixels: np.ndarray,
+    identity: str = "video",
+    label: int = 0,
+    masks: np.ndarray | None = None,
+    **changes: Any,
+) -> bytes:
+    """A ``tf.train.Example`` of pixels [T, H, W, 3]; ``changes`` overwrite what it says."""
+    values: dict[str, Any] = {
+        schema.ID: identity.encode(),
+        schema.LABEL: label,
+        schema.FRAMES: [
+            simplejpeg.encode_jpeg(frame, quality=98, colorsubsampling="444") for frame in pixels
+        ],
+        schema.CODEC: schema.CODEC_JPEG.encode(),
+        schema.NUM_FRAMES: len(pixels),
+        schema.RATE: 8.0,
+        schema.HEIGHT: pixels.shape[1],
+        schema.WIDTH: pixels.shape[2],
+    }
+    if masks is not None:
+        values[schema.FOREGROUND] = encode_png(masks)
+    example = tf_example_pb2.Example()
+    for name, value in (values | changes).items():
+        many = value if isinstance(value, list) else [value]
+        kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[
+            type((many or [b""])[0])
+        ]
+        getattr(example.features.feature[name], kind).value.extend(many)
+    return example.SerializeToString()
+
+
+def video(seed: int, num_frames: int = 6, height: int = 24, width: int = 32) -> np.ndarray:
+    """A smooth random video [T, H, W, 3], whose red channel's mean grows with the frame number."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (num_frames, height // 8, width // 8, 3), np.uint8)
+    frames = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    frames[..., 0] = 10 * np.arange(num_frames)[:, None, None] + 5
+    return frames
+
+
+def small_records(count: int, with_masks: bool = True) -> list[bytes]:
+    """Examples with different pixels and labels 0, 1, 2, 0, ..."""
+    records = []
+    for number in range(count):
+        frames = video(number)
+        masks = frames[:, ::4, ::4, 1].copy() if with_masks else None
+        records.append(serialize(frames, f"video-{number}", number % 3, masks))
+    return records
+
+
+def write_dataset(
+    directory: Path,
+    splits: Mapping[str, Sequence[bytes]],
+    shards: int = 1,
+    with_masks: bool = True,
+    label_names: Sequence[str] = ("a", "b", "c"),
+) -> Path:
+    """Writes serialised examples as TFDS would, each split in ``shards`` files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    described = []
+    for split, records in splits.items():
+        bounds = np.linspace(0, len(records), shards + 1).astype(int)
+        for shard, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            path = shard_path(directory, split, shard, shards)
+            path.write_bytes(b"".join(map(frame_record, records[start:stop])))
+        described.append(
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(map(len, records))),
+                "shardLengths": [str(n) for n in np.diff(bounds)],
+            }
+        )
+    info = {"name": NAME, "version": "1.0.0", "fileFormat": "tfrecord", "splits": described}
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    features(label_names, foreground=with_masks).save_config(os.fspath(directory))
+    return directory
+
+
+def shard_path(directory: Path, split: str, shard: int = 0, shards: int = 1) -> Path:
+    """The file of one shard."""
+    return directory / f"{NAME}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
+
+
+def flip_byte(path: Path, position: int) -> None:
+    """Damages one byte, leaving size and modification time alone."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+class ExitingStream:
+    """Elements of one number each; reading position ``last`` ends the process with status 0."""
+
+    def __init__(self, last: int):
+        self.last = last
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if position == self.last:
+            os._exit(0)
+        return {"slot": np.int32(position)}

@@ -1,0 +1,181 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.schema import UNLABELLED
+from adamae_jax.data.stream import Element, EvalStream, HostSlice, TrainStream
+from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.errors import UserError
+from tests.data.fixtures import serialize, small_records, video, write_dataset
+
+COUNT = 7
+SPEC = ClipSpec(4, 1, (16, 16))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    directory = tmp_path_factory.mktemp("dataset")
+    return Dataset(write_dataset(directory, {"train": small_records(COUNT)}, shards=2), "train")
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Record 2 is no example, and record 4 has a damaged frame."""
+    records = small_records(COUNT, with_masks=False)
+    records[2] = b"\xff"
+    records[4] = serialize(video(4), "video-4", frames=[b"rubbish"] * 6)
+    directory = tmp_path_factory.mktemp("damaged")
+    return Dataset(write_dataset(directory, {"train": records}, with_masks=False), "train")
+
+
+def make_stream(dataset: Dataset, on_error: str = "replace", seed: int = 3) -> TrainStream:
+    return TrainStream(dataset, SPEC, seed=seed, videos_per_step=3, on_error=on_error)
+
+
+def assert_same(first: Element, second: Element) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_elements_say_what_they_are(dataset: Dataset) -> None:
+    stream = make_stream(dataset)
+    for position in range(2 * COUNT):
+        element = stream[position]
+        assert element["video"].shape == SPEC.video_shape
+        assert element["foreground"].shape == SPEC.foreground_shape
+        assert element["label"] == element["example_index"] % 3
+        assert element["slot"] == position % 3
+        assert element["replaced"] == 0
+        scalars = ("label", "example_index", "slot", "replaced")
+        assert {element[name].dtype for name in scalars} == {np.dtype(np.int32)}
+
+
+def test_each_epoch_is_another_permutation(dataset: Dataset) -> None:
+    stream = make_stream(dataset)
+    epochs = [
+        tuple(int(stream[epoch * COUNT + k]["example_index"]) for k in range(COUNT))
+        for epoch in range(4)
+    ]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+def test_an_element_depends_on_seed_and_position_only(dataset: Dataset) -> None:
+    backwards = {position: make_stream(dataset)[position] for position in (11, 5, 0)}
+    stream = pickle.loads(pickle.dumps(make_stream(dataset)))
+    for position in range(12):
+        element = stream[position]
+        if position in backwards:
+            assert_same(element, backwards[position])
+    others = TrainStream(dataset, SPEC, seed=3, videos_per_step=5)
+    np.testing.assert_array_equal(others[11]["video"], backwards[11]["video"])
+    reseeded = make_stream(dataset, seed=4)
+    assert any((reseeded[k]["video"] != stream[k]["video"]).any() for k in range(3))
+
+
+def test_augmentation_changes_from_epoch_to_epoch(dataset: Dataset) -> None:
+    stream = make_stream(dataset)
+    clips = set()
+    for position in range(5 * COUNT):
+        element = stream[position]
+        if element["example_index"] == 0:
+            clips.add(element["video"].tobytes())
+    assert len(clips) >= 4
+
+
+def test_damaged_records_are_replaced_where_they_stand(
+    damaged: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = make_stream(damaged)
+    wanted = [stream.example_index(position) for position in range(6 * COUNT)]
+    elements = [stream[position] for position in range(6 * COUNT)]
+    used = [int(element["example_index"]) for element in elements]
+    replaced = [int(element["replaced"]) for element in elements]
+    assert set(wanted) == set(range(COUNT))
+    assert not {2, 4} & set(used)
+    for before, after, count in zip(wanted, used, replaced, strict=True):
+        assert (count > 0) == (before in (2, 4))
+        assert count or before == after
+    substitutes = {after for after, count in zip(used, replaced, strict=True) if count}
+    assert len(substitutes) > 2
+    again = make_stream(damaged)
+    for position in reversed(range(6 * COUNT)):
+        assert_same(again[position], elements[position])
+
+
+def test_each_damaged_record_is_logged_once(
+    damaged: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from absl import logging
+
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    stream = make_stream(damaged)
+    for position in range(4 * COUNT):
+        stream[position]
+    assert len(lines) == 2
+    assert all("replaced by another record: record " in line for line in lines)
+    assert sum("'video-4': frame " in line for line in lines) == 1
+
+
+def test_damage_can_be_raised_instead(damaged: Dataset) -> None:
+    stream = make_stream(damaged, on_error="raise")
+    position = next(p for p in range(COUNT) if stream.example_index(p) == 4)
+    with pytest.raises(BadRecordError, match=r"record 4 of split .*'video-4': frame \d is no JPEG"):
+        stream[position]
+
+
+def test_nothing_but_damage_ends_the_stream(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": [b"\xff"] * 3}, with_masks=False)
+    with pytest.raises(BadRecordError, match="16 damaged records in a row at position 1"):
+        make_stream(Dataset(tmp_path, "train"))[1]
+
+
+def test_impossible_streams_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match="seed is -1"):
+        TrainStream(dataset, SPEC, seed=-1, videos_per_step=3)
+    with pytest.raises(UserError, match="videos_per_step is 0"):
+        TrainStream(dataset, SPEC, seed=0, videos_per_step=0)
+    with pytest.raises(UserError, match="on_error is 'skip', but must be one of: replace, raise"):
+        TrainStream(dataset, SPEC, seed=0, videos_per_step=3, on_error="skip")
+
+
+def test_evaluation_is_in_order_then_filled_up(dataset: Dataset) -> None:
+    stream = EvalStream(dataset, SPEC, batch_size=4, num_examples=6)
+    elements = [stream[position] for position in range(8)]
+    assert [int(e["example_index"]) for e in elements] == [0, 1, 2, 3, 4, 5, -1, -1]
+    assert [int(e["label"]) for e in elements] == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
+    assert [bool(e["valid"]) for e in elements] == [True] * 6 + [False] * 2
+    assert not any(e["unreadable"] for e in elements)
+    assert [int(e["slot"]) for e in elements] == [0, 1, 2, 3] * 2
+    assert elements[0]["video"].any()
+    assert not elements[7]["video"].any()
+    shapes = [{name: (v.shape, v.dtype) for name, v in e.items()} for e in elements]
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_unreadable_videos_are_marked_not_replaced(damaged: Dataset) -> None:
+    stream = EvalStream(damaged, SPEC, batch_size=COUNT, num_examples=COUNT)
+    elements = [stream[position] for position in range(COUNT)]
+    assert [int(e["example_index"]) for e in elements] == list(range(COUNT))
+    assert [k for k, e in enumerate(elements) if not e["valid"]] == [2, 4]
+    assert [k for k, e in enumerate(elements) if e["unreadable"]] == [2, 4]
+    assert not elements[2]["video"].any()
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 3])
+def test_hosts_read_consecutive_parts_of_each_batch(dataset: Dataset, process_count: int) -> None:
+    stream = TrainStream(dataset, SPEC, seed=3, videos_per_step=6)
+    parts = [HostSlice(stream, 6, p, process_count, first_step=2) for p in range(process_count)]
+    for step in range(2):
+        joined = [
+            part[step * part.local_batch + k] for part in parts for k in range(part.local_batch)
+        ]
+        assert [int(element["slot"]) for element in joined] == list(range(6))
+        for slot, element in enumerate(joined):
+            assert_same(element, stream[(2 + step) * 6 + slot])

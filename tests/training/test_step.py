@@ -1,0 +1,303 @@
+"""The train step with AdaMAE: accumulation, devices, donation, skipped updates, diagnostics."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamae_jax.errors import UserError
+from adamae_jax.masking import MaskInputs, TokenMask, adaptive, base, random
+from adamae_jax.masking.base import Variables
+from adamae_jax.models.transformer import ExampleKeys
+from adamae_jax.objectives import Pretraining
+from adamae_jax.training.mesh import batch_sharding, create_mesh, replicated
+from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
+from adamae_jax.training.state import MODEL, TrainState, create_state
+from adamae_jax.training.step import example_keys, jit_train_step, make_train_step, motion_tokens
+from tests import helpers
+
+BATCH = 16
+SEED = 7
+BLACK, WHITE = 0, 255
+METRICS = {
+    "loss",
+    "loss_reconstruction",
+    "loss_sampling",
+    "grad_norm",
+    "grad_norm_masking",
+    "learning_rate",
+    "sampling_entropy",
+    "sampling_max_probability",
+    "sampling_effective_size",
+    "foreground_lift",
+    "skipped",
+    "replaced",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(adaptive.Strategy):
+    """AdaMAE's sampler, which sums up its masks in its state: an exact, unordered fingerprint."""
+
+    def init(self, key: Any, inputs: MaskInputs) -> Variables:
+        return {**super().init(key, inputs), "state": {"masks": jnp.zeros((), jnp.uint32)}}
+
+    def __call__(
+        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+    ) -> TokenMask:
+        mask = super().__call__(variables, inputs, rng, train)
+        # Weighted by a pixel, so that masks exchanged between clips would not go unnoticed.
+        pixel = jnp.round(inputs.video[:, 0, 0, 0, 0] * 1000).astype(jnp.int32).astype(jnp.uint32)
+        weights = jnp.square(2 * mask.visible.astype(jnp.uint32) + 1).sum(-1)
+        return mask.replace(state={"masks": variables["state"]["masks"] + (pixel * weights).sum()})
+
+
+def optimizers(warmup: int = 3, steps: int = 10) -> dict[str, Optimizer]:
+    """AdamW as in the recipes."""
+    return {
+        MODEL: adamw(
+            warmup_cosine(1e-2, 1e-3, warmup, steps),
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.05,
+            decay=("kernel$", "position_table$"),
+        )
+    }
+
+
+def new_state(task: Pretraining) -> TrainState:
+    """A state at step 0 without compiling the initialisation."""
+    shapes = jax.eval_shape(lambda: create_state(task, optimizers(), 0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return zeros.replace(params=helpers.variables(task)["params"])
+
+
+class Run:
+    """A compiled step on some devices, which counts how often it is traced."""
+
+    def __init__(self, task: Pretraining, devices: int = 1, accumulation: int = 1) -> None:
+        self.task = task
+        self.traces = 0
+        self.mesh = create_mesh({"data": -1}, jax.devices()[:devices])
+        step = make_train_step(task, optimizers(), seed=SEED, accumulation=accumulation)
+
+        def counted(state: TrainState, batch: Any) -> Any:
+            self.traces += 1
+            return step(state, batch)
+
+        self.step = jit_train_step(counted, self.mesh)
+
+    def state(self) -> TrainState:
+        """A state at step 0."""
+        return jax.device_put(new_state(self.task), replicated(self.mesh))
+
+    def batch(self, seed: int = 0) -> Any:
+        """A batch on the devices."""
+        return jax.device_put(helpers.batch(BATCH, seed), batch_sharding(self.mesh))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Pretraining:
+    """The tiny AdaMAE that records its masks."""
+    return helpers.pretraining(Recorded(mask_ratio=0.75))
+
+
+@pytest.fixture(scope="module")
+def single(recorded: Pretraining) -> Run:
+    """On one device, without accumulation."""
+    return Run(recorded)
+
+
+def first_step(run: Run) -> tuple[TrainState, dict[str, Any]]:
+    """State and metrics after one step."""
+    return run.step(run.state(), run.batch())
+
+
+@pytest.fixture(scope="module")
+def reference(single: Run) -> tuple[TrainState, dict[str, Any]]:
+    """What every other way of computing a step is compared with."""
+    return first_step(single)
+
+
+def assert_same_step(
+    found: tuple[TrainState, dict[str, Any]], expected: tuple[TrainState, dict[str, Any]]
+) -> None:
+    """The same masks; the same losses and gradients but for rounding."""
+    assert int(found[0].model_state["masks"]) == int(expected[0].model_state["masks"]) != 0
+    assert set(found[1]) == set(expected[1]) == METRICS
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-5, err_msg=name)
+    # Adam divides gradients by their size: compared are its moments, which hold them undivided.
+    theirs = jax.tree_util.tree_leaves_with_path(expected[0].opt_state)
+    for ours, (path, value) in zip(jax.tree.leaves(found[0].opt_state), theirs, strict=True):
+        error = np.linalg.norm(np.asarray(ours) - np.asarray(value))
+        assert error <= 1e-4 * np.linalg.norm(value) + 1e-8, jax.tree_util.keystr(path)
+
+
+def test_accumulation_changes_nothing(
+    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
+) -> None:
+    assert_same_step(first_step(Run(recorded, accumulation=4)), reference)
+
+
+def test_accumulation_on_eight_devices_changes_nothing(
+    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
+) -> None:
+    assert_same_step(first_step(Run(recorded, devices=8, accumulation=2)), reference)
+
+
+def test_eight_devices_share_the_work_and_change_nothing(
+    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
+) -> None:
+    run = Run(recorded, devices=8)
+    batch = run.batch()
+    assert {shard.data.shape[0] for shard in batch["video"].addressable_shards} == {BATCH // 8}
+    compiled = run.step.lower(run.state(), batch).compile()
+    state, metrics = compiled(run.state(), batch)
+    assert_same_step((state, metrics), reference)
+    everywhere = replicated(run.mesh)
+    for leaf in jax.tree.leaves((state, metrics)):
+        assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
+    # Each device's program sees its own two clips and no more, and adds up the gradients.
+    (_, batch_in), _ = compiled.input_shardings
+    assert batch_in["video"].is_equivalent_to(batch_sharding(run.mesh), 5)
+    program = compiled.as_text()
+    assert "u8[2,8,8,12,3]" in program
+    assert "u8[16,8,8,12,3]" not in program
+    assert "all-reduce" in program
+
+
+def test_one_compilation_and_the_state_is_donated(single: Run) -> None:
+    state = single.state()
+    for seed in range(3):
+        given = state
+        state, metrics = single.step(given, single.batch(seed))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
+        assert int(state.step) == seed + 1
+        assert all(np.isfinite(value) for value in metrics.values())
+    assert single.traces == 1
+
+
+def test_the_rate_is_the_schedule_s(single: Run) -> None:
+    state, rates = single.state(), []
+    for _ in range(4):
+        state, metrics = single.step(state, single.batch())
+        rates.append(float(metrics["learning_rate"]))
+    np.testing.assert_allclose(rates[:3], [0.0, 5e-3, 1e-2], rtol=1e-5)
+    assert rates[3] == pytest.approx(1e-2, rel=1e-5)
+
+
+def test_the_first_step_warms_up_at_rate_zero(
+    single: Run, reference: tuple[TrainState, dict[str, Any]]
+) -> None:
+    jax.tree.map(np.testing.assert_array_equal, reference[0].params, single.state().params)
+
+
+def test_repeating_a_step_repeats_it_exactly(single: Run) -> None:
+    first, second = (single.step(single.state(), single.batch(1)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_training_lowers_the_loss(single: Run) -> None:
+    state, losses = single.state(), []
+    for _ in range(10):
+        state, metrics = single.step(state, single.batch())
+        losses.append(float(metrics["loss_reconstruction"]))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_metrics_describe_the_distribution(
+    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
+) -> None:
+    metrics = reference[1]
+    variables = helpers.variables(recorded)
+    keys = example_keys(SEED, jnp.zeros((), jnp.int32), jnp.arange(BATCH))
+    video = jnp.asarray(helpers.clips(BATCH))
+    outcome = jax.jit(recorded.forward, static_argnums=3)(variables, video, keys, True)
+    probs = np.exp(np.asarray(outcome.mask.log_probs, np.float64))
+    close = {"rel": 1e-4}
+    assert metrics["loss"] == pytest.approx(float(outcome.loss.mean()), **close)
+    assert metrics["sampling_entropy"] == pytest.approx(
+        -(probs * np.log(probs)).sum(1).mean(), **close
+    )
+    assert metrics["sampling_max_probability"] == pytest.approx(probs.max(1).mean(), **close)
+    assert metrics["sampling_effective_size"] == pytest.approx(
+        (1 / np.square(probs).sum(1)).mean(), **close
+    )
+    moving = np.asarray(motion_tokens(video, helpers.GEOMETRY))
+    seen = np.take_along_axis(moving, np.asarray(outcome.mask.visible), axis=1)
+    assert metrics["foreground_lift"] == pytest.approx(seen.mean() / moving.mean(), **close)
+    assert 0 < metrics["grad_norm_masking"] < metrics["grad_norm"]
+
+
+def test_keys_belong_to_the_place_in_the_global_batch() -> None:
+    step = jnp.asarray(5)
+    keys = jax.random.key_data(example_keys(1, step, jnp.arange(6)))
+    part = jax.random.key_data(example_keys(1, step, jnp.asarray([4, 1])))
+    np.testing.assert_array_equal(part, keys[jnp.asarray([4, 1])])
+    assert len(np.unique(keys, axis=0)) == 6
+    for other in (example_keys(2, step, jnp.arange(6)), example_keys(1, step + 1, jnp.arange(6))):
+        assert (np.asarray(jax.random.key_data(other)) != np.asarray(keys)).any(-1).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(base.MaskingStrategy):
+    """Random masking whose auxiliary loss is not a number for white clips.
+
+    For black ones only its gradient is not.
+    """
+
+    def init(self, key: Any, inputs: MaskInputs) -> Variables:
+        return {"params": {"weight": jnp.ones(())}, "state": {"calls": jnp.zeros((), jnp.int32)}}
+
+    def __call__(
+        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+    ) -> TokenMask:
+        mask = random.Strategy(mask_ratio=0.75)(variables, inputs, rng, train)
+        brightness = inputs.video.mean((1, 2, 3, 4))
+        not_black = jnp.where(brightness < -1.95, 0.0, 1.0)
+        loss = jnp.sqrt(not_black * jnp.square(variables["params"]["weight"]))
+        loss = loss + jnp.where(brightness > 2.0, jnp.nan, 0.0)
+        state = {"calls": variables["state"]["calls"] + 1}
+        return mask.replace(aux={"poison": loss}, state=state)
+
+
+def test_updates_that_are_not_finite_are_skipped() -> None:
+    run = Run(helpers.pretraining(Poisoned(mask_ratio=0.75)))
+
+    def batch(seed: int, shade: int | None = None) -> Any:
+        own = helpers.batch(BATCH, seed)
+        if shade is not None:
+            own["video"][3] = shade
+        return jax.device_put(own, batch_sharding(run.mesh))
+
+    state, metrics = run.step(run.state(), batch(0))
+    state, metrics = run.step(state, batch(1))
+    assert (int(metrics["skipped"]), int(state.step)) == (0, 2)
+    kept = jax.device_get(state)
+    for count, shade in ((1, WHITE), (2, BLACK)):
+        state, metrics = run.step(state, batch(2, shade))
+        assert np.isnan(metrics["loss"]) == (shade == WHITE)
+        assert np.isnan(metrics["grad_norm"]) == (shade == BLACK)
+        for part in ("params", "opt_state", "model_state"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(kept, part))
+        assert (int(state.counters["skipped"]), int(state.step)) == (count, 2 + count)
+        assert int(metrics["skipped"]) == count
+    state, metrics = run.step(state, batch(0))
+    assert (int(state.counters["skipped"]), int(state.step)) == (2, 5)
+    # The schedule went on: this is step 4's rate and not step 2's.
+    expected = warmup_cosine(1e-2, 1e-3, 3, 10)(jnp.asarray(4))
+    assert metrics["learning_rate"] == pytest.approx(float(expected))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, kept.params)
+    assert min(jax.tree.leaves(moved["autoencoder"])) > 0
+    assert int(state.model_state["calls"]) == 3
+    assert run.traces == 1
+
+
+def test_an_optimizer_that_is_missing_is_named(recorded: Pretraining) -> None:
+    with pytest.raises(UserError, match=r"\['other'\] are given, \['model'\] are needed"):
+        make_train_step(recorded, {"other": optimizers()[MODEL]}, seed=0)
