@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 

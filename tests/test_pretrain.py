@@ -1,0 +1,324 @@
+"""Whole runs, as real processes: to the end, killed and resumed, and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+import adamae_jax
+from adamae_jax.training import rundir
+from tests.data import fixtures
+
+ROOT = Path(__file__).parent.parent
+TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
+DEADLINE_S = 240.0
+
+
+def command(workdir: Path, data: Path, *options: str) -> list[str]:
+    """The command line of a tiny run."""
+    # Compiled programs are shared between the runs, as they are from one start to the next.
+    cache = data.parent / "compiled"
+    return [
+        *(sys.executable, "-m", "adamae_jax.pretrain", "--config=tests/configs/tiny.py"),
+        *(f"--workdir={workdir}", f"--config.data.dir={data}"),
+        *(f"--config.compilation_cache_dir={cache}", *options),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """One CPU device, quietly."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def run(workdir: Path, data: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs to the end."""
+    return subprocess.run(
+        command(workdir, data, *options),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Waits until something has happened, or the process or our patience has ended."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process.poll() is None, f"the run ended by itself with {process.returncode}"
+        time.sleep(0.01)
+
+
+def run_killed(workdir: Path, data: Path, step: int) -> None:
+    """Starts a run and kills it with SIGKILL once it has logged a step; no worker is left."""
+    metrics = workdir / rundir.METRICS
+    with (workdir.parent / "killed.log").open("wb") as log:
+        process = subprocess.Popen(
+            command(workdir, data), cwd=ROOT, env=environment(), stdout=log, stderr=log
+        )
+
+        def logged() -> bool:
+            lines = metrics.read_bytes().splitlines() if metrics.exists() else []
+            return any(json.loads(line)["step"] >= step for line in lines[:-1])
+
+        wait_for(logged, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children, "the run reads through worker processes"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"workers outlived the run: {alive}"
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    text = (workdir / rundir.METRICS).read_text()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
+        for line in text.splitlines()
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bitwise the same metrics and the same final arrays."""
+    assert lines(one) == lines(other)
+    first, second = (load_file(path / "model" / "model.safetensors") for path in (one, other))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes(), name
+
+
+def moving_waves(count: int) -> list[bytes]:
+    """Examples of colour waves that run over the frame, with half of it as foreground."""
+    records = []
+    time, row, column = np.meshgrid(*(np.arange(n) for n in (10, 24, 32)), indexing="ij")
+    masks = np.repeat(np.uint8([[[0, 0, 0, 0, 255, 255, 255, 255]]]), 10, 0).repeat(6, 1)
+    for number in range(count):
+        speed, rows, columns = np.random.default_rng(number).uniform(0.2, 0.5, 3)
+        wave = np.sin(speed * time + rows * row + columns * column)
+        frames = np.stack([128 + 100 * wave, 128 - 100 * wave, 128 + 50 * wave], -1)
+        identity, label = f"wave-{number}", number % 3
+        records.append(fixtures.serialize(frames.astype(np.uint8), identity, label, masks))
+    return records
+
+
+@pytest.fixture(scope="module")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 clips to train on and 8 held out."""
+    return fixtures.write_dataset(
+        tmp_path_factory.mktemp("data") / "waves",
+        {"train": moving_waves(16), "validation": moving_waves(8)},
+        shards=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+    """The workdir of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run(workdir, tiny_dataset)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_what_is_promised(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} >= {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "pictures",
+        "summary.json",
+        "model",
+    }
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert len(list((finished / "pictures").glob("start*.png"))) == 4
+    assert len(list((finished / "pictures").glob("end*.gif"))) == 4
+    logged = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == list(range(1, 61))
+    assert set(logged[0]) >= {
+        "loss", "loss_reconstruction", "loss_sampling", "grad_norm", "grad_norm_masking",
+        "learning_rate", "clips_per_second", "data_wait_share", "sampling_entropy",
+        "sampling_max_probability", "sampling_effective_size", "foreground_lift",
+    }  # fmt: skip
+    assert [line["step"] for line in logged if "eval_loss_reconstruction" in line] == [20, 40, 60]
+    assert 0.0 <= logged[-1]["eval_knn_accuracy"] <= 1.0
+    # Full precision: a float32 written with fewer digits would not come back.
+    assert all(np.float32(line["loss"]) == line["loss"] for line in logged)
+
+
+@pytest.mark.smoke
+def test_the_loss_falls_and_the_summary_says_so(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    logged = lines(finished)
+    first = np.mean([line["loss_reconstruction"] for line in logged[:3]])
+    last = np.mean([line["loss_reconstruction"] for line in logged[-3:]])
+    assert summary["steps"] == 60
+    assert summary["loss_reconstruction_first"] == pytest.approx(first)
+    assert summary["loss_reconstruction_last"] == pytest.approx(last)
+    assert last < 0.95 * first
+    assert summary["foreground_lift"] == logged[-1]["eval_foreground_lift"]
+    assert summary["foreground_source"] == "masks"
+    assert summary["seconds"] > 0
+    assert summary["clips_per_second"] > 0
+
+
+def test_a_complete_run_ends_at_once(finished: Path, tiny_dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    del before[finished / "config.json"]
+    again = run(finished, tiny_dataset)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == json.loads((finished / "summary.json").read_text())
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_killed_and_resumed_is_bitwise_the_same(
+    finished: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "killed"
+    run_killed(workdir, tiny_dataset, step=24)
+    resumed = run(workdir, tiny_dataset)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from step" in resumed.stderr
+    assert_same_run(finished, workdir)
+
+
+@pytest.mark.full
+def test_killed_many_times_is_bitwise_the_same(
+    finished: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "killed"
+    for step in (1, 9, 21, 35, 50, 58):
+        run_killed(workdir, tiny_dataset, step)
+    assert run(workdir, tiny_dataset).returncode == 0
+    assert_same_run(finished, workdir)
+
+
+def test_the_number_of_workers_changes_nothing(
+    finished: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path / "run", tiny_dataset, "--config.data.num_workers=0")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_load_gives_model_parameters_and_features(finished: Path) -> None:
+    loaded = adamae_jax.load(finished)
+    model, params = loaded
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 24, 3), dtype=np.uint8)
+    features = loaded.features(video)
+    assert features.shape == (2, 48, 32)
+    assert loaded.step == 60
+    assert params["encoder_norm"]["scale"].shape == (32,)
+    assert model.geometry.grid == (2, 4, 6)
+    from_directory = adamae_jax.load(finished / "model")
+    for one, other in zip(
+        jax.tree.leaves(loaded.variables), jax.tree.leaves(from_directory.variables), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def refused(tiny_dataset: Path) -> Iterator[Callable[..., str]]:
+    """Runs that must be refused in this process, before anything is compiled or written."""
+
+    def refuse(workdir: Path, **changes: Any) -> str:
+        from adamae_jax import pretrain
+        from adamae_jax.errors import UserError
+        from tests.configs import tiny
+
+        config = tiny.get_config()
+        config.data.dir = str(tiny_dataset)
+        config.mesh.data = -1
+        for name, value in changes.items():
+            parent: Any = config
+            *fields, last = name.split("__")
+            for field in fields:
+                parent = parent[field]
+            parent[last] = value
+        with pytest.raises(UserError) as caught:
+            pretrain.pretrain(config, workdir)
+        return str(caught.value)
+
+    yield refuse
+
+
+BAD_VALUES = [
+    ({"masking__mask_ratio": 1.0}, ["mask_ratio 1.0", "(0, 1)"]),
+    ({"masking__mask_ratio": 0.99}, ["0.99", "no visible token", "48"]),
+    ({"masking__mask_ratio": 0.0}, ["mask_ratio 0.0", "(0, 1)"]),
+    ({"model__patch_size": 5}, ["16", "patch_size 5"]),
+    ({"data__num_frames": 5}, ["num_frames 5", "tubelet_size 2"]),
+    ({"batch_size": 12}, ["batch_size 12", "8 device"]),
+    ({"data__dir": ""}, ["data.dir", "prepare"]),
+    ({"data__dir": "nowhere"}, ["nowhere", "prepare"]),
+    ({"data__train_split": "trian"}, ["trian"]),
+    ({"mesh__data": 3}, ["mesh", "8 device"]),
+    ({"steps": 0}, ["steps", "epochs"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD_VALUES, ids=lambda v: next(iter(v)))
+def test_bad_values_are_refused_with_nothing_written(
+    refused: Callable[..., str], tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refused(tmp_path / "run", **changes)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_dataset_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refused(tmp_path / "run", data__dir=str(tmp_path / "empty"))
+    assert str(tmp_path / "empty") in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_model_is_refused(refused: Callable[..., str], finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    message = refused(finished, model__encoder__width=48)
+    assert "model.encoder.width (the run: 32, asked for: 48)" in message
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_other_data_is_refused(finished: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """The fingerprint in the checkpoint is compared before anything goes on."""
+    import shutil
+
+    copy, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").unlink()
+    shutil.copytree(tiny_dataset, data)
+    info = data / "dataset_info.json"
+    info.write_text(info.read_text().replace("{", "{ ", 1))
+    done = run(copy, data)
+    assert done.returncode == 2
+    assert "was trained on another dataset" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "option", ["--config.optimizer.learning_rat=1", "--config.steps=many", "surplus"]
+)
+def test_a_wrong_command_line_gives_one_line(
+    option: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path / "run", tiny_dataset, option)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert not (tmp_path / "run").exists()
