@@ -38,8 +38,7 @@ class Objective:
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-@struct.dataclass
-class Outcome:
+class Outcome(struct.PyTreeNode):
     """What a clip batch gave.
 
     Attributes:

@@ -226,7 +226,7 @@ def draw_panels(clip: Panels, size: tuple[int, int]) -> list[Panel]:
             "reconstruction", "(visible ones copied)", resize(to_rgb(clip["reconstruction"]), size)
         ),
     ]
-    error, largest = heat_map(np.where(clip["predicted"], clip["error"], 0.0))
+    error, largest = heat_map(clip["error"])
     error = np.where(clip["predicted"][..., None], error, hidden)
     panels.append(Panel("error", "grey: not predicted", spread(error, shape), f"{largest:.2g}"))
     if "probability" in clip:

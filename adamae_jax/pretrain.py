@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import flags, logging
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -45,7 +45,7 @@ PICTURE_CLIPS = 4
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    summary = pretrain(CONFIG.value, Path(WORKDIR.value))
+    summary = pretrain(CONFIG.value, Path(str(WORKDIR.value)))
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
 
@@ -338,7 +338,7 @@ class Run:
             self.config.data.validation_split, PICTURE_CLIPS, PICTURE_CLIPS
         ) as batches:
             batch = next(iter(batches))
-        keys = example_keys(self.config.seed, np.int32(0), batch["example_index"])
+        keys = example_keys(self.config.seed, jnp.int32(0), jnp.asarray(batch["example_index"]))
         variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
         panels = pictures.compute(self.pretraining, variables, batch["video"], keys)
         self.metrics.write_images(step, {"clips": pictures.sheet(panels)})

@@ -106,7 +106,7 @@ def moving_waves(count: int) -> list[bytes]:
     """Examples of colour waves that run over the frame, with half of it as foreground."""
     records = []
     time, row, column = np.meshgrid(*(np.arange(n) for n in (10, 24, 32)), indexing="ij")
-    masks = np.repeat(np.uint8([[[0, 0, 0, 0, 255, 255, 255, 255]]]), 10, 0).repeat(6, 1)
+    masks = np.repeat(np.array([[[0, 0, 0, 0, 255, 255, 255, 255]]], np.uint8), 10, 0).repeat(6, 1)
     for number in range(count):
         speed, rows, columns = np.random.default_rng(number).uniform(0.2, 0.5, 3)
         wave = np.sin(speed * time + rows * row + columns * column)

@@ -1,0 +1,1 @@
+"""The same weights under other people's names."""

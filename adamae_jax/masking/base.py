@@ -21,8 +21,7 @@ from adamae_jax.models.tubelets import Grid
 Variables = Mapping[str, Any]
 
 
-@struct.dataclass
-class MaskInputs:
+class MaskInputs(struct.PyTreeNode):
     """What a strategy may look at.
 
     Attributes:
@@ -36,8 +35,7 @@ class MaskInputs:
     grid: Grid = struct.field(pytree_node=False)
 
 
-@struct.dataclass
-class TokenMask:
+class TokenMask(struct.PyTreeNode):
     """A strategy's answer. Indices are those of patch tokens, sorted.
 
     Attributes:
@@ -87,8 +85,8 @@ class MaskingStrategy:
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_ratio < 1.0:
             raise UserError(
-                f"mask_ratio {self.mask_ratio} is outside (0, 1): give the share of tokens to mask, "
-                "such as 0.95"
+                f"mask_ratio {self.mask_ratio} is outside (0, 1): give the share of tokens to "
+                "mask, such as 0.95"
             )
 
     def num_visible(self, grid: Grid) -> int:
@@ -129,7 +127,7 @@ class MaskingStrategy:
         raise NotImplementedError
 
 
-def mask_from_visible(is_visible: Bool[Array, "b n"], num_visible: int) -> dict[str, Array]:
+def mask_from_visible(is_visible: Bool[Array, "b n"], num_visible: int) -> dict[str, Any]:
     """Sorted indices of visible and masked tokens, as `TokenMask` fields.
 
     Args:

@@ -1,1 +1,1 @@
-"""Pixels to tokens to latents to pixels: Flax Linen definitions that know no optimiser, no config."""
+"""Pixels to tokens to latents to pixels, in Flax Linen; knows no optimiser and no config."""

@@ -31,7 +31,7 @@ def gather_tokens(tokens: Num[Array, "b n d"], indices: Int[Array, "b k"]) -> Nu
 def scale_tokens(
     tokens: Float[Array, "b n d"], scale: Float[Array, "b n"]
 ) -> Float[Array, "b n d"]:
-    """``s * x + stop_gradient(1 - s) * x``: values unchanged, a gradient for the scale (AutoMAE)."""
+    """``s * x + stop_gradient(1 - s) * x``: the same values, a gradient for the scale (AutoMAE)."""
     scale = scale[:, :, None].astype(tokens.dtype)
     return scale * tokens + jax.lax.stop_gradient(1.0 - scale) * tokens
 

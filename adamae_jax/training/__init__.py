@@ -1,0 +1,1 @@
+"""State, step, optimiser, mesh, checkpoints and the loop."""

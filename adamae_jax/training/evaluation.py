@@ -14,8 +14,8 @@ from adamae_jax.masking.base import MaskInputs
 from adamae_jax.masking.random import Strategy as RandomMasking
 from adamae_jax.objectives import Pretraining, fold, normalize_pixels
 from adamae_jax.training.mesh import batch_sharding, replicated
-from adamae_jax.training.step import Batch, example_keys, marked_tokens, visible_share
 from adamae_jax.training.state import TrainState
+from adamae_jax.training.step import Batch, example_keys, marked_tokens, visible_share
 
 # Folded into the keys of validation, so that its draws are not those of training.
 _HELD_OUT = 0x5EED

@@ -37,7 +37,7 @@ EXECUTION = (
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
         flat |= _flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}

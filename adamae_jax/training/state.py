@@ -14,8 +14,7 @@ from adamae_jax.training.optimizers import Optimizer
 MODEL, ADVERSARY = "model", "adversary"  # the optimisers' names
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """A run at one step.
 
     Attributes:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from adamae_jax.errors import UserError
 from adamae_jax.masking.base import TokenMask
@@ -21,7 +21,7 @@ from adamae_jax.training.state import ADVERSARY, MODEL, TrainState, merge_params
 # video uint8 [B, T, H, W, C], slot int32 [B] (place in the global batch) and, where the dataset
 # has masks, foreground uint8 [B, T, h, w]; replaced int32 [B] counts damaged records.
 Batch = Mapping[str, Array]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Num[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -217,7 +217,8 @@ def make_train_step(
         return state, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]), metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        updated, finite, metrics = state, jnp.asarray(True), {}
+        metrics: Metrics = {}
+        updated, finite = state, jnp.asarray(True)
         if adversary_name is not None:
             updated, finite, metrics = step_adversary(updated, batch)
         updated, model_finite, model_metrics = step_model(updated, batch)

@@ -39,7 +39,7 @@ def run(first_step: int, steps: int, log_every: int) -> SimpleNamespace:
 
     state = loop.Loop(
         train_step=train_step,
-        put=lambda batch: batch,
+        put=lambda batch: {name: jnp.asarray(value) for name, value in batch.items()},
         clock=loop.Clock(clips=10, seconds=5.0),
         steps=steps,
         log_every=log_every,

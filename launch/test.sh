@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The second command: sets up, then lint, format, types and all tests.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+usage() {
+  cat <<END
+usage: bash launch/test.sh [--full | --smoke] [--accelerator=...] [-- PYTEST ARGUMENTS]
+
+  --full    the long campaigns too: kills, statistics, long runs
+  --smoke   parity and a short training run only, such as CI runs on the second Python
+Tests run on the CPU; with --accelerator=cuda (or auto, where a GPU is found) those that need a GPU
+run before them.
+$SETUP_USAGE
+END
+}
+
+asked=cpu
+smoke=""
+options=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --accelerator=*) asked=${1#*=} ;;
+    --full) options+=(--full) ;;
+    --smoke) smoke=yes ;;
+    -h | --help)
+      usage
+      exit
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke and --accelerator=...;" \
+      "pytest's own come after --" ;;
+  esac
+  shift
+done
+check_accelerator "$asked"
+
+setup "$asked" test
+cd "$root"
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
+
+if [ -n "$smoke" ]; then
+  options+=(-m smoke)
+else
+  say "lint, format, types"
+  "$python" -m ruff check .
+  "$python" -m ruff format --check .
+  "$python" -m mypy
+fi
+
+# pytest ends with 5 where no test needs a GPU.
+case $accelerator in
+  cuda*) JAX_PLATFORMS=cuda,cpu "$python" -m pytest -m gpu || [ $? -eq 5 ] ;;
+esac
+
+# A process per core, for most of the time goes into compiling, which takes one core. A file stays
+# in one process, and with it what that process has compiled.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+exec "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+  ${options[@]+"${options[@]}"} "$@"
