@@ -173,10 +173,10 @@ def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`, on today's tree of fields."""
     loaded = ml_collections.ConfigDict(json.loads(text))
     config = default_config()
-    with config.unlocked():
-        config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
-        config.mesh = loaded.mesh
     try:
+        with config.unlocked():
+            config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
+            config.mesh = loaded.mesh
         config.update(loaded)
     except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"a stored config does not fit this version: {error}") from error

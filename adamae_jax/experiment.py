@@ -71,7 +71,7 @@ def pretraining(config: ConfigDict) -> Pretraining:
     strategy = masking.create(
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
     )
-    strategy.check(clip.grid)
+    strategy.check(clip.grid, config.model.encoder.width)
     objective = config.objective
     return Pretraining(
         Autoencoder(
@@ -125,7 +125,9 @@ def check(config: ConfigDict) -> None:
         ("data.num_threads", 0),
         ("data.prefetch", 1),
         ("model.unroll", 1),
+        ("model.encoder.width", 1),
         ("model.encoder.depth", 1),
+        ("model.decoder.width", 1),
         ("model.decoder.depth", 1),
         ("optimizer.accumulation", 1),
         ("optimizer.clip_grad_norm", 0),
@@ -144,6 +146,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"objective.pixel_mean {tuple(config.objective.pixel_mean)} and objective.pixel_std "
             f"{tuple(config.objective.pixel_std)} should have one value per channel each"
+        )
+    if min(config.objective.pixel_std, default=0.0) <= 0:
+        raise UserError(
+            f"objective.pixel_std {tuple(config.objective.pixel_std)} should be positive, one "
+            "value per channel"
         )
 
 

@@ -65,7 +65,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         compiled or written.
     """
     pretraining = experiment.pretraining(config)
-    mesh = create_mesh(config.mesh)
+    mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     data = Data.open(config)
     config = configs.resolve(config, len(data.train))

@@ -13,6 +13,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import base
 from adamae_jax.models import initializers
 from adamae_jax.models.transformer import ExampleKeys, Transformer, TransformerSpec
+from adamae_jax.models.tubelets import Grid
 
 # Where PyTorch's Categorical clamps probabilities: float32's epsilon from 0 and from 1.
 PROBABILITY_FLOOR = float(jnp.finfo(jnp.float32).eps)
@@ -94,6 +95,18 @@ class Strategy(base.MaskingStrategy):
             raise UserError(
                 f"masking.options.network {self.network!r} is unknown: use 'attention' or 'mlp'"
             )
+        for name, lowest in (("width", 0), ("depth", 1), ("num_heads", 1)):
+            if getattr(self, name) < lowest:
+                raise UserError(
+                    f"masking.options.{name} is {getattr(self, name)}: it must be at least {lowest}"
+                )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"masking.options.dropout {self.dropout} is outside [0, 1)")
+
+    def check(self, grid: Grid, token_width: int) -> None:
+        """Raises a `UserError` also where the heads do not divide the sampler's width."""
+        super().check(grid, token_width)
+        self.module(token_width)
 
     def module(self, token_width: int, dtype: DTypeLike = jnp.float32) -> SamplingNetwork:
         """The sampling network for tokens of a given width and compute type."""

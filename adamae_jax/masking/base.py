@@ -94,8 +94,12 @@ class MaskingStrategy:
         time, height, width = grid
         return int(time * height * width * (1 - self.mask_ratio))
 
-    def check(self, grid: Grid) -> None:
-        """Raises a `UserError` where no token would be visible, or none masked."""
+    def check(self, grid: Grid, token_width: int) -> None:
+        """Raises a `UserError` where the strategy does not fit the model.
+
+        Here: where no token would be visible, or none masked.
+        """
+        del token_width
         time, height, width = grid
         tokens, visible = time * height * width, self.num_visible(grid)
         if not 0 < visible < tokens:
