@@ -9,8 +9,12 @@ from ml_collections import ConfigDict
 from adamae_jax.config import default_config, masking_config
 
 
-def get_config() -> ConfigDict:
-    """8 frames of 48 x 48 pixels: 144 tokens, of which the encoder sees 21."""
+def get_config(masking: str = "adaptive") -> ConfigDict:
+    """8 frames of 48 x 48 pixels: 144 tokens, of which the encoder sees 21.
+
+    Args:
+      masking: another strategy to compare with, given as --config=configs/adamae_demo.py:random.
+    """
     config = default_config()
     config.batch_size = 32
     config.steps = 600
@@ -31,7 +35,8 @@ def get_config() -> ConfigDict:
     config.model.decoder.update({"width": 96, "depth": 2, "num_heads": 2})
     config.model.unroll = 3  # worth it on a CPU, with so few blocks
 
-    config.masking = masking_config("adaptive", mask_ratio=0.85, num_heads=4)
+    options = {"num_heads": 4} if masking == "adaptive" else {}
+    config.masking = masking_config(masking, mask_ratio=0.85, **options)
 
     # 2e-3 at the peak, for a batch of 32.
     config.optimizer.learning_rate = 1.6e-2

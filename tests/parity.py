@@ -7,14 +7,16 @@ JSON line and exits with 0 where everything agrees, with 1 where it does not.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamae_jax import masking, objectives
+from adamae_jax.errors import UserError
 from adamae_jax.interop import authors
 from adamae_jax.masking.adaptive import Strategy, clamped_log_probs
 from adamae_jax.models.autoencoder import Autoencoder
@@ -47,10 +49,11 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def worst(pairs: Comparison) -> tuple[str, float]:
-    """The array that disagrees most."""
+    """The array that disagrees most; an array of theirs that ours lack disagrees infinitely."""
     ours, theirs = pairs
-    if set(ours) != set(theirs):
-        return f"names differ: {sorted(set(ours) ^ set(theirs))}", float("inf")
+    missing = sorted(set(theirs) - set(ours))
+    if missing:
+        return f"missing: {', '.join(missing)}", float("inf")
     errors = {name: relative_error(np.asarray(ours[name]), theirs[name]) for name in theirs}
     name = max(errors, key=lambda key: errors[key])
     return name, errors[name]
@@ -59,21 +62,18 @@ def worst(pairs: Comparison) -> tuple[str, float]:
 def worst_gradient(pairs: Comparison) -> tuple[str, float]:
     """Like `worst`; where theirs is rounding noise, ours must be so too, and no more is asked."""
     ours, theirs = pairs
-    norms = {name: float(np.linalg.norm(array.astype(np.float64))) for name, array in theirs.items()}
+    norms = {
+        name: float(np.linalg.norm(array.astype(np.float64))) for name, array in theirs.items()
+    }
     noise = ROUNDING_NOISE * float(np.median(list(norms.values())))
-    for name in theirs:
-        if norms[name] < noise and name in ours:
-            own = float(np.linalg.norm(np.asarray(ours[name], np.float64)))
-            if not own < noise:
-                return name, float("inf")
-    tested = {name for name in theirs if norms[name] >= noise}
-    silent = set(theirs) - tested
-    return worst(
-        (
-            {name: ours[name] for name in ours if name not in silent},
-            {name: theirs[name] for name in tested},
-        )
-    )
+    loud = {name: array for name, array in theirs.items() if norms[name] >= noise}
+    for name in sorted(set(theirs) & set(ours) - set(loud)):
+        own = np.asarray(ours[name], np.float64)
+        if own.shape != theirs[name].shape or not np.linalg.norm(own) < noise:
+            return name, float("inf")
+    if set(theirs) - set(ours):
+        return worst(pairs)
+    return worst((ours, loud))
 
 
 def square(size: int | list[int]) -> tuple[int, int]:
@@ -142,43 +142,85 @@ SYSTEMS: dict[str, Callable[[Arrays, Mapping[str, Any]], tuple[Comparison, Compa
 }
 
 
-def compare(path: str) -> dict[str, Any]:
-    """Compares with one file; the report names the worst array of each kind."""
-    with np.load(path) as archive:
-        file = {name: archive[name] for name in archive.files}
-    meta = json.loads(str(file["meta"]))
-    if meta["system"] not in SYSTEMS:
-        raise SystemExit(
-            f"{path} is of system {meta['system']!r}: this compares {', '.join(SYSTEMS)}"
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file and its ``meta``.
+
+    Raises:
+      UserError: where it cannot be read, or lacks what is compared.
+    """
+    try:
+        with np.load(path) as archive:
+            file = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(file["meta"]))
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz of an oracle: {error}") from error
+    system = meta.get("system") if isinstance(meta, dict) else None
+    if system not in SYSTEMS:
+        raise UserError(f"{path} is of system {system!r}: this compares {', '.join(SYSTEMS)}")
+    for wanted in ("weights/", "grads/", "output/loss"):
+        if not any(name.startswith(wanted) for name in file):
+            raise UserError(f"{path} holds no array named {wanted}*: there is nothing to compare")
+    return file, meta
+
+
+def judge(system: str, outputs: Comparison, gradients: Comparison) -> dict[str, Any]:
+    """The report: the worst array of each kind, and whether all are within tolerance.
+
+    Every array of theirs must be there and agree; a small extract may hold a part of them. A
+    relative error of None stands for an infinite one: an array missing, misshapen or not finite.
+    """
+
+    def part(is_loss: bool) -> Comparison:
+        ours, theirs = (
+            {name: array for name, array in side.items() if name.startswith("loss") == is_loss}
+            for side in outputs
         )
-    with jax.default_matmul_precision("highest"):
-        outputs, gradients = SYSTEMS[meta["system"]](file, meta)
-    losses = [
-        {name: array for name, array in side.items() if name.startswith("loss")} for side in outputs
-    ]
-    others = [
-        {name: array for name, array in side.items() if not name.startswith("loss")}
-        for side in outputs
-    ]
-    kinds = {
-        "outputs": (worst((others[0], others[1])), OUTPUT_TOLERANCE),
-        "losses": (worst((losses[0], losses[1])), OUTPUT_TOLERANCE),
-        "gradients": (worst_gradient(gradients), GRADIENT_TOLERANCE),
-    }
-    report: dict[str, Any] = {"system": meta["system"]}
-    for kind, ((name, error), _) in kinds.items():
-        report[kind] = {"worst": name, "relative_error": error}
-    report["passed"] = all(error <= tolerance for (_, error), tolerance in kinds.values())
+        return ours, theirs
+
+    report: dict[str, Any] = {"system": system}
+    passed = True
+    for kind, pairs, find, tolerance in (
+        ("outputs", part(False), worst, OUTPUT_TOLERANCE),
+        ("losses", part(True), worst, OUTPUT_TOLERANCE),
+        ("gradients", gradients, worst_gradient, GRADIENT_TOLERANCE),
+    ):
+        name, error = find(pairs) if pairs[1] else ("no array to compare", float("inf"))
+        report[kind] = {
+            "worst": name,
+            "relative_error": error if np.isfinite(error) else None,
+            "arrays": len(pairs[1]),
+        }
+        passed = passed and error <= tolerance
+    report["passed"] = passed
     return report
 
 
-def main(argv: list[str]) -> int:
+def compare(path: str) -> dict[str, Any]:
+    """Compares with one file; see `judge` for the report.
+
+    Raises:
+      UserError: where the file cannot be compared with.
+    """
+    file, meta = read(path)
+    try:
+        with jax.default_matmul_precision("highest"):
+            outputs, gradients = SYSTEMS[meta["system"]](file, meta)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}, which its comparison needs") from error
+    return judge(meta["system"], outputs, gradients)
+
+
+def main(argv: Sequence[str]) -> int:
     """Compares with the file named on the command line."""
     if len(argv) != 1:
         print("usage: python -m tests.parity FILE.npz", file=sys.stderr)
         return 2
-    report = compare(argv[0])
-    print(json.dumps(report))
+    try:
+        report = compare(argv[0])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report, allow_nan=False))
     return 0 if report["passed"] else 1
 
 

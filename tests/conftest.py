@@ -1,0 +1,42 @@
+"""How tests run: on CPU, in full float32, with shapes checked, on eight virtual devices."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+from tests import typecheck
+
+# JAX_PLATFORMS=cuda pytest -m gpu reaches a GPU; everything else is tested on CPU.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_num_cpu_devices", 8)  # so that sharding is tested in this process
+jax.config.update("jax_default_matmul_precision", "highest")
+# Tiny models take far longer to compile than to run: this halves the time of the whole suite.
+jax.config.update("jax_disable_most_optimizations", True)
+
+# Every call of these modules checks its arrays against the annotations.
+CHECKED = ("models", "masking", "objectives", "training", "interop", "config", "experiment")
+install_import_hook([f"adamae_jax.{name}" for name in CHECKED], f"{typecheck.__name__}.functions")
+
+hypothesis.settings.register_profile(
+    "adamae_jax", derandomize=True, deadline=None, database=None, max_examples=20
+)
+hypothesis.settings.load_profile("adamae_jax")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--full``."""
+    parser.addoption("--full", action="store_true", help="run the long campaigns too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what was not asked for, or cannot run here, with the reason."""
+    full = pytest.mark.skip(reason="a long campaign: run with --full")
+    gpu = pytest.mark.skip(reason="needs a GPU: run with JAX_PLATFORMS=cuda -m gpu")
+    for item in items:
+        if "full" in item.keywords and not config.getoption("--full"):
+            item.add_marker(full)
+        if "gpu" in item.keywords and jax.default_backend() != "gpu":
+            item.add_marker(gpu)

@@ -1,0 +1,149 @@
+"""The authors' weight names and layouts, against what PyTorch computes with such arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamae_jax.errors import UserError
+from adamae_jax.interop import authors, layouts
+from adamae_jax.masking.adaptive import Strategy
+from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.tubelets import TubeletEmbedding
+from adamae_jax.objectives import Objective, Pretraining
+from tests import helpers
+
+MODEL = Autoencoder(helpers.GEOMETRY, helpers.ENCODER, helpers.DECODER)
+STRATEGY = Strategy(mask_ratio=0.75, depth=2)
+ENTRIES = authors.adamae_entries(MODEL, STRATEGY)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    """Random parameters."""
+    return helpers.variables(Pretraining(MODEL, STRATEGY, Objective()))["params"]
+
+
+@pytest.fixture(scope="module")
+def state(params: Any) -> dict[str, np.ndarray]:
+    """The same under the authors' names."""
+    return authors.to_authors(params, ENTRIES)
+
+
+def test_there_and_back_is_exact(params: Any, state: dict[str, np.ndarray]) -> None:
+    back = helpers.named(authors.from_authors(state, ENTRIES))
+    assert set(back) == set(helpers.named(params))
+    for name, value in helpers.named(params).items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+        assert back[name].flags.c_contiguous
+
+
+def test_names_and_shapes_are_the_authors(state: dict[str, np.ndarray]) -> None:
+    def block(prefix: str, width: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "mlp.fc1.weight": (4 * width, width),
+            "mlp.fc1.bias": (4 * width,),
+            "mlp.fc2.weight": (width, 4 * width),
+            "mlp.fc2.bias": (width,),
+        }
+        if bias:
+            shapes |= {"attn.q_bias": (width,), "attn.v_bias": (width,)}
+        return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
+
+    expected = {
+        "mask_token": (1, 1, 12),
+        "encoder.pos_embed_probs": (1, 24, 16),
+        "encoder.patch_embed.proj.weight": (16, 3, 2, 4, 4),
+        "encoder.patch_embed.proj.bias": (16,),
+        **block("encoder.blocks.0", 16, True),
+        **block("encoder.blocks.1", 16, True),
+        "encoder.norm.weight": (16,),
+        "encoder.norm.bias": (16,),
+        **block("encoder.get_token_probs.0", 16, False),
+        **block("encoder.get_token_probs.1", 16, False),
+        "encoder.get_token_probs.2.weight": (1, 16),
+        "encoder.get_token_probs.2.bias": (1,),
+        "encoder_to_decoder.weight": (12, 16),
+        **block("decoder.blocks.0", 12, True),
+        **block("decoder.blocks.1", 12, True),
+        "decoder.norm.weight": (12,),
+        "decoder.norm.bias": (12,),
+        "decoder.head.weight": (96, 12),
+        "decoder.head.bias": (96,),
+    }
+    assert {name: array.shape for name, array in state.items()} == expected
+
+
+def test_every_layer_lies_where_it_should(params: Any, state: dict[str, np.ndarray]) -> None:
+    biases = helpers.named(params)["autoencoder/decoder/blocks/mlp/fc1/bias"]
+    for layer in range(2):
+        np.testing.assert_array_equal(state[f"decoder.blocks.{layer}.mlp.fc1.bias"], biases[layer])
+
+
+def test_a_linear_layer_is_transposed() -> None:
+    weight = np.arange(6.0).reshape(2, 3)  # PyTorch: [outputs, inputs]
+    x = np.asarray([1.0, 10.0, 100.0])
+    np.testing.assert_array_equal(x @ layouts.LINEAR.to_ours(weight), weight @ x)
+
+
+def test_a_fused_layer_gives_the_same_queries_keys_and_values() -> None:
+    """The authors reshape the outputs of one linear layer to [3, heads, head width]."""
+    weight = np.random.default_rng(0).normal(size=(3 * 12, 12))
+    x = np.random.default_rng(1).normal(size=12)
+    expected = (weight @ x).reshape(3, 4, 3)
+    found = np.einsum("d,dchk->chk", x, layouts.qkv(4).to_ours(weight))
+    np.testing.assert_allclose(found, expected)
+    bias = np.arange(12.0)
+    np.testing.assert_array_equal(layouts.head_bias(4).to_ours(bias), bias.reshape(4, 3))
+
+
+def test_a_tubelet_convolution_gives_the_same_tokens() -> None:
+    """Channels first, as PyTorch lays out both video and weight."""
+    geometry = helpers.GEOMETRY
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 3, 2, 4, 4)).astype(np.float32)
+    video = rng.normal(size=(2, *geometry.clip_shape)).astype(np.float32)
+    by_authors = jax.lax.conv_general_dilated(
+        jnp.asarray(np.moveaxis(video, -1, 1)),
+        jnp.asarray(weight),
+        window_strides=(2, 4, 4),
+        padding="VALID",
+    )
+    expected = np.asarray(by_authors).reshape(2, 5, -1).swapaxes(1, 2)
+    kernel = layouts.tubelet_convolution(geometry).to_ours(weight)
+    found = TubeletEmbedding(geometry, 5).apply(
+        {"params": {"projection": {"kernel": kernel, "bias": np.zeros(5, np.float32)}}},
+        jnp.asarray(video),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_do_not_fit_are_listed(params: Any, state: dict[str, np.ndarray]) -> None:
+    wrong = {name: array for name, array in state.items() if name != "mask_token"}
+    wrong["encoder.cls_token"] = np.zeros(16)
+    with pytest.raises(UserError, match=r"missing mask_token; not used encoder.cls_token"):
+        authors.from_authors(wrong, ENTRIES)
+    ours = {**params, "masking": {**params["masking"], "temperature": np.ones(())}}
+    del ours["masking"]["position_table"]
+    with pytest.raises(
+        UserError, match="missing masking/position_table; not used masking/temperature"
+    ):
+        authors.to_authors(ours, ENTRIES)
+
+
+def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
+    for strategy in (
+        Strategy(mask_ratio=0.75, width=8),
+        Strategy(mask_ratio=0.75, network="mlp"),
+    ):
+        with pytest.raises(UserError, match="as wide as the tokens"):
+            authors.adamae_entries(MODEL, strategy)

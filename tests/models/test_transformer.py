@@ -1,0 +1,223 @@
+"""The stack of blocks against plain NumPy, and its ways of being executed."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamae_jax.models.transformer import ExampleDropout, LayerNorm, Transformer, TransformerSpec
+from tests import helpers
+
+SPEC = TransformerSpec(width=12, depth=3, num_heads=3)
+
+
+def tokens(count: int = 2, length: int = 5) -> jax.Array:
+    """Random tokens."""
+    values = np.random.default_rng(7).normal(size=(count, length, SPEC.width))
+    return jnp.asarray(values, jnp.float32)
+
+
+def parameters(spec: TransformerSpec) -> Any:
+    """Parameters with no zero bias and no plain norm."""
+    shapes = jax.eval_shape(Transformer(spec).init, jax.random.key(0), tokens())
+    return helpers.filled(shapes["params"])
+
+
+def apply(spec: TransformerSpec, params: Any, x: jax.Array, **arguments: Any) -> jax.Array:
+    """Runs the stack."""
+    return jax.jit(Transformer(spec).apply)({"params": params}, x, **arguments)
+
+
+def norm_by_hand(x: np.ndarray, scale: Any, bias: Any, epsilon: float) -> np.ndarray:
+    """Layer norm, in float64."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + epsilon
+    ) * scale + bias
+
+
+def attention_by_hand(spec: TransformerSpec, layer: Any, x: np.ndarray) -> np.ndarray:
+    """Multi-head attention, one clip and one head at a time."""
+    width = spec.width // spec.num_heads
+    out = np.zeros_like(x)
+    for clip, rows in enumerate(x):
+        for head in range(spec.num_heads):
+            query, key, value = (
+                rows @ layer["qkv_kernel"][:, which, head]
+                + (layer[f"{letter}_bias"][head] if letter in spec.attention_bias else 0.0)
+                for which, letter in enumerate("qkv")
+            )
+            scores = np.exp(query @ key.T / math.sqrt(width))
+            scores /= scores.sum(-1, keepdims=True)
+            out[clip, :, head * width : (head + 1) * width] = scores @ value
+    return out @ layer["projection"]["kernel"] + layer["projection"]["bias"]
+
+
+def mlp_by_hand(layer: Any, x: np.ndarray) -> np.ndarray:
+    """Two dense layers around the exact GELU."""
+    hidden = x @ layer["fc1"]["kernel"] + layer["fc1"]["bias"]
+    hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+    return hidden @ layer["fc2"]["kernel"] + layer["fc2"]["bias"]
+
+
+def stack_by_hand(spec: TransformerSpec, params: Any, x: np.ndarray) -> np.ndarray:
+    """The whole stack in float64."""
+    x = x.astype(np.float64)
+    for index in range(spec.depth):
+        layer = jax.tree.map(
+            lambda a, index=index: np.asarray(a[index], np.float64), params["blocks"]
+        )
+        if spec.attention:
+            norm = layer["norm1"]
+            y = norm_by_hand(x, norm["scale"], norm["bias"], spec.norm_epsilon)
+            x = x + attention_by_hand(spec, layer["attention"], y)
+        norm = layer["norm2"]
+        y = norm_by_hand(x, norm["scale"], norm["bias"], spec.norm_epsilon)
+        x = x + mlp_by_hand(layer["mlp"], y)
+    return x
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_bias": "", "norm_epsilon": 0.1},
+        {"attention_bias": "qkv", "mlp_ratio": 2.0, "num_heads": 4},
+        {"attention": False},
+    ],
+    ids=["released", "no bias", "qkv bias", "mlp only"],
+)
+def test_blocks_agree_with_numpy(changes: dict[str, Any]) -> None:
+    spec = dataclasses.replace(SPEC, **changes)
+    params = parameters(spec)
+    expected = stack_by_hand(spec, params, np.asarray(tokens()))
+    np.testing.assert_allclose(apply(spec, params, tokens()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_stacked_over_depth() -> None:
+    params = parameters(SPEC)["blocks"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(params)} == {SPEC.depth}
+    assert params["attention"]["qkv_kernel"].shape == (3, 12, 3, 3, 4)
+    assert set(params["attention"]) == {"qkv_kernel", "q_bias", "v_bias", "projection"}
+
+
+def value_and_grad(execution: dict[str, Any]) -> Any:
+    """A loss with dropout on, and its gradients, under some way of being executed."""
+    spec = dataclasses.replace(SPEC, dropout=0.2, **execution)
+
+    def loss(params: Any) -> jax.Array:
+        out = Transformer(spec).apply({"params": params}, tokens(), keys=helpers.example_keys(2))
+        return jnp.square(out).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(parameters(SPEC))
+
+
+@pytest.fixture(scope="module")
+def scanned() -> Any:
+    """The default: one block at a time, activations kept."""
+    return value_and_grad({})
+
+
+@pytest.mark.parametrize("execution", [{"unroll": 99}, {"unroll": 2}, {"remat": True}])
+def test_execution_options_change_neither_values_nor_gradients(
+    scanned: Any, execution: dict[str, Any]
+) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        value_and_grad(execution),
+        scanned,
+    )
+
+
+def test_remat_is_in_the_program() -> None:
+    def program(spec: TransformerSpec) -> str:
+        params = parameters(spec)
+        return str(jax.make_jaxpr(jax.grad(lambda p: apply(spec, p, tokens()).sum()))(params))
+
+    assert "remat" in program(dataclasses.replace(SPEC, remat=True))
+    assert "remat" not in program(SPEC)
+
+
+def test_a_stack_of_depth_zero_is_the_identity() -> None:
+    spec = dataclasses.replace(SPEC, depth=0)
+    np.testing.assert_array_equal(apply(spec, {}, tokens()), tokens())
+
+
+def test_tokens_that_are_not_valid_are_not_attended_to() -> None:
+    params = parameters(SPEC)
+    padding = 100.0 * jnp.ones((2, 3, SPEC.width))
+    valid = jnp.asarray([[True] * 5 + [False] * 3] * 2)
+    padded = apply(SPEC, params, jnp.concatenate([tokens(), padding], axis=1), key_valid=valid)
+    alone = apply(SPEC, params, tokens())
+    np.testing.assert_allclose(padded[:, :5], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_matmuls_in_bfloat16_leave_parameters_in_float32() -> None:
+    spec = dataclasses.replace(SPEC, dtype=jnp.bfloat16)
+    params = parameters(spec)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = apply(spec, params, tokens())
+    assert out.dtype == jnp.bfloat16
+    expected = np.asarray(apply(SPEC, params, tokens()))
+    difference = np.linalg.norm(np.asarray(out, np.float32) - expected) / np.linalg.norm(expected)
+    assert 1e-4 < difference < 3e-2
+
+
+def test_layer_norm_keeps_its_precision_far_from_zero() -> None:
+    x = 1000.0 + np.random.default_rng(0).normal(size=(4, 16))
+    params = {"scale": jnp.full(16, 2.0), "bias": jnp.full(16, 0.5)}
+    found = LayerNorm(1e-6).apply({"params": params}, jnp.asarray(x, jnp.float32))
+    # A variance by E[x^2] - E[x]^2 would be off by several per cent here.
+    np.testing.assert_allclose(found, norm_by_hand(x, 2.0, 0.5, 1e-6), rtol=2e-3, atol=2e-3)
+
+
+def test_layer_norm_computes_in_float32_for_bfloat16() -> None:
+    x = jax.random.normal(jax.random.key(0), (4, 16)).astype(jnp.bfloat16)
+    params = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+    found = LayerNorm(1e-6, jnp.bfloat16).apply({"params": params}, x)
+    exact = LayerNorm(1e-6).apply({"params": params}, x.astype(jnp.float32))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+def test_dropout_without_keys_or_rate_is_the_identity() -> None:
+    keys = helpers.example_keys(2)
+    np.testing.assert_array_equal(ExampleDropout(0.5).apply({}, tokens(), None), tokens())
+    np.testing.assert_array_equal(ExampleDropout(0.0).apply({}, tokens(), keys), tokens())
+
+
+def test_dropout_drops_at_its_rate_and_keeps_the_mean() -> None:
+    x = jnp.ones((8, 100, 50))
+    dropped = np.asarray(ExampleDropout(0.1).apply({}, x, helpers.example_keys(8)))
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.9)}
+    assert (dropped == 0).mean() == pytest.approx(0.1, abs=5 * (0.09 / dropped.size) ** 0.5)
+
+
+def test_dropout_depends_on_the_examples_key_alone() -> None:
+    spec = dataclasses.replace(SPEC, dropout=0.5)
+    params, x = parameters(spec), tokens(4)
+    keys = helpers.example_keys(4)
+    whole = apply(spec, params, x, keys=keys)
+    order = jnp.asarray([2, 0, 3, 1])
+    np.testing.assert_allclose(
+        apply(spec, params, x[order], keys=keys[order]), whole[order], rtol=1e-5, atol=1e-6
+    )
+    others = apply(spec, params, x, keys=helpers.example_keys(4, seed=1))
+    assert np.abs(others - whole).max() > 0.1
+
+
+def test_every_branch_of_every_layer_drops_on_its_own() -> None:
+    """With the branches' output fixed to ones, the places that were dropped can be read off."""
+    spec = dataclasses.replace(SPEC, depth=2, dropout=0.5)
+    params = jax.tree.map(jnp.zeros_like, parameters(spec))
+    blocks = params["blocks"]
+    blocks["attention"]["projection"]["bias"] = jnp.asarray([[1.0], [4.0]]) * jnp.ones((2, 12))
+    blocks["mlp"]["fc2"]["bias"] = jnp.asarray([[2.0], [8.0]]) * jnp.ones((2, 12))
+    x = jnp.zeros((1, 50, 12))
+    out = np.asarray(apply(spec, params, x, keys=helpers.example_keys(1))) / 2  # 1 / (1 - rate)
+    kept = np.stack([(out.astype(int) >> bit) & 1 for bit in range(4)]).reshape(4, -1)
+    correlation = np.corrcoef(kept)
+    assert np.abs(correlation - np.eye(4)).max() < 5 / kept.shape[1] ** 0.5

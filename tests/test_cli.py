@@ -1,0 +1,97 @@
+"""What is wrong on a command line or in a config is one line, and a status that is not 0."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adamae_jax.cli import USER_ERROR_STATUS
+
+ROOT = Path(__file__).parent.parent
+TINY = "--config=tests/configs/tiny.py"
+
+JOB = """
+from adamae_jax import cli
+from adamae_jax.errors import UserError
+
+CONFIG = cli.define_config()
+
+def main(argv):
+    if CONFIG.value.seed < 0:
+        raise UserError(f"seed {CONFIG.value.seed} is negative")
+    print(CONFIG.value.batch_size, CONFIG.value.data.image_size, CONFIG.value.model.remat)
+
+cli.run(main)
+"""
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A job that prints three fields of its config; warnings about old Python are errors."""
+    return subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", JOB, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_fields_are_set_on_the_command_line() -> None:
+    done = start(
+        TINY, "--config.batch_size=6", "--config.data.image_size=(8,12)", "--config.model.remat"
+    )
+    assert done.stdout == "6 (8, 12) True\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_the_other_spelling() -> None:
+    done = start("--config", "tests/configs/tiny.py", "--noconfig.model.remat")
+    assert done.stdout == "8 (16, 24) False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no config is given: use --config=FILE.py"),
+        (["--config=nowhere.py", "--config.seed=1"], "--config=nowhere.py: there is no such file"),
+        ([TINY, "--config.batch_sise=1"], 'Did you mean "batch_size"'),
+        ([TINY, "--config.data.foo=1"], "--config.data.foo=1: config.data has no field 'foo'"),
+        ([TINY, "--config.batch_size=many"], "--config.batch_size=many: invalid literal"),
+        ([TINY, "--config.data=1"], "--config.data=1: "),
+        ([TINY, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        ([TINY, "step"], "unexpected argument 'step'"),
+        ([TINY, "--config.seed=-1"], "seed -1 is negative"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> None:
+    done = start(*arguments)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert done.returncode == USER_ERROR_STATUS
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.batch_sise = 1", 'Did you mean "batch_size"'),
+        ("config.batch_size = 'many'", "Could not override field 'batch_size'"),
+        ("config.masking = masking_config('best', 0.9)", "masking.name 'best' is unknown"),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "mistaken.py"
+    file.write_text(
+        "from adamae_jax.config import default_config, masking_config\n\n"
+        f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+    )
+    done = start(f"--config={file}")
+    (printed,) = done.stderr.splitlines()
+    assert message in printed
+    assert len(printed) < 300
+    assert done.returncode == USER_ERROR_STATUS

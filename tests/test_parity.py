@@ -1,0 +1,252 @@
+"""The comparison with the authors' code: on what they computed, and on files of our own."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamae_jax import objectives
+from adamae_jax.interop import authors
+from adamae_jax.masking import adaptive
+from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.transformer import TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry
+from tests import helpers, parity
+
+GOLDEN = Path(__file__).parent / "golden" / "adamae.npz"
+
+
+@pytest.mark.smoke
+def test_agrees_with_what_the_authors_code_computed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parity", str(GOLDEN)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    report = json.loads(done.stdout)
+    assert report["system"] == "AdaMAE"
+    assert report["passed"] is True
+    assert report["outputs"]["relative_error"] < parity.OUTPUT_TOLERANCE
+    assert report["losses"]["relative_error"] < parity.OUTPUT_TOLERANCE
+    assert report["gradients"]["relative_error"] < parity.GRADIENT_TOLERANCE
+    assert (report["outputs"]["arrays"], report["losses"]["arrays"]) == (3, 3)
+    assert report["gradients"]["arrays"] == 71
+
+
+def meta_of(geometry: ClipGeometry, image_size: Any, heads: int) -> dict[str, Any]:
+    """The sizes of a file, as the oracles write them."""
+    return {
+        "system": "AdaMAE",
+        "image_size": image_size,
+        "patch_size": geometry.patch_size,
+        "tubelet_size": geometry.tubelet_size,
+        "num_frames": geometry.num_frames,
+        "encoder": {"dim": 16, "depth": 1, "heads": 2},
+        "decoder": {"dim": 12, "depth": 3, "heads": 3},
+        "sampler": {"heads": heads},
+        "mask_ratio": 0.7,
+        "sampling_loss_weight": 0.01,
+        "norm_eps": {"encoder": 1e-6, "decoder": 1e-4, "sampler": 1e-5},
+    }
+
+
+def file_of(geometry: ClipGeometry, image_size: Any, heads: int) -> dict[str, np.ndarray]:
+    """A whole file, computed by our own code by way of its public entry, `Pretraining.forward`."""
+    meta = meta_of(geometry, image_size, heads)
+    task = objectives.Pretraining(
+        Autoencoder(
+            geometry,
+            TransformerSpec(16, 1, 2),
+            TransformerSpec(12, 3, 3, norm_epsilon=1e-4),
+        ),
+        adaptive.Strategy(mask_ratio=0.7, num_heads=heads, dropout=0.0),
+        objectives.Objective(sampling_loss_weight=0.01),
+    )
+    entries = authors.adamae_entries(task.model, task.strategy)  # type: ignore[arg-type]
+    params = helpers.variables(task)["params"]
+    video = helpers.clips(2, geometry=geometry)
+
+    def loss(params: Any) -> tuple[jax.Array, objectives.Outcome]:
+        variables = {"params": params, "state": {}, "frozen": {}}
+        outcome = task.forward(variables, jnp.asarray(video), helpers.example_keys(2), True)
+        return outcome.loss.mean(), outcome
+
+    (total, outcome), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    visible = np.asarray(outcome.mask.visible)
+    mask = np.ones((2, geometry.num_tokens), bool)
+    np.put_along_axis(mask, visible, False, axis=1)
+    outputs = {
+        "mask": mask,
+        "probs": np.exp(outcome.mask.log_probs),
+        "pred_masked": outcome.predictions,
+        "target_masked": outcome.targets,
+        "token_error": outcome.token_error,
+        "loss_reconstruction": outcome.terms["loss_reconstruction"].mean(),
+        "loss_sampling_weighted": 0.01 * outcome.terms["loss_sampling"].mean(),
+        "loss_total": total,
+    }
+    return {
+        "meta": np.asarray(json.dumps(meta)),
+        "input/video_uint8": video,
+        "input/visible_indices": visible[:, ::-1].astype(np.int32),  # drawn in any order
+        **{f"output/{name}": np.asarray(array) for name, array in outputs.items()},
+        **{f"weights/{name}": a for name, a in authors.to_authors(params, entries).items()},
+        **{f"grads/{name}": a for name, a in authors.to_authors(grads, entries).items()},
+    }
+
+
+@functools.cache
+def square_file() -> dict[str, np.ndarray]:
+    """A file with a square image, whose size is given as one number."""
+    return file_of(ClipGeometry(4, (8, 8), 2, 4), 8, heads=4)
+
+
+def save(path: Path, file: dict[str, Any], **changes: np.ndarray) -> str:
+    """Writes a file with some arrays changed."""
+    np.savez(path, **{**file, **changes})
+    return str(path)
+
+
+def test_works_with_other_sizes(tmp_path: Path) -> None:
+    geometry = ClipGeometry(6, (8, 12), 3, 4)
+    report = parity.compare(save(tmp_path / "own.npz", file_of(geometry, [8, 12], heads=2)))
+    assert report["passed"], report
+
+
+def test_a_wrong_weight_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = square_file()
+    name = "weights/decoder.blocks.2.mlp.fc1.bias"
+    path = save(tmp_path / "wrong.npz", file, **{name: file[name] + 0.01})
+    assert parity.main([path]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is False
+    assert report["outputs"]["worst"] in ("pred_masked", "token_error")
+    assert report["outputs"]["relative_error"] > parity.OUTPUT_TOLERANCE
+
+
+def sides(file: dict[str, np.ndarray]) -> tuple[parity.Comparison, parity.Comparison]:
+    """A file compared with itself."""
+    outputs, grads = parity.section(file, "output/"), parity.section(file, "grads/")
+    return (dict(outputs), outputs), (dict(grads), grads)
+
+
+def changed(pair: parity.Comparison, name: str, array: np.ndarray | None) -> parity.Comparison:
+    """Our side with one array changed, or missing."""
+    ours = {key: value for key, value in pair[0].items() if key != name}
+    if array is not None:
+        ours[name] = array
+    return ours, pair[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "factor", "passed"),
+    [
+        ("outputs", "probs", 1 + 0.9e-5, True),
+        ("outputs", "probs", 1 + 1.2e-5, False),
+        ("losses", "loss_sampling_weighted", 1 + 0.9e-5, True),
+        ("losses", "loss_sampling_weighted", 1 + 1.2e-5, False),
+        ("gradients", "mask_token", 1 + 0.9e-4, True),
+        ("gradients", "mask_token", 1 + 1.2e-4, False),
+        ("gradients", "encoder.pos_embed_probs", 1 + 1.2e-4, False),
+    ],
+)
+def test_the_tolerance_is_that_of_the_oracles(
+    kind: str, name: str, factor: float, passed: bool
+) -> None:
+    outputs, gradients = sides(square_file())
+    if kind == "gradients":
+        gradients = changed(gradients, name, gradients[1][name].astype(np.float64) * factor)
+    else:
+        outputs = changed(outputs, name, outputs[1][name].astype(np.float64) * factor)
+    report = parity.judge("AdaMAE", outputs, gradients)
+    assert report["passed"] is passed
+    assert report[kind]["worst"] == name
+    assert report[kind]["relative_error"] == pytest.approx(factor - 1, rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "shape", "nan"])
+@pytest.mark.parametrize("kind", ["outputs", "gradients"])
+def test_missing_misshapen_and_infinite_arrays_fail(kind: str, wrong: str) -> None:
+    outputs, gradients = sides(square_file())
+    pair, name = (outputs, "probs") if kind == "outputs" else (gradients, "encoder.norm.weight")
+    theirs = pair[1][name]
+    array = {"missing": None, "shape": theirs[..., None], "nan": np.full_like(theirs, np.nan)}
+    pair = changed(pair, name, array[wrong])
+    outputs, gradients = (pair, gradients) if kind == "outputs" else (outputs, pair)
+    report = parity.judge("AdaMAE", outputs, gradients)
+    assert report["passed"] is False
+    assert name in report[kind]["worst"]
+    assert report[kind]["relative_error"] is None
+    assert "Infinity" not in json.dumps(report)
+
+
+def test_gradients_of_rounding_noise_must_be_noise_in_ours() -> None:
+    outputs, gradients = sides(square_file())
+    name = "encoder.get_token_probs.1.bias"
+    median = np.median([np.linalg.norm(array) for array in gradients[1].values()])
+    theirs = {**gradients[1], name: np.asarray([0.5e-6 * median])}
+    for ours, passed in ((-0.9e-6 * median, True), (1.1e-6 * median, False), (np.nan, False)):
+        pair = ({**gradients[0], name: np.asarray([ours])}, theirs)
+        report = parity.judge("AdaMAE", outputs, pair)
+        assert report["passed"] is passed
+    without = changed((gradients[0], theirs), name, None)
+    assert parity.judge("AdaMAE", outputs, without)["passed"] is False
+
+
+def test_an_extract_is_compared_as_far_as_it_goes_but_must_hold_something() -> None:
+    (ours, theirs), gradients = sides(square_file())
+    few = {name: theirs[name] for name in ("probs", "loss_total")}
+    report = parity.judge("AdaMAE", (ours, few), gradients)
+    assert report["passed"] is True
+    assert (report["outputs"]["arrays"], report["losses"]["arrays"]) == (1, 1)
+    report = parity.judge("AdaMAE", (ours, {"loss_total": theirs["loss_total"]}), gradients)
+    assert report["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["No such file"]),
+        (b"no archive", ["not a readable .npz"]),
+        ({"a": np.ones(1)}, ["not a readable .npz", "meta"]),
+        ({"meta": np.asarray('{"system": "MAE"}')}, ["of system 'MAE'", "AdaMAE"]),
+        ({"meta": np.asarray('{"system": "AdaMAE"}')}, ["no array named weights/*"]),
+    ],
+    ids=["missing", "garbage", "no meta", "other system", "empty"],
+)
+def test_files_that_cannot_be_compared_with_are_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, words: list[str]
+) -> None:
+    path = tmp_path / "file.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.savez(path, **content)
+    assert parity.main([str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert all(word in captured.err for word in [str(path), *words])
+
+
+def test_the_authors_names_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = {name: a for name, a in square_file().items() if name != "weights/mask_token"}
+    assert parity.main([save(tmp_path / "less.npz", file)]) == 2
+    assert "missing mask_token" in capsys.readouterr().err
+    meta = json.loads(str(square_file()["meta"]))
+    del meta["decoder"]
+    path = save(tmp_path / "short.npz", square_file(), meta=np.asarray(json.dumps(meta)))
+    assert parity.main([path]) == 2
+    assert "lacks 'decoder'" in capsys.readouterr().err
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main([]) == 2
+    assert "usage" in capsys.readouterr().err
