@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from adamae_jax.errors import UserError
 
@@ -46,28 +46,28 @@ def run_command(commands: Mapping[str, str]) -> None:
     """Runs ``python -m JOB COMMAND --name=value``.
 
     Args:
-      commands: for each command, the module whose ``main`` it is. Only that module is imported,
-        so that each command has flags of its own and needs no other's packages.
+      commands: for each command, the module with its ``define_flags`` and ``main``. Only that
+        module is imported, so that each command has flags of its own and needs no other's packages.
     """
     program, *arguments = sys.argv
     known = ", ".join(commands)
     if not arguments or arguments[0] not in commands:
         given = f"{arguments[0]!r} is not a command" if arguments else "no command is given"
         fail(UserError(f"{given}: use one of {known}, before any --name=value"))
-    main = importlib.import_module(commands[arguments[0]]).main
-    run(main, [program, *arguments[1:]])
+    command = importlib.import_module(commands[arguments[0]])
+    command.define_flags()
+    run(command.main, [program, *arguments[1:]])
 
 
-def define_config() -> flags.FlagHolder[ConfigDict]:
+def define_config() -> None:
     """Defines ``--config=FILE.py`` and, with it, ``--config.field=value`` for every field."""
-    holder = config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config",
         None,
         "The experiment: a Python file with get_config(), such as configs/adamae_demo.py. "
         "Each of its fields can be set on the command line: --config.field=value.",
     )
     flags.mark_flag_as_required("config")
-    return holder
 
 
 def fail(error: UserError) -> NoReturn:

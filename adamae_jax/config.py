@@ -49,7 +49,7 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     data.dir = ""  # a dataset made by `python -m adamae_jax.prepare`
     # Videos in the training split, recorded so that schedules, compiling and benchmarks need no
-    # dataset. 0: read from the dataset.
+    # dataset. A run takes the number of the dataset that it is given.
     data.num_examples = 0
     data.train_split = "train"
     data.validation_split = "validation"
@@ -142,14 +142,14 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
     Args:
       config: the experiment.
-      num_examples: videos in the training split, used where the config does not say.
+      num_examples: videos in the training split; 0 takes the config's number.
 
     Raises:
-      UserError: where neither steps nor epochs say how long to train.
+      UserError: where neither steps nor epochs say how long to train, or all of it is warm-up.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.num_examples = config.data.num_examples or num_examples
+        config.data.num_examples = num_examples or config.data.num_examples
         per_epoch = max(1, config.data.num_examples // config.batch_size)
         if config.steps <= 0:
             if config.epochs <= 0:
@@ -160,6 +160,12 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
             config.steps = math.ceil(config.epochs * per_epoch)
         if config.optimizer.warmup_steps <= 0:
             config.optimizer.warmup_steps = int(config.optimizer.warmup_epochs * per_epoch)
+        if config.optimizer.warmup_steps >= config.steps:
+            raise UserError(
+                f"steps {config.steps} are not more than the warm-up's "
+                f"{config.optimizer.warmup_steps}: train longer, or shorten the warm-up with "
+                "--config.optimizer.warmup_steps=N"
+            )
         config.eval.batch_size = config.eval.batch_size or config.batch_size
     return config.lock()
 
@@ -171,13 +177,13 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`, on today's tree of fields."""
-    loaded = ml_collections.ConfigDict(json.loads(text))
     config = default_config()
     try:
+        loaded = ml_collections.ConfigDict(json.loads(text))
         with config.unlocked():
             config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
-            config.mesh = loaded.mesh
+            config.mesh = loaded.get("mesh", config.mesh)
         config.update(loaded)
-    except (KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"a stored config does not fit this version: {error}") from error
     return config

@@ -1,8 +1,10 @@
 """From a config to the objects it describes; everything a config can get wrong is met here."""
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -20,6 +22,41 @@ if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
 
 COMPUTE_TYPES = ("float32", "bfloat16")
+CHANNELS = 3  # videos are stored as RGB
+
+# The least that a field may be.
+LOWEST = {
+    "seed": 0,
+    "batch_size": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "eval_every": 0,
+    "pictures_every": 0,
+    "data.sampling_rate": 1,
+    "data.num_workers": 0,
+    "data.num_threads": 0,
+    "data.prefetch": 1,
+    "model.unroll": 1,
+    "model.encoder.width": 1,
+    "model.encoder.depth": 1,
+    "model.decoder.width": 1,
+    "model.decoder.depth": 1,
+    "objective.sampling_loss_weight": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.min_learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.b1": 0,
+    "optimizer.b2": 0,
+    "optimizer.eps": 0,
+    "optimizer.accumulation": 1,
+    "optimizer.clip_grad_norm": 0,
+    "eval.batch_size": 0,
+    "eval.num_examples": 0,
+    "eval.random_draws": 1,
+    "eval.knn_examples": 0,
+    "eval.knn_neighbours": 1,
+}
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
@@ -113,28 +150,7 @@ def check(config: ConfigDict) -> None:
     one_of("objective.loss", config.objective.loss, ("mse", "l1"))
     one_of("data.crop", config.data.crop, ("multi_scale_corner", "center", "none"))
     one_of("data.on_error", config.data.on_error, ("replace", "raise"))
-    for name, lowest in (
-        ("batch_size", 1),
-        ("log_every", 1),
-        ("checkpoint_every", 1),
-        ("keep_checkpoints", 1),
-        ("eval_every", 0),
-        ("pictures_every", 0),
-        ("data.sampling_rate", 1),
-        ("data.num_workers", 0),
-        ("data.num_threads", 0),
-        ("data.prefetch", 1),
-        ("model.unroll", 1),
-        ("model.encoder.width", 1),
-        ("model.encoder.depth", 1),
-        ("model.decoder.width", 1),
-        ("model.decoder.depth", 1),
-        ("optimizer.accumulation", 1),
-        ("optimizer.clip_grad_norm", 0),
-        ("eval.batch_size", 0),
-        ("eval.random_draws", 1),
-        ("eval.knn_neighbours", 1),
-    ):
+    for name, lowest in LOWEST.items():
         at_least(name, functools.reduce(getattr, name.split("."), config), lowest)
     accumulation = config.optimizer.accumulation
     if config.batch_size % accumulation:
@@ -142,15 +158,42 @@ def check(config: ConfigDict) -> None:
             f"batch_size {config.batch_size} is not a multiple of optimizer.accumulation "
             f"{accumulation}: choose numbers that divide"
         )
-    if len(config.objective.pixel_mean) != len(config.objective.pixel_std):
+    check_pixels(config)
+    for name in ("encoder", "decoder"):
+        width = config.model[name].width
+        if int(width * config.model.mlp_ratio) < 1:
+            raise UserError(
+                f"model.mlp_ratio {config.model.mlp_ratio} leaves no hidden unit at the {name}'s "
+                f"width {width}: the usual ratio is 4"
+            )
+    for pattern in config.optimizer.decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"optimizer.decay has {pattern!r}, which is no regular expression ({error})"
+            ) from error
+    if config.model.attention == "cudnn":
+        check_cudnn(config)
+
+
+def check_pixels(config: ConfigDict) -> None:
+    """Raises a `UserError` where the pixel statistics are not those of three channels."""
+    mean, std = config.objective.pixel_mean, config.objective.pixel_std
+    if len(mean) != CHANNELS or len(std) != CHANNELS or min(std) <= 0:
         raise UserError(
-            f"objective.pixel_mean {tuple(config.objective.pixel_mean)} and objective.pixel_std "
-            f"{tuple(config.objective.pixel_std)} should have one value per channel each"
+            f"objective.pixel_mean {tuple(mean)} and objective.pixel_std {tuple(std)} should have "
+            f"{CHANNELS} values each, one per colour channel, the latter positive"
         )
-    if min(config.objective.pixel_std, default=0.0) <= 0:
+
+
+def check_cudnn(config: ConfigDict) -> None:
+    """Raises a `UserError` where cuDNN's attention cannot be had."""
+    platform = jax.default_backend()
+    if platform != "gpu" or config.model.dtype != "bfloat16":
         raise UserError(
-            f"objective.pixel_std {tuple(config.objective.pixel_std)} should be positive, one "
-            "value per channel"
+            f"model.attention 'cudnn' needs an NVIDIA GPU and model.dtype 'bfloat16', but this is "
+            f"{platform!r} with {config.model.dtype!r}: use 'xla'"
         )
 
 

@@ -147,8 +147,7 @@ def save(panels: Panels, directory: str | Path, prefix: str) -> list[Path]:
     for index, clip in enumerate(clips(panels)):
         picture, moving = (directory / f"{prefix}_{index}.{kind}" for kind in ("png", "gif"))
         Image.fromarray(strip(clip)).save(picture)
-        first, *others = (Image.fromarray(frame) for frame in animation(clip))
-        first.save(moving, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+        save_animation(animation(clip), moving)
         written += [picture, moving]
     return written
 

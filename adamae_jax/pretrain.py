@@ -33,19 +33,23 @@ from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import example_keys, jit_train_step, make_train_step
 
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
-flags.mark_flag_as_required("workdir")
-
 TRAIN_ARRAYS = ("video", "slot", "foreground", "replaced")
-EVAL_ARRAYS = ("video", "example_index", "foreground", "valid", "label")
+EVAL_ARRAYS = ("video", "example_index", "foreground", "valid", "unreadable", "label")
 PICTURE_CLIPS = 4
+
+
+def define_flags() -> None:
+    """Defines this job's options; importing the module does not."""
+    cli.define_config()
+    flags.DEFINE_string(
+        "workdir", None, "Where checkpoints, metrics and pictures go.", required=True
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    summary = pretrain(CONFIG.value, Path(str(WORKDIR.value)))
+    summary = pretrain(flags.FLAGS.config, Path(flags.FLAGS.workdir))
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
 
@@ -58,11 +62,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       workdir: the run's directory; where it holds this run, training goes on from there.
 
     Returns:
-      What ``summary.json`` holds.
+      What ``summary.json`` holds (in the first process; nothing in the others).
 
     Raises:
       UserError: for whatever is wrong with config, data, workdir or devices, before anything is
-        compiled or written.
+        compiled or written; later for damaged data or a disk that is full.
     """
     pretraining = experiment.pretraining(config)
     mesh = create_mesh(dict(config.mesh))
@@ -71,31 +75,50 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     config = configs.resolve(config, len(data.train))
     data = dataclasses.replace(data, config=config)
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
-    first = jax.process_index() == 0
-    rundir.claim(workdir, config, write=first)
+    rundir.check(workdir, config)
     checkpoints = RunCheckpoints(
         workdir / rundir.CHECKPOINTS,
         keep=config.keep_checkpoints,
         metadata={"data_fingerprint": data.train.fingerprint},
     )
+    check_data(checkpoints, workdir, data)
     summary = workdir / rundir.SUMMARY
     if checkpoints.latest_step() == config.steps and summary.is_file():
         logging.info("%s is complete at step %d", workdir, config.steps)
         return json.loads(summary.read_text())
+    first = jax.process_index() == 0
     use_compilation_cache(config.compilation_cache_dir)
-    with checkpoints:
+    with rundir.claimed(workdir, config, write=first), checkpoints:
         run = Run(config, workdir, pretraining, mesh, data, checkpoints)
         with run.metrics, run.progress:
             state = run.train()
             checkpoints.wait()
-            if first:
-                variables = {
-                    "params": state.params,
-                    "state": state.model_state,
-                    "frozen": state.frozen,
-                }
-                pretrained.save(workdir / rundir.MODEL, variables, config, config.steps)
-    return rundir.summarize(workdir, config.steps, data.foreground_source)
+        if not first:
+            return {}
+        variables = {
+            "params": state.params,
+            "state": state.model_state,
+            "frozen": state.frozen,
+        }
+        labels = data.train.label_names
+        pretrained.save(workdir / rundir.MODEL, variables, config, config.steps, labels)
+        return rundir.summarize(workdir, config.steps, data.foreground_source)
+
+
+def check_data(checkpoints: RunCheckpoints, workdir: Path, data: "Data") -> None:
+    """Raises a `UserError` where a run was trained on another dataset than this."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return
+    try:
+        stored = checkpoints.metadata(step)["data_fingerprint"]
+    except UserError:
+        return  # a damaged checkpoint: restoring says so, and takes an older one
+    if stored != data.train.fingerprint:
+        raise UserError(
+            f"{workdir} was trained on another dataset than {data.config.data.dir} (fingerprint "
+            f"{stored}, found {data.train.fingerprint}): give the same data, or another --workdir"
+        )
 
 
 def use_compilation_cache(directory: str) -> None:
@@ -160,15 +183,13 @@ class Data:
             on_error=config.data.on_error,
         )
 
-    def eval_batches(
-        self, split: str, num_examples: int, batch_size: int | None = None
-    ) -> pipeline.Batches:
+    def eval_batches(self, split: str, num_examples: int) -> pipeline.Batches:
         """The first clips of a split, in order; 0 examples for all."""
         return pipeline.eval_batches(
             self.config.data.dir,
             split,
             experiment.clip_spec(self.config),
-            batch_size=batch_size or self.config.eval.batch_size,
+            batch_size=self.config.eval.batch_size,
             num_examples=num_examples or None,
             num_threads=self.config.data.num_threads,
             process_index=jax.process_index(),
@@ -216,21 +237,11 @@ class Run:
         restored = self.checkpoints.restore(like)
         if restored is not None:
             step, state = restored
-            self._check_data(step)
             logging.info("resumed from step %d", step)
             return step, state
         state = jax.jit(create, out_shardings=sharding)()
         parameter_overview.log_parameter_overview(state.params, include_stats=False)
         return 0, state
-
-    def _check_data(self, step: int) -> None:
-        stored = self.checkpoints.metadata(step).get("data_fingerprint")
-        if stored != self.data.train.fingerprint:
-            raise UserError(
-                f"{self.workdir} was trained on another dataset than {self.config.data.dir} "
-                f"(fingerprint {stored}, found {self.data.train.fingerprint}): give the same "
-                "data, or another --workdir"
-            )
 
     def train(self) -> TrainState:
         """Runs the steps that are left; returns the last state."""
@@ -245,6 +256,7 @@ class Run:
             self.mesh,
         )
         if self.first_step == 0:
+            self.metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self.draw(0, self.state, "start")
         with self.data.train_batches(self.first_step) as batches:
             state = loop.Loop(
@@ -266,16 +278,15 @@ class Run:
         from clu.periodic_actions import PeriodicCallback
 
         config = self.config
-        last = {config.steps}
-
-        def periodic(every: int, action: Callable[..., None]) -> Callable[..., bool]:
-            return PeriodicCallback(
-                every_steps=every or None, on_steps=last if every else (), callback_fn=action
-            )
-
         return [
-            periodic(config.pictures_every, self._draw_now_and_then),
-            periodic(config.checkpoint_every, self._save),
+            PeriodicCallback(
+                every_steps=config.pictures_every or None, callback_fn=self._draw_now_and_then
+            ),
+            PeriodicCallback(
+                every_steps=config.checkpoint_every,
+                on_steps={config.steps},
+                callback_fn=self._save,
+            ),
         ]
 
     def log(self, step: int, figures: dict[str, float]) -> None:
@@ -328,16 +339,16 @@ class Run:
 
     def _draw_now_and_then(self, step: int, t: float, state: TrainState) -> None:
         del t
-        self.draw(step, state, None)
+        if step != self.config.steps:  # at the end they are drawn anyway
+            self.draw(step, state, None)
 
     def draw(self, step: int, state: TrainState, prefix: str | None) -> None:
         """Draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
         if jax.process_count() > 1 or self.data.validation is None:
             return
-        with self.data.eval_batches(
-            self.config.data.validation_split, PICTURE_CLIPS, PICTURE_CLIPS
-        ) as batches:
-            batch = next(iter(batches))
+        spec = experiment.clip_spec(self.config)
+        split = self.config.data.validation_split
+        batch = pipeline.first_clips(self.config.data.dir, split, spec, PICTURE_CLIPS)
         keys = example_keys(self.config.seed, jnp.int32(0), jnp.asarray(batch["example_index"]))
         variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
         panels = pictures.compute(self.pretraining, variables, batch["video"], keys)
@@ -347,4 +358,5 @@ class Run:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

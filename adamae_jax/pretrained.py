@@ -5,9 +5,10 @@ A model directory holds ``model.json`` (what the model is) and ``model.safetenso
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load as deserialize
+from safetensors.numpy import save as serialize
 
 from adamae_jax import config as configs
 from adamae_jax import experiment
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.objectives import Pretraining, normalize_pixels
+from adamae_jax.training.digests import write_atomically
 
 MODEL_JSON, MODEL_ARRAYS, CONFIG_JSON = "model.json", "model.safetensors", "config.json"
 FORMAT = "adamae-jax model 1"
+# What of the config says what the model is.
+CLIP_FIELDS = ("num_frames", "sampling_rate", "image_size", "crop")
+MODEL_FIELDS = ("model", "masking", "objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +43,16 @@ class Pretrained:
     Attributes:
       pretraining: the autoencoder with its masking and objective.
       variables: ``params`` (``autoencoder``, ``masking``), ``state``, ``frozen``.
-      config: the effective config of the run.
+      config: the effective config of the run; of a model directory, the model's part of it.
       step: updates that it was trained for.
+      label_names: of the classes in the data it was trained on, by label, where known.
     """
 
     pretraining: Pretraining
     variables: Mapping[str, Any]
     config: ConfigDict
     step: int
+    label_names: tuple[str, ...] = ()
 
     @property
     def model(self) -> Autoencoder:
@@ -84,7 +93,13 @@ class Pretrained:
         return jax.jit(features)
 
 
-def save(directory: str | os.PathLike[str], variables: Any, config: ConfigDict, step: int) -> None:
+def save(
+    directory: str | os.PathLike[str],
+    variables: Any,
+    config: ConfigDict,
+    step: int,
+    label_names: Sequence[str] = (),
+) -> None:
     """Writes a model directory; an existing one is replaced file by file, each at once.
 
     Args:
@@ -92,16 +107,27 @@ def save(directory: str | os.PathLike[str], variables: Any, config: ConfigDict, 
       variables: ``params``, ``state``, ``frozen``, on the host or on devices.
       config: the effective config.
       step: updates made.
+      label_names: of the classes in the data, by label.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    arrays = {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()}
-    save_file(arrays, path / f".{MODEL_ARRAYS}.tmp", metadata={"format": FORMAT})
-    os.replace(path / f".{MODEL_ARRAYS}.tmp", path / MODEL_ARRAYS)
-    description = {"format": FORMAT, "step": step, "config": json.loads(configs.to_json(config))}
-    (path / f".{MODEL_JSON}.tmp").write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(path / f".{MODEL_JSON}.tmp", path / MODEL_JSON)
+    arrays = serialize(
+        {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()},
+        metadata={"format": FORMAT},
+    )
+    tree = json.loads(configs.to_json(config))
+    description = {
+        "format": FORMAT,
+        "step": step,
+        "sha256": hashlib.sha256(arrays).hexdigest(),
+        "clip": {name: tree["data"][name] for name in CLIP_FIELDS},
+        **{name: tree[name] for name in MODEL_FIELDS},
+        "label_names": list(label_names),
+        "trained_with": tree,  # for the record; not needed to load
+    }
+    write_atomically(path / MODEL_ARRAYS, arrays)
+    write_atomically(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
@@ -115,7 +141,11 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
       UserError: where the directory is neither, or does not fit its own description.
     """
     directory = Path(path)
-    if (directory / MODEL_JSON).is_file() and step is None:
+    if (directory / MODEL_JSON).is_file():
+        if step is not None:
+            raise UserError(
+                f"{directory} is a model directory, which has no steps: leave --step out"
+            )
         return _load_model(directory)
     if (directory / CONFIG_JSON).is_file():
         return _load_run(directory, step)
@@ -128,34 +158,52 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
 def _load_model(directory: Path) -> Pretrained:
     try:
         description = json.loads((directory / MODEL_JSON).read_text())
-        arrays = load_file(directory / MODEL_ARRAYS)
-        found = description["format"]
-    except Exception as error:  # safetensors and json raise types of their own
-        raise UserError(f"{directory} is not a readable model directory: {error}") from error
-    if found != FORMAT:
-        raise UserError(f"{directory} is of format {found!r}: this version reads {FORMAT!r}")
-    config = configs.from_json(json.dumps(description["config"]))
-    stored = traverse_util.unflatten_dict(arrays, sep="/")
-    variables = {"state": {}, "frozen": {}, **stored}
-    variables["params"] = {"masking": {}, **stored.get("params", {})}
-    return _checked(variables, config, int(description["step"]), directory)
+        if description["format"] != FORMAT:
+            raise UserError(
+                f"{directory} is of format {description['format']!r}: this reads {FORMAT!r}"
+            )
+        stored = (directory / MODEL_ARRAYS).read_bytes()
+        if hashlib.sha256(stored).hexdigest() != description["sha256"]:
+            raise UserError(f"{directory / MODEL_ARRAYS} is damaged: its SHA-256 is another")
+        fields = {"data": description["clip"], **{name: description[name] for name in MODEL_FIELDS}}
+        config = configs.from_json(json.dumps(fields))
+        arrays = deserialize(stored)
+        step, label_names = int(description["step"]), tuple(description["label_names"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{directory} is not a readable model directory ({type(error).__name__}: {error})"
+        ) from error
+    tree = traverse_util.unflatten_dict(arrays, sep="/")
+    variables = {"state": {}, "frozen": {}, **tree}
+    variables["params"] = {"masking": {}, **tree.get("params", {})}
+    return _checked(variables, config, step, label_names, directory)
 
 
 def _load_run(directory: Path, step: int | None) -> Pretrained:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
-    config = configs.from_json((directory / CONFIG_JSON).read_text())
-    step, stored = checkpoints.read_subtree(directory / "checkpoints", "", step=step)
+    try:
+        config = configs.from_json((directory / CONFIG_JSON).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / CONFIG_JSON} cannot be read: {error}") from error
+    expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
+    place = directory / "checkpoints"
+    step, params = checkpoints.read_subtree(place, "params", step=step)
     # A strategy without parameters leaves no trace in the checkpoint.
-    variables = {
-        "params": {"masking": {}, **stored["params"]},
-        "state": stored.get("model_state", {}),
-        "frozen": stored.get("frozen", {}),
-    }
-    return _checked(variables, config, step, directory)
+    variables: dict[str, Any] = {"params": {"masking": {}, **params}, "state": {}, "frozen": {}}
+    for name, part in (("state", "model_state"), ("frozen", "frozen")):
+        if jax.tree.leaves(expected[name]):
+            variables[name] = checkpoints.read_subtree(place, part, step=step)[1]
+    return _checked(variables, config, step, (), directory)
 
 
-def _checked(variables: Any, config: ConfigDict, step: int, directory: Path) -> Pretrained:
+def _checked(
+    variables: Any,
+    config: ConfigDict,
+    step: int,
+    label_names: tuple[str, ...],
+    directory: Path,
+) -> Pretrained:
     """Compares names and shapes with what the config describes."""
     pretraining = experiment.pretraining(config)
     expected = jax.eval_shape(pretraining.init, jax.random.key(0))
@@ -176,4 +224,5 @@ def _checked(variables: Any, config: ConfigDict, step: int, directory: Path) -> 
             f"{directory} does not fit its own config: {len(wrong)} array(s) differ, first {name} "
             f"(expected {shapes.get(name)}, found {found.get(name)})"
         )
-    return Pretrained(pretraining, jax.tree.map(jnp.asarray, variables), config, step)
+    variables = jax.tree.map(jnp.asarray, variables)
+    return Pretrained(pretraining, variables, config, step, label_names)

@@ -17,8 +17,8 @@ def get_config(masking: str = "adaptive") -> ConfigDict:
     """
     config = default_config()
     config.batch_size = 32
-    config.steps = 600
-    config.log_every = 5
+    config.steps = 500
+    config.log_every = 1
     config.checkpoint_every = 100
     config.eval_every = 200
     config.pictures_every = 200

@@ -103,9 +103,9 @@ def file_of(geometry: ClipGeometry, image_size: Any, heads: int) -> dict[str, np
 
 
 @functools.cache
-def square_file() -> dict[str, np.ndarray]:
-    """A file with a square image, whose size is given as one number."""
-    return file_of(ClipGeometry(4, (8, 8), 2, 4), 8, heads=4)
+def own_file() -> dict[str, np.ndarray]:
+    """A file with an image that is not square; those of the authors are."""
+    return file_of(ClipGeometry(6, (8, 12), 3, 4), [8, 12], heads=2)
 
 
 def save(path: Path, file: dict[str, Any], **changes: np.ndarray) -> str:
@@ -115,13 +115,12 @@ def save(path: Path, file: dict[str, Any], **changes: np.ndarray) -> str:
 
 
 def test_works_with_other_sizes(tmp_path: Path) -> None:
-    geometry = ClipGeometry(6, (8, 12), 3, 4)
-    report = parity.compare(save(tmp_path / "own.npz", file_of(geometry, [8, 12], heads=2)))
+    report = parity.compare(save(tmp_path / "own.npz", own_file()))
     assert report["passed"], report
 
 
 def test_a_wrong_weight_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = square_file()
+    file = own_file()
     name = "weights/decoder.blocks.2.mlp.fc1.bias"
     path = save(tmp_path / "wrong.npz", file, **{name: file[name] + 0.01})
     assert parity.main([path]) == 1
@@ -160,7 +159,7 @@ def changed(pair: parity.Comparison, name: str, array: np.ndarray | None) -> par
 def test_the_tolerance_is_that_of_the_oracles(
     kind: str, name: str, factor: float, passed: bool
 ) -> None:
-    outputs, gradients = sides(square_file())
+    outputs, gradients = sides(own_file())
     if kind == "gradients":
         gradients = changed(gradients, name, gradients[1][name].astype(np.float64) * factor)
     else:
@@ -174,7 +173,7 @@ def test_the_tolerance_is_that_of_the_oracles(
 @pytest.mark.parametrize("wrong", ["missing", "shape", "nan"])
 @pytest.mark.parametrize("kind", ["outputs", "gradients"])
 def test_missing_misshapen_and_infinite_arrays_fail(kind: str, wrong: str) -> None:
-    outputs, gradients = sides(square_file())
+    outputs, gradients = sides(own_file())
     pair, name = (outputs, "probs") if kind == "outputs" else (gradients, "encoder.norm.weight")
     theirs = pair[1][name]
     array = {"missing": None, "shape": theirs[..., None], "nan": np.full_like(theirs, np.nan)}
@@ -188,7 +187,7 @@ def test_missing_misshapen_and_infinite_arrays_fail(kind: str, wrong: str) -> No
 
 
 def test_gradients_of_rounding_noise_must_be_noise_in_ours() -> None:
-    outputs, gradients = sides(square_file())
+    outputs, gradients = sides(own_file())
     name = "encoder.get_token_probs.1.bias"
     median = np.median([np.linalg.norm(array) for array in gradients[1].values()])
     theirs = {**gradients[1], name: np.asarray([0.5e-6 * median])}
@@ -201,7 +200,7 @@ def test_gradients_of_rounding_noise_must_be_noise_in_ours() -> None:
 
 
 def test_an_extract_is_compared_as_far_as_it_goes_but_must_hold_something() -> None:
-    (ours, theirs), gradients = sides(square_file())
+    (ours, theirs), gradients = sides(own_file())
     few = {name: theirs[name] for name in ("probs", "loss_total")}
     report = parity.judge("AdaMAE", (ours, few), gradients)
     assert report["passed"] is True
@@ -237,12 +236,12 @@ def test_files_that_cannot_be_compared_with_are_one_line_and_status_2(
 
 
 def test_the_authors_names_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = {name: a for name, a in square_file().items() if name != "weights/mask_token"}
+    file = {name: a for name, a in own_file().items() if name != "weights/mask_token"}
     assert parity.main([save(tmp_path / "less.npz", file)]) == 2
     assert "missing mask_token" in capsys.readouterr().err
-    meta = json.loads(str(square_file()["meta"]))
+    meta = json.loads(str(own_file()["meta"]))
     del meta["decoder"]
-    path = save(tmp_path / "short.npz", square_file(), meta=np.asarray(json.dumps(meta)))
+    path = save(tmp_path / "short.npz", own_file(), meta=np.asarray(json.dumps(meta)))
     assert parity.main([path]) == 2
     assert "lacks 'decoder'" in capsys.readouterr().err
 

@@ -1,7 +1,10 @@
 """Whole runs, as real processes: to the end, killed and resumed, and refused."""
 
+import fcntl
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import adamae_jax
+from adamae_jax import pretrain
+from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
+from tests.configs import tiny
 from tests.data import fixtures
 
 ROOT = Path(__file__).parent.parent
@@ -237,10 +243,6 @@ def refused(tiny_dataset: Path) -> Iterator[Callable[..., str]]:
     """Runs that must be refused in this process, before anything is compiled or written."""
 
     def refuse(workdir: Path, **changes: Any) -> str:
-        from adamae_jax import pretrain
-        from adamae_jax.errors import UserError
-        from tests.configs import tiny
-
         config = tiny.get_config()
         config.data.dir = str(tiny_dataset)
         config.mesh.data = -1
@@ -269,6 +271,13 @@ BAD_VALUES = [
     ({"data__train_split": "trian"}, ["trian"]),
     ({"mesh__data": 3}, ["mesh", "8 device"]),
     ({"steps": 0}, ["steps", "epochs"]),
+    ({"optimizer__warmup_steps": 60}, ["60", "warm-up"]),
+    ({"seed": -1}, ["seed is -1"]),
+    ({"eval__num_examples": -5}, ["eval.num_examples is -5"]),
+    ({"objective__pixel_mean": (0.5,)}, ["pixel_mean (0.5,)", "3 values"]),
+    ({"optimizer__decay": ("[",)}, ["optimizer.decay", "'['"]),
+    ({"model__mlp_ratio": 0.0}, ["mlp_ratio 0.0"]),
+    ({"model__attention": "cudnn"}, ["cudnn", "NVIDIA"]),
 ]
 
 
@@ -298,17 +307,103 @@ def test_a_workdir_of_another_model_is_refused(refused: Callable[..., str], fini
 
 def test_other_data_is_refused(finished: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     """The fingerprint in the checkpoint is compared before anything goes on."""
-    import shutil
-
     copy, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(finished, copy)
     (copy / "summary.json").unlink()
     shutil.copytree(tiny_dataset, data)
     info = data / "dataset_info.json"
     info.write_text(info.read_text().replace("{", "{ ", 1))
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     done = run(copy, data)
     assert done.returncode == 2
     assert "was trained on another dataset" in done.stderr.splitlines()[-1]
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_a_second_job_in_the_workdir_is_refused(
+    refused: Callable[..., str], finished: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").unlink()
+    with (copy / rundir.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = refused(copy, log_every=3)
+    assert "another process is at work" in message
+    assert json.loads((copy / "config.json").read_text())["log_every"] == 1
+
+
+def test_the_schedule_is_that_of_the_data_at_hand(tiny_dataset: Path, tmp_path: Path) -> None:
+    """A recipe's number of videos is not that of another dataset."""
+    options = ["--config.steps=0", "--config.epochs=1", "--config.data.num_examples=240000"]
+    done = run(tmp_path / "run", tiny_dataset, *options, "--config.optimizer.warmup_steps=1")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["steps"], config["data"]["num_examples"]) == (2, 16)
+
+
+def test_a_damaged_record_stops_a_run_that_asks_for_it(
+    finished: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_dataset, data)
+    for shard in data.glob("*-train.tfrecord*"):
+        fixtures.flip_byte(shard, 200)
+    done = run(tmp_path / "raise", data, "--config.data.on_error=raise")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+    replaced = run(tmp_path / "replace", data, "--config.steps=8")
+    assert replaced.returncode == 0, replaced.stderr
+    assert lines(tmp_path / "replace")[-1]["replaced"] > 0
+
+
+def test_unreadable_held_out_clips_are_no_perfect_score(tiny_dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_dataset, data)
+    for shard in data.glob("*-validation.tfrecord*"):
+        fixtures.flip_byte(shard, 200)
+    done = run(tmp_path / "run", data, "--config.steps=8", "--config.eval_every=4")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["eval_examples"] == 6
+    assert summary["eval_unreadable"] == 2
+    assert summary["eval_loss_reconstruction"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_damaged_model_directory_is_refused(finished: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(finished / "model", copy)
+    fixtures.flip_byte(copy / name, 40)
+    with pytest.raises(UserError, match="model"):
+        adamae_jax.load(copy)
+
+
+def test_a_model_directory_says_what_it_holds(finished: Path) -> None:
+    described = json.loads((finished / "model" / "model.json").read_text())
+    assert described["masking"]["name"] == "adaptive"
+    assert described["clip"]["image_size"] == [16, 24]
+    assert described["objective"]["pixel_std"] == [0.229, 0.224, 0.225]
+    assert described["label_names"] == ["a", "b", "c"]
+    assert adamae_jax.load(finished / "model").label_names == ("a", "b", "c")
+    with pytest.raises(UserError, match="without steps"):
+        adamae_jax.load(finished / "model", step=7)
+
+
+def test_loading_a_broken_config_is_said(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config"):
+        adamae_jax.load(tmp_path)
+    with pytest.raises(UserError, match="holds neither"):
+        adamae_jax.load(tmp_path / "nothing")
+
+
+def test_all_jobs_can_be_imported_together() -> None:
+    """Importing a job defines no flags; they would clash."""
+    names = ("pretrain", "prepare", "visualize", "benchmark.step")
+    for name in names:
+        importlib.import_module(f"adamae_jax.{name}")
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,15 @@ from adamae_jax.training.mesh import batch_sharding, check_batch, create_mesh, r
 from adamae_jax.training.state import create_state
 from adamae_jax.training.step import jit_train_step, make_train_step
 
-CONFIG = cli.define_config()
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Clips in a step, over all devices; the config's, if not given.", 1
-)
-STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.", 1)
-WARMUP = flags.DEFINE_integer("warmup", 2, "Steps to run before that.", 0)
+
+def define_flags() -> None:
+    """Defines this benchmark's options; importing the module does not."""
+    cli.define_config()
+    flags.DEFINE_integer(
+        "batch_size", None, "Clips in a step, over all devices; the config's, if not given.", 1
+    )
+    flags.DEFINE_integer("steps", 10, "Steps to time.", 1)
+    flags.DEFINE_integer("warmup", 2, "Steps to run before that.", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Report:
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
     del argv
-    config = CONFIG.value
-    if BATCH_SIZE.value is not None:
-        config.batch_size = BATCH_SIZE.value
-    report = measure(config, STEPS.value, WARMUP.value)
+    values = flags.FLAGS
+    config = values.config
+    if values.batch_size is not None:
+        config.batch_size = values.batch_size
+    report = measure(config, values.steps, values.warmup)
     print(describe(report))
     print(json.dumps(dataclasses.asdict(report)))
 

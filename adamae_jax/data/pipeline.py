@@ -18,7 +18,7 @@ from absl import flags
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import EvalStream, HostSlice, TrainStream
-from adamae_jax.data.workers import Workers, init_worker
+from adamae_jax.data.workers import WorkerDeathError, Workers, init_worker
 from adamae_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -148,6 +148,23 @@ def eval_batches(
     )
 
 
+def first_clips(
+    dataset_dir: str | os.PathLike[str], split: str, spec: ClipSpec, count: int
+) -> Batch:
+    """The first clips of a split that can be read, as one batch of at most ``count``.
+
+    Raises:
+        UserError: the dataset cannot be used, or none of its first clips can be read.
+    """
+    with eval_batches(
+        dataset_dir, split, spec, batch_size=count, num_examples=count, num_threads=0
+    ) as batches:
+        batch = next(batches)
+    if not batch["valid"].any():
+        raise UserError(f"none of the first {count} clips of {dataset_dir}, {split!r}, can be read")
+    return {name: values[batch["valid"]] for name, values in batch.items()}
+
+
 def _check(batch: int, process_index: int, process_count: int, name: str) -> None:
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index is {process_index} of {process_count} processes")
@@ -207,9 +224,9 @@ class Batches:
 
         Raises:
             StopIteration: all steps have been delivered, or the iterator is closed.
-            RuntimeError: a worker process has died.
+            WorkerDeathError: a worker process has died.
             BadRecordError: with ``on_error='raise'``, or too many damaged records in a row.
-            OSError: the storage keeps failing.
+            UserError: the storage keeps failing.
         """
         if not self._remaining:
             self.close()
@@ -217,6 +234,8 @@ class Batches:
         batch = self._wait()
         if isinstance(batch, BaseException):
             self.close()
+            if isinstance(batch, OSError):
+                raise UserError(f"the dataset cannot be read any more: {batch}") from batch
             raise batch
         self._remaining -= 1
         return batch
@@ -233,7 +252,7 @@ class Batches:
                 # Grain ends the workers itself when one of them reports an error, which is then
                 # on its way here: only a lasting silence means that it has not noticed.
                 if death and polls_in_vain > POLLS_OF_SILENCE:
-                    return RuntimeError(death)
+                    return WorkerDeathError(death)
 
     def __enter__(self) -> Self:
         """Itself, to be closed at the end of the block."""
@@ -280,7 +299,7 @@ class Batches:
                     return
         except BaseException as error:
             if GRAIN_ON_DEATH in str(error) and (death := self._workers.death()):
-                error = RuntimeError(death)
+                error = WorkerDeathError(death)
             self._deliver(error)
 
     def _started(self, pieces: grain.DatasetIterator[Batch], num_workers: int) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ MAX_OPEN_SHARDS = 128  # well below the usual limit of 1,024 open files
 RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
 
 
-class BadRecordError(Exception):
+class BadRecordError(UserError):
     """One record cannot be used: checksum, structure or image data are damaged."""
 
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from adamae_jax.errors import UserError
+
 PARENT_CHECK_S = 0.5
 _GRAIN_WORKER = "grain-process-prefetch"
 _starting = threading.Lock()
@@ -37,6 +39,10 @@ def _exit_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)
+
+
+class WorkerDeathError(UserError, RuntimeError):
+    """A worker process has ended while it was needed."""
 
 
 class Workers:

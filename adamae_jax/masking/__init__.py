@@ -40,7 +40,8 @@ def create(name: str, mask_ratio: float, options: Mapping[str, Any]) -> MaskingS
     for option in options:
         if option not in known:
             raise UserError(
-                f"masking.options.{option} is unknown to masking {name!r}: "
-                f"it takes {', '.join(known) or 'no options'}"
+                f"masking.options.{option} is unknown to masking {name!r}, which takes "
+                f"{', '.join(known) or 'no options'}: choose the masking in the config file, with "
+                "masking_config(), so that name and options go together"
             )
     return strategy_class(name)(mask_ratio=mask_ratio, **options)

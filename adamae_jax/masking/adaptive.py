@@ -38,12 +38,11 @@ class SamplingNetwork(nn.Module):
         """Returns float32 logits; ``keys`` turn dropout on."""
         spec, init = self.spec, initializers.xavier_uniform()
         table = self.param("position_table", nn.initializers.zeros, tokens.shape[1:])
-        x = tokens.astype(spec.dtype) + table.astype(spec.dtype)
+        x = tokens + table
         if spec.width != x.shape[-1]:
             x = nn.Dense(spec.width, kernel_init=init, dtype=spec.dtype, name="projection")(x)
         x = Transformer(spec, name="transformer")(x, keys=keys)
-        logits = nn.Dense(1, kernel_init=init, dtype=spec.dtype, name="head")(x)
-        return logits[..., 0].astype(jnp.float32)
+        return nn.Dense(1, kernel_init=init, dtype=jnp.float32, name="head")(x)[..., 0]
 
 
 def sample_without_replacement(

@@ -4,6 +4,8 @@ Which tokens are visible is somebody else's business (`adamae_jax.masking`): the
 handed indices.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,6 +15,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.models import initializers, positions
 from adamae_jax.models.transformer import ExampleKeys, LayerNorm, Transformer, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
+
+_FLOAT32_OUTPUT = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 # Width, depth and heads of the encoder, then of the decoder (VideoMAE's table; AdaMAE is its B).
 SIZES = {
@@ -86,6 +90,7 @@ class Autoencoder(nn.Module):
             self.geometry.tubelet_values,
             kernel_init=initializers.xavier_uniform(),
             dtype=decoder.dtype,
+            dot_general=_FLOAT32_OUTPUT,  # predictions are not rounded before the loss
         )
 
     def tokenize(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
@@ -95,7 +100,7 @@ class Autoencoder(nn.Module):
     def add_positions(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Adds each token's place in the clip."""
         table = positions.sincos_1d(self.geometry.num_tokens, self.encoder.width)
-        return tokens + jnp.asarray(table, tokens.dtype)
+        return tokens + jnp.asarray(table)
 
     def encode(
         self,
@@ -130,17 +135,15 @@ class Autoencoder(nn.Module):
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "b m p"]:
         """Predicts the tubelets at ``queries`` from the encoder's latents, in float32."""
-        table = jnp.asarray(
-            positions.sincos_1d(self.geometry.num_tokens, self.decoder.width), self.decoder.dtype
-        )
+        table = jnp.asarray(positions.sincos_1d(self.geometry.num_tokens, self.decoder.width))
         seen = self.encoder_to_decoder(latents) + table[visible]
-        asked = self.mask_token.astype(self.decoder.dtype) + table[queries]
+        asked = self.mask_token + table[queries]
         key_valid = None
         if visible_valid is not None:
             key_valid = jnp.concatenate([visible_valid, jnp.ones(queries.shape, bool)], axis=1)
         x = jnp.concatenate([seen, asked], axis=1)
         x = self.decoder_blocks(x, key_valid=key_valid, keys=keys)[:, visible.shape[1] :]
-        return self.decoder_head(self.decoder_norm(x)).astype(jnp.float32)
+        return self.decoder_head(self.decoder_norm(x))
 
     def features(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
         """The encoder's latents of all tokens of normalised clips, in float32."""

@@ -33,7 +33,8 @@ class TransformerSpec:
       norm_epsilon: epsilon of the layer norms.
       dropout: rate after the attention projection and after the MLP's second layer, in training.
       attention: False leaves the attention out: blocks that see one token at a time.
-      dtype: the type of the matmuls; norms and softmax are computed in float32.
+      dtype: the type of the matmuls; norms, softmax and the sums along the residual path are
+        float32.
       remat: recompute blocks in the backward pass instead of keeping their activations.
       unroll: blocks per iteration of the scan.
       attention_implementation: handed to `jax.nn.dot_product_attention`.
@@ -166,7 +167,7 @@ class Block(nn.Module):
             x = x + ExampleDropout(spec.dropout)(y, branch_keys(0))
         y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm2")(x)
         y = Mlp(spec, name="mlp")(y)
-        return x + ExampleDropout(spec.dropout)(y, branch_keys(1)), None
+        return x + ExampleDropout(spec.dropout)(y, branch_keys(1)), None  # float32: x is
 
 
 class Transformer(nn.Module):
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
         key_valid: Bool[Array, "b n"] | None = None,
         keys: ExampleKeys | None = None,
     ) -> Float[Array, "b n d"]:
-        """Runs the blocks in turn.
+        """Runs the blocks in turn; the result is float32.
 
         Args:
           x: tokens.
@@ -203,6 +204,6 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         x, _ = stack(spec, name="blocks")(
-            x.astype(spec.dtype), jnp.arange(spec.depth), key_valid, keys
+            x.astype(jnp.float32), jnp.arange(spec.depth), key_valid, keys
         )
         return x

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from adamae_jax.errors import UserError
 from adamae_jax.masking.base import MaskInputs
 from adamae_jax.masking.random import Strategy as RandomMasking
 from adamae_jax.objectives import Pretraining, fold, normalize_pixels
@@ -60,7 +61,8 @@ class Evaluator:
             "marked_visible_random": self._random_share(video, is_marked, keys),
         }
         sums = {name: (value * valid).sum() for name, value in figures.items()}
-        return {**sums, "count": valid.sum()}
+        unreadable = batch["unreadable"].astype(jnp.float32).sum()
+        return {**sums, "count": valid.sum(), "unreadable": unreadable}
 
     def _random_share(self, video: Array, is_marked: Array, keys: Array) -> Float[Array, "b"]:
         """The share of marked tokens under random masks of the same ratio."""
@@ -86,12 +88,16 @@ def run(
     Args:
       sums_of: from `Evaluator.compile`.
       state: the run.
-      batches: this process's batches, with ``valid`` false where padded.
+      batches: this process's batches, with ``valid`` false where padded or ``unreadable``.
       put: hands a host's batch to the devices.
 
     Returns:
       Means over the clips: ``eval_loss_reconstruction`` and the like, ``foreground_lift``,
-      ``foreground_lift_random`` (NaN where nothing is marked) and ``eval_examples``.
+      ``foreground_lift_random`` (NaN where nothing is marked), and the numbers ``eval_examples``
+      and ``eval_unreadable``.
+
+    Raises:
+      UserError: where not one clip can be read.
     """
     variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
     totals: dict[str, float] = {}
@@ -99,11 +105,18 @@ def run(
         for name, value in jax.device_get(sums_of(variables, put(batch))).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     count = totals.pop("count", 0.0)
+    if not count:
+        raise UserError(
+            "none of the held-out clips can be read: look at the warnings above, and make the "
+            "dataset anew with `python -m adamae_jax.prepare`"
+        )
     marked = totals.pop("marked", 0.0)
     visible = totals.pop("marked_visible", 0.0)
     random = totals.pop("marked_visible_random", 0.0)
-    figures = {f"eval_{name}": value / max(count, 1.0) for name, value in totals.items()}
+    unreadable = totals.pop("unreadable", 0.0)
+    figures = {f"eval_{name}": value / count for name, value in totals.items()}
     figures["eval_foreground_lift"] = visible / marked if marked else float("nan")
     figures["eval_foreground_lift_random"] = random / marked if marked else float("nan")
     figures["eval_examples"] = count
+    figures["eval_unreadable"] = unreadable
     return figures

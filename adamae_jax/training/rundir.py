@@ -1,8 +1,10 @@
 """A run's workdir: whose it is, and what is said at the end."""
 
+import contextlib
+import fcntl
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from adamae_jax.training.digests import write_atomically
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+LOCK = ".lock"
 
 # Fields that say how a run is carried out, not what it computes: they may change on a restart.
 EXECUTION = (
@@ -58,26 +61,26 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
-def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
-    """Makes the workdir this run's, or checks that it already is.
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Raises a `UserError` where the workdir holds another run; changes nothing.
 
     Args:
-      workdir: made where it is missing.
+      workdir: need not exist.
       config: the effective config.
-      write: whether this process writes (the first of the job).
-
-    Raises:
-      UserError: where the workdir holds another run; nothing is changed then.
     """
-    path, text = workdir / CONFIG, configs.to_json(config)
+    path = workdir / CONFIG
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a directory")
     if path.is_file():
         try:
-            stored = json.loads(path.read_text())
-        except ValueError as error:
+            # On today's tree of fields: a field that is newer than the run has its default.
+            stored = json.loads(configs.to_json(configs.from_json(path.read_text())))
+        except UserError as error:
             raise UserError(
-                f"{path} is not readable as JSON ({error}): remove the workdir"
-            ) from None
-        different = differences(stored, json.loads(text))
+                f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
+                "--workdir"
+            ) from error
+        different = differences(stored, json.loads(configs.to_json(config)))
         if different:
             raise UserError(
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
@@ -85,23 +88,52 @@ def claim(workdir: Path, config: ConfigDict, *, write: bool) -> None:
             )
     elif (workdir / CHECKPOINTS).exists():
         raise UserError(f"{workdir} holds checkpoints but no {CONFIG}: give another --workdir")
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a directory")
-    if write:
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]:
+    """Makes the workdir this job's while the block runs, and writes its config.
+
+    Args:
+      workdir: made where it is missing.
+      config: the effective config.
+      write: whether this process writes (the first of the job); the others do nothing.
+
+    Raises:
+      UserError: where another job is at work in it, or it cannot be written.
+    """
+    if not write:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / LOCK, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    with lock:  # the kernel gives the lock back however the process ends
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is at work in {workdir}: wait for it, or give another --workdir"
+            ) from None
+        try:
+            write_atomically(workdir / CONFIG, configs.to_json(config).encode())
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+        yield
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl; what is none (a kill may tear the last) is passed over."""
     path = workdir / METRICS
-    if not path.exists():
-        return []
-    whole = path.read_text().rpartition("\n")[0]  # a killed run may leave a torn last line
-    return [json.loads(line) for line in whole.splitlines()]
+    found = []
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                found.append(line)
+    return found
 
 
 def seconds_so_far(workdir: Path, step: int) -> float:
@@ -117,7 +149,8 @@ def seconds_so_far(workdir: Path, step: int) -> float:
 def summarize(workdir: Path, steps: int, foreground_source: str) -> dict[str, Any]:
     """Writes ``summary.json`` from what the run has logged, and returns it.
 
-    The reconstruction losses are means over the logged steps among the first and the last 5%.
+    The reconstruction losses are means over the logged steps among the first and the last 5%: over
+    all of those where ``log_every`` is 1.
     """
     lines = read_metrics(workdir)
     logged = [line for line in lines if "loss_reconstruction" in line]

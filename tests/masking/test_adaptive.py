@@ -156,12 +156,18 @@ def test_log_probabilities_are_clamped_without_gradient() -> None:
     np.testing.assert_allclose(gradient[2:4], [1 / (2 * tiny), 4.0], rtol=1e-5)
 
 
-def test_likely_tokens_are_drawn(inputs: MaskInputs) -> None:
-    """A position table that only three tokens have, seen through the head, rules the draw."""
+def test_likely_tokens_are_drawn_however_unlikely_the_rest(inputs: MaskInputs) -> None:
+    """A position table, read by the head, rules the draw: from P itself, not from its clamp.
+
+    The second token has a probability of exp(-40), far below the clamp, and yet of those that are
+    left it is as good as certain.
+    """
     params = jax.tree.map(jnp.zeros_like, network_parameters(STRATEGY, inputs))
-    params["position_table"] = params["position_table"].at[jnp.asarray([2, 5, 11]), 0].set(50.0)
+    table = params["position_table"].at[jnp.asarray([2, 5, 11]), 0]
+    params["position_table"] = table.set(jnp.asarray([100.0, 60.0, 30.0]))
     params["head"]["kernel"] = params["head"]["kernel"].at[0].set(1.0)
-    mask = jax.jit(lambda params, keys: STRATEGY({"params": params}, inputs, keys, False))(
+    tokens = inputs.replace(tokens=jnp.zeros_like(inputs.tokens))
+    mask = jax.jit(lambda params, keys: STRATEGY({"params": params}, tokens, keys, False))(
         params, helpers.example_keys(4)
     )
     assert mask.visible.tolist() == [[2, 5, 11]] * 4

@@ -61,6 +61,7 @@ def test_visible_tokens_are_counted_as_the_authors_do(
 
 
 @pytest.mark.parametrize("name", FIXED)
+@hypothesis.settings(max_examples=12)  # each is a size of its own, and compiled
 @hypothesis.given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
     ratio=st.floats(0.02, 0.98),

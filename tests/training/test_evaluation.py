@@ -40,7 +40,14 @@ def batches(order: np.ndarray, size: int, **arrays: np.ndarray) -> list[dict[str
         valid = np.arange(size) < len(chosen)
         chosen = np.concatenate([chosen, np.zeros(size - len(chosen), int)])
         batch = {name: values[chosen] for name, values in arrays.items()}
-        found.append({**batch, "example_index": chosen.astype(np.int32), "valid": valid})
+        found.append(
+            {
+                **batch,
+                "example_index": chosen.astype(np.int32),
+                "valid": valid,
+                "unreadable": ~valid & False,
+            }
+        )
     return found
 
 

@@ -4,50 +4,58 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from adamae_jax.config import default_config
 from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
 
 
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """What a job does at its start."""
+    rundir.check(workdir, config)
+    with rundir.claimed(workdir, config, write=True):
+        pass
+
+
 def test_claiming_twice_with_other_execution_is_fine(tmp_path: Path) -> None:
     config = default_config()
-    rundir.claim(tmp_path / "run", config, write=True)
+    claim(tmp_path / "run", config)
     config.log_every = 7
     config.data.num_workers = 3
     config.model.remat = True
     config.eval.num_examples = 5
-    rundir.claim(tmp_path / "run", config, write=True)
+    claim(tmp_path / "run", config)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["log_every"] == 7
 
 
 @pytest.mark.parametrize("name", ["seed", "steps", "batch_size"])
 def test_another_run_is_refused_and_nothing_changes(tmp_path: Path, name: str) -> None:
     config = default_config()
-    rundir.claim(tmp_path, config, write=True)
+    claim(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
     config[name] = 4096
     with pytest.raises(UserError, match=f"{name} .*4096"):
-        rundir.claim(tmp_path, config, write=True)
+        claim(tmp_path, config)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_checkpoints_without_a_config_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no config.json"):
-        rundir.claim(tmp_path, default_config(), write=True)
+        claim(tmp_path, default_config())
 
 
 def test_a_torn_config_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match="not readable"):
-        rundir.claim(tmp_path, default_config(), write=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, default_config())
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        rundir.claim(tmp_path / "file", default_config(), write=True)
+        claim(tmp_path / "file", default_config())
 
 
 def test_the_summary_takes_the_edges_of_the_run(tmp_path: Path) -> None:
@@ -73,3 +81,33 @@ def test_seconds_so_far_are_those_of_the_restored_step(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert rundir.seconds_so_far(tmp_path, 7) == 14.0
     assert rundir.seconds_so_far(tmp_path / "nothing", 7) == 0.0
+
+
+def test_one_job_at_a_time(tmp_path: Path) -> None:
+    """The lock is the kernel's: a second handle in the same process meets it too."""
+    config = default_config()
+    with rundir.claimed(tmp_path, config, write=True):
+        config.log_every = 7
+        other = rundir.claimed(tmp_path, config, write=True)
+        with pytest.raises(UserError, match="another process is at work"), other:
+            pass
+    assert json.loads((tmp_path / "config.json").read_text())["log_every"] == 50
+    claim(tmp_path, config)  # the lock is free again
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    config = default_config()
+    claim(tmp_path, config)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["optimizer"]["clip_grad_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    rundir.check(tmp_path, config)
+    config.optimizer.clip_grad_norm = 1.0
+    with pytest.raises(UserError, match="clip_grad_norm"):
+        rundir.check(tmp_path, config)
+
+
+def test_lines_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    text = '{"step": 1, "seconds": 3.0}\nrubbish\n[]\n{"step": 2, "seconds": 4.0}\n{"st'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert rundir.seconds_so_far(tmp_path, 9) == 4.0
