@@ -1,5 +1,6 @@
 """The train step: a pure function of state and batch, the same for every masking strategy."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,6 +128,87 @@ def accumulate(
     return grads, state, mean(figures)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Updates:
+    """The two updates of a step; each gives the new state, whether it is finite, and figures."""
+
+    pretraining: Pretraining
+    optimizers: Mapping[str, Optimizer]
+    seed: int
+    accumulation: int
+
+    @property
+    def adversary_name(self) -> str | None:
+        return self.pretraining.strategy.adversary
+
+    def adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
+        """Updates the strategy's adversary, with the model held still."""
+        params, adversary = split_params(state.params, self.adversary_name)
+
+        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
+            def loss(adversary: Any) -> tuple[Array, Any]:
+                merged = merge_params(params, self.adversary_name, adversary)
+                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
+                keys = example_keys(self.seed, state.step, part["slot"])
+                per_example, new_state = self.pretraining.adversary_loss(
+                    variables, part["video"], keys, True
+                )
+                kept = model_state if new_state is None else new_state
+                return per_example.mean(), (kept, per_example)
+
+            grads, (new_state, per_example) = jax.grad(loss, has_aux=True)(adversary)
+            return grads, new_state, {"loss_adversary": per_example}
+
+        grads, model_state, metrics = accumulate(
+            gradients, state.model_state, batch, self.accumulation
+        )
+        metrics["grad_norm_adversary"] = optax.tree.norm(grads)
+        adversary, opt_state = self.optimizers[ADVERSARY].update(
+            grads, state.opt_state[ADVERSARY], adversary, state.step
+        )
+        state = state.replace(
+            params=merge_params(params, self.adversary_name, adversary),
+            opt_state={**state.opt_state, ADVERSARY: opt_state},
+            model_state=model_state,
+        )
+        finite = jnp.isfinite(metrics["loss_adversary"] + metrics["grad_norm_adversary"])
+        return state, finite, metrics
+
+    def model(self, state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
+        """Updates the autoencoder and the rest of the strategy, with the adversary held still."""
+        params, adversary = split_params(state.params, self.adversary_name)
+
+        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
+            def loss(params: Any) -> tuple[Array, Outcome]:
+                merged = merge_params(params, self.adversary_name, adversary)
+                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
+                keys = example_keys(self.seed, state.step, part["slot"])
+                outcome = self.pretraining.forward(variables, part["video"], keys, True)
+                return outcome.loss.mean(), outcome
+
+            grads, outcome = jax.grad(loss, has_aux=True)(params)
+            new_state = outcome.mask.state
+            figures = {"loss": outcome.loss, **outcome.terms}
+            figures |= diagnostics(outcome, part, self.pretraining.model.geometry)
+            return grads, model_state if new_state is None else new_state, figures
+
+        grads, model_state, metrics = accumulate(
+            gradients, state.model_state, batch, self.accumulation
+        )
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm_masking"] = optax.tree.norm(grads["masking"])
+        metrics["learning_rate"] = self.optimizers[MODEL].learning_rate(state.step)
+        params, opt_state = self.optimizers[MODEL].update(
+            grads, state.opt_state[MODEL], params, state.step
+        )
+        state = state.replace(
+            params=merge_params(params, self.adversary_name, adversary),
+            opt_state={**state.opt_state, MODEL: opt_state},
+            model_state=model_state,
+        )
+        return state, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]), metrics
+
+
 def make_train_step(
     pretraining: Pretraining,
     optimizers: Mapping[str, Optimizer],
@@ -149,79 +231,18 @@ def make_train_step(
     Raises:
       UserError: where an optimiser is missing.
     """
-    strategy, geometry = pretraining.strategy, pretraining.model.geometry
-    adversary_name = strategy.adversary
-    needed = {MODEL} | ({ADVERSARY} if adversary_name else set())
+    adversary = pretraining.strategy.adversary
+    needed = {MODEL} | ({ADVERSARY} if adversary else set())
     if not needed <= set(optimizers):
         raise UserError(f"optimisers {sorted(optimizers)} are given, {sorted(needed)} are needed")
-
-    def step_adversary(state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
-        params, adversary = split_params(state.params, adversary_name)
-
-        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
-            def loss(adversary: Any) -> tuple[Array, Any]:
-                merged = merge_params(params, adversary_name, adversary)
-                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
-                keys = example_keys(seed, state.step, part["slot"])
-                per_example, new_state = pretraining.adversary_loss(
-                    variables, part["video"], keys, True
-                )
-                kept = model_state if new_state is None else new_state
-                return per_example.mean(), (kept, per_example)
-
-            grads, (new_state, per_example) = jax.grad(loss, has_aux=True)(adversary)
-            return grads, new_state, {"loss_adversary": per_example}
-
-        grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
-        metrics["grad_norm_adversary"] = optax.tree.norm(grads)
-        adversary, opt_state = optimizers[ADVERSARY].update(
-            grads, state.opt_state[ADVERSARY], adversary, state.step
-        )
-        state = state.replace(
-            params=merge_params(params, adversary_name, adversary),
-            opt_state={**state.opt_state, ADVERSARY: opt_state},
-            model_state=model_state,
-        )
-        finite = jnp.isfinite(metrics["loss_adversary"] + metrics["grad_norm_adversary"])
-        return state, finite, metrics
-
-    def step_model(state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
-        params, adversary = split_params(state.params, adversary_name)
-
-        def gradients(model_state: Any, part: Batch) -> tuple[Any, Any, dict[str, Array]]:
-            def loss(params: Any) -> tuple[Array, Outcome]:
-                merged = merge_params(params, adversary_name, adversary)
-                variables = {"params": merged, "state": model_state, "frozen": state.frozen}
-                keys = example_keys(seed, state.step, part["slot"])
-                outcome = pretraining.forward(variables, part["video"], keys, True)
-                return outcome.loss.mean(), outcome
-
-            grads, outcome = jax.grad(loss, has_aux=True)(params)
-            new_state = outcome.mask.state
-            figures = {"loss": outcome.loss, **outcome.terms}
-            figures |= diagnostics(outcome, part, geometry)
-            return grads, model_state if new_state is None else new_state, figures
-
-        grads, model_state, metrics = accumulate(gradients, state.model_state, batch, accumulation)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["grad_norm_masking"] = optax.tree.norm(grads["masking"])
-        metrics["learning_rate"] = optimizers[MODEL].learning_rate(state.step)
-        params, opt_state = optimizers[MODEL].update(
-            grads, state.opt_state[MODEL], params, state.step
-        )
-        state = state.replace(
-            params=merge_params(params, adversary_name, adversary),
-            opt_state={**state.opt_state, MODEL: opt_state},
-            model_state=model_state,
-        )
-        return state, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]), metrics
+    updates = _Updates(pretraining, optimizers, seed, accumulation)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics: Metrics = {}
         updated, finite = state, jnp.asarray(True)
-        if adversary_name is not None:
-            updated, finite, metrics = step_adversary(updated, batch)
-        updated, model_finite, model_metrics = step_model(updated, batch)
+        if adversary is not None:
+            updated, finite, metrics = updates.adversary(updated, batch)
+        updated, model_finite, model_metrics = updates.model(updated, batch)
         finite = jnp.logical_and(finite, model_finite)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         counters = {

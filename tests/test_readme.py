@@ -1,0 +1,123 @@
+"""The README and the docs: links lead somewhere, and commands do what is said."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data import videos
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+# A ViT-B step takes a CPU half a minute: its command is run with a tiny model.
+SMALL = [
+    "--config.model.encoder.width=24",
+    "--config.model.encoder.depth=1",
+    "--config.model.encoder.num_heads=8",
+    "--config.model.decoder.width=8",
+    "--config.model.decoder.depth=1",
+    "--config.model.decoder.num_heads=2",
+    "--config.data.image_size=(32,32)",
+    "--config.data.num_workers=0",
+    "--config.eval.random_draws=1",
+]
+QUICK = [
+    "--config.batch_size=2",
+    "--config.steps=3",
+    "--config.optimizer.warmup_steps=1",
+    "--config.eval.num_examples=2",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert text.strip()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_was_left_to_be_filled_in(page: Path) -> None:
+    assert not re.findall(r"\b(?:TODO|TBD|FIXME|[A-Z]+_[A-Z]+_?[A-Z]*)\b(?!=)", page.read_text())
+
+
+def commands() -> list[list[str]]:
+    """The README's ``python -m`` commands, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`(python -m tests[^`]*)`", README)
+    return [shlex.split(line) for line in [*lines, *inline] if line.startswith("python ")]
+
+
+def test_the_commands_are_found() -> None:
+    jobs = [command[2] for command in commands()]
+    assert jobs == [
+        *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
+        *("adamae_jax.visualize", "adamae_jax.benchmark", "tests.parity"),
+    ]
+
+
+def test_the_commands_work(tmp_path: Path) -> None:
+    """From a folder of videos to pictures, by the README's own lines, made small at their end."""
+    for number in range(4):
+        videos.make_video(tmp_path / "folder" / f"{number}.mp4", num_frames=70)
+    small = str(tmp_path / "small")
+    places = {
+        "FOLDER": str(tmp_path / "folder"),
+        "DIR": str(tmp_path / "data"),
+        "runs/mine": str(tmp_path / "mine"),
+        "runs/small": small,
+        "runs/demo": small,
+    }
+    extra = {
+        ("adamae_jax.pretrain", "configs/adamae_k400_vitb.py"): [*SMALL, *QUICK],
+        ("adamae_jax.pretrain", "configs/adamae_demo.py"): QUICK,
+        ("adamae_jax.benchmark", "configs/adamae_ssv2_vitb.py"): [*SMALL, "--steps=1"],
+    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for command in commands():
+        config = [word.partition("=")[2] for word in command if word.startswith("--config=")]
+        words = [word for word in command[1:] if not word.startswith("--config.steps")]
+        words += extra.get((command[2], "".join(config)), [])
+        for name, place in places.items():
+            words = [re.sub(rf"(?<==){re.escape(name)}$", place, word) for word in words]
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    assert list((tmp_path / "small" / "pictures").glob("step_0000003_*.png"))
+
+
+def test_the_python_lines_work(tmp_path: Path) -> None:
+    """The README's Python on a model directory that is written here."""
+    import jax
+
+    from adamae_jax import experiment, pretrained
+    from adamae_jax.config import resolve
+    from configs import adamae_demo
+
+    config = resolve(adamae_demo.get_config(), 1536)
+    variables = jax.jit(experiment.pretraining(config).init)(jax.random.key(0))
+    pretrained.save(tmp_path / "model", variables, config, 0)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code) == 1
+    names: dict[str, Any] = {"video": np.zeros((1, 8, 48, 48, 3), np.uint8)}
+    exec(code[0].replace("runs/demo", str(tmp_path / "model")), names)
+    assert names["features"].shape == (1, 144, 128)
+    assert type(names["model"]).__name__ == "Autoencoder"
