@@ -34,6 +34,7 @@ FORMAT = "adamae-jax model 1"
 # What of the config says what the model is.
 CLIP_FIELDS = ("num_frames", "sampling_rate", "image_size", "crop")
 MODEL_FIELDS = ("model", "masking", "objective")
+PLACE_FIELDS = ("dir", "train_split", "validation_split")  # where the clips were: for pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +144,7 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
     directory = Path(path)
     if (directory / MODEL_JSON).is_file():
         if step is not None:
-            raise UserError(
-                f"{directory} is a model directory, which has no steps: leave --step out"
-            )
+            raise UserError(f"{directory} is a model directory, without steps: leave --step out")
         return _load_model(directory)
     if (directory / CONFIG_JSON).is_file():
         return _load_run(directory, step)
@@ -165,7 +164,10 @@ def _load_model(directory: Path) -> Pretrained:
         stored = (directory / MODEL_ARRAYS).read_bytes()
         if hashlib.sha256(stored).hexdigest() != description["sha256"]:
             raise UserError(f"{directory / MODEL_ARRAYS} is damaged: its SHA-256 is another")
-        fields = {"data": description["clip"], **{name: description[name] for name in MODEL_FIELDS}}
+        trained_on = description.get("trained_with", {}).get("data", {})
+        places = {name: trained_on[name] for name in PLACE_FIELDS if name in trained_on}
+        fields = {name: description[name] for name in MODEL_FIELDS}
+        fields["data"] = {**description["clip"], **places}
         config = configs.from_json(json.dumps(fields))
         arrays = deserialize(stored)
         step, label_names = int(description["step"]), tuple(description["label_names"])

@@ -13,16 +13,18 @@ ROOT = Path(__file__).parent.parent
 TINY = "--config=tests/configs/tiny.py"
 
 JOB = """
+from absl import flags
+
 from adamae_jax import cli
 from adamae_jax.errors import UserError
 
-CONFIG = cli.define_config()
-
 def main(argv):
-    if CONFIG.value.seed < 0:
-        raise UserError(f"seed {CONFIG.value.seed} is negative")
-    print(CONFIG.value.batch_size, CONFIG.value.data.image_size, CONFIG.value.model.remat)
+    config = flags.FLAGS.config
+    if config.seed < 0:
+        raise UserError(f"seed {config.seed} is negative")
+    print(config.batch_size, config.data.image_size, config.model.remat)
 
+cli.define_config()
 cli.run(main)
 """
 

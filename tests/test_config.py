@@ -63,7 +63,7 @@ def test_steps_and_warm_up_are_derived_from_epochs() -> None:
         resolved.bach_size = 4
 
 
-def test_what_the_config_says_comes_first() -> None:
+def test_steps_come_before_epochs_and_the_dataset_before_the_recipe() -> None:
     own = config(steps=10, epochs=3, batch_size=4)
     own.optimizer.warmup_steps = 2
     own.optimizer.warmup_epochs = 50.0
@@ -71,7 +71,8 @@ def test_what_the_config_says_comes_first() -> None:
     own.eval.batch_size = 8
     resolved = config_lib.resolve(own, num_examples=999)
     assert (resolved.steps, resolved.optimizer.warmup_steps) == (10, 2)
-    assert (resolved.data.num_examples, resolved.eval.batch_size) == (100, 8)
+    assert (resolved.data.num_examples, resolved.eval.batch_size) == (999, 8)
+    assert config_lib.resolve(own, num_examples=0).data.num_examples == 100
 
 
 def test_a_dataset_smaller_than_a_batch_has_one_step_an_epoch() -> None:
@@ -85,7 +86,7 @@ def test_how_long_to_train_must_be_said() -> None:
 
 def test_resolving_twice_changes_nothing() -> None:
     once = config_lib.resolve(config(epochs=3, batch_size=4), num_examples=100)
-    assert config_lib.resolve(once, num_examples=5).to_dict() == once.to_dict()
+    assert config_lib.resolve(once, num_examples=0).to_dict() == once.to_dict()
 
 
 @pytest.mark.parametrize("name", masking.names())
