@@ -137,7 +137,7 @@ def test_unknown_strategies_and_options_are_named() -> None:
         masking.create("tubes", 0.9, {})
     with pytest.raises(UserError, match=r"masking.options.heads is unknown .* num_heads"):
         masking.create("adaptive", 0.9, {"heads": 4})
-    with pytest.raises(UserError, match="'tube': it takes no options"):
+    with pytest.raises(UserError, match="'tube', which takes no options"):
         masking.create("tube", 0.9, {"depth": 1})
 
 
