@@ -3,11 +3,9 @@
 import fcntl
 import importlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,39 +23,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
 from tests.configs import tiny
 from tests.data import fixtures
-
-ROOT = Path(__file__).parent.parent
-TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
-DEADLINE_S = 240.0
-
-
-def command(workdir: Path, data: Path, *options: str) -> list[str]:
-    """The command line of a tiny run."""
-    # Compiled programs are shared between the runs, as they are from one start to the next.
-    cache = data.parent / "compiled"
-    return [
-        *(sys.executable, "-m", "adamae_jax.pretrain", "--config=tests/configs/tiny.py"),
-        *(f"--workdir={workdir}", f"--config.data.dir={data}"),
-        *(f"--config.compilation_cache_dir={cache}", *options),
-    ]
-
-
-def environment() -> dict[str, str]:
-    """One CPU device, quietly."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-def run(workdir: Path, data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs to the end."""
-    return subprocess.run(
-        command(workdir, data, *options),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+from tests.runs import DEADLINE_S, ROOT, command, environment, lines, moving_waves, run
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -90,15 +56,6 @@ def run_killed(workdir: Path, data: Path, step: int) -> None:
     assert not alive, f"workers outlived the run: {alive}"
 
 
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock."""
-    text = (workdir / rundir.METRICS).read_text()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
-        for line in text.splitlines()
-    ]
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     """Bitwise the same metrics and the same final arrays."""
     assert lines(one) == lines(other)
@@ -106,20 +63,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert first[name].tobytes() == second[name].tobytes(), name
-
-
-def moving_waves(count: int) -> list[bytes]:
-    """Examples of colour waves that run over the frame, with half of it as foreground."""
-    records = []
-    time, row, column = np.meshgrid(*(np.arange(n) for n in (10, 24, 32)), indexing="ij")
-    masks = np.repeat(np.array([[[0, 0, 0, 0, 255, 255, 255, 255]]], np.uint8), 10, 0).repeat(6, 1)
-    for number in range(count):
-        speed, rows, columns = np.random.default_rng(number).uniform(0.2, 0.5, 3)
-        wave = np.sin(speed * time + rows * row + columns * column)
-        frames = np.stack([128 + 100 * wave, 128 - 100 * wave, 128 + 50 * wave], -1)
-        identity, label = f"wave-{number}", number % 3
-        records.append(fixtures.serialize(frames.astype(np.uint8), identity, label, masks))
-    return records
 
 
 @pytest.fixture(scope="module")

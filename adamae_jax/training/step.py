@@ -46,9 +46,12 @@ def motion_tokens(video: UInt8[Array, "b T H W C"], geometry: ClipGeometry) -> B
 
     Stands in for the foreground where a dataset has no masks.
     """
-    change = jnp.abs(jnp.diff(video.astype(jnp.float32), axis=1)).mean(-1)
-    # The first frame has none before it: it takes its successor's change.
-    change = jnp.concatenate([change[:, :1], change], axis=1)
+    frames = video.astype(jnp.float32)
+    # The first frame has none before it: it takes its successor's change, and a lone one has none.
+    frames = jnp.concatenate([frames[:, 1:2], frames], axis=1)
+    change = jnp.abs(jnp.diff(frames, axis=1)).mean(-1)
+    if video.shape[1] == 1:
+        change = jnp.zeros(video.shape[:-1], jnp.float32)
     pooled = pool_to_tokens(change, geometry)
     _, largest = jax.lax.top_k(pooled, max(1, geometry.num_tokens // 4))
     return jax.vmap(lambda row: jnp.zeros(geometry.num_tokens, bool).at[row].set(True))(largest)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adamae_jax.masking import random as random_masking
+from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Pretraining
 from adamae_jax.training import evaluation
 from adamae_jax.training.mesh import create_mesh
@@ -108,6 +109,12 @@ def test_without_masks_motion_is_marked() -> None:
     marked = np.asarray(motion_tokens(jnp.asarray(video), geometry)).reshape(4, 2, 3)
     assert marked.sum() == 6
     assert marked[:, 1, 2].all()
+
+
+def test_motion_of_a_clip_of_one_frame_is_none() -> None:
+    geometry = ClipGeometry(num_frames=1, image_size=(8, 8), tubelet_size=1, patch_size=4)
+    video = jnp.asarray(helpers.clips(2, geometry=geometry))
+    assert np.asarray(motion_tokens(video, geometry)).sum(-1).tolist() == [1, 1]
 
 
 def test_nothing_marked_is_no_number(pretraining: Pretraining, state: TrainState) -> None:
