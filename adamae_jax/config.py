@@ -29,7 +29,9 @@ def default_config() -> ConfigDict:
     config.epochs = 0  # passes over the videos; used where steps is 0
     config.log_every = 50  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000
-    config.eval_every = 1000  # steps between validations; 0: never
+    config.eval_every = (
+        1000  # steps between validations; 0: never, and no pictures of held-out clips
+    )
     config.pictures_every = 5000  # steps between pictures in TensorBoard; 0: never
     config.keep_checkpoints = 3
     # Where compiled programs are kept from one start to the next; "": nowhere.

@@ -152,6 +152,11 @@ def check(config: ConfigDict) -> None:
     one_of("data.on_error", config.data.on_error, ("replace", "raise"))
     for name, lowest in LOWEST.items():
         at_least(name, functools.reduce(getattr, name.split("."), config), lowest)
+    for name in ("b1", "b2"):
+        if config.optimizer[name] >= 1:
+            raise UserError(f"optimizer.{name} is {config.optimizer[name]}: it must be below 1")
+    if config.seed >= 2**32:
+        raise UserError(f"seed is {config.seed}: it must be below 2**32")
     accumulation = config.optimizer.accumulation
     if config.batch_size % accumulation:
         raise UserError(
@@ -161,10 +166,10 @@ def check(config: ConfigDict) -> None:
     check_pixels(config)
     for name in ("encoder", "decoder"):
         width = config.model[name].width
-        if int(width * config.model.mlp_ratio) < 1:
+        if not 1 <= width * config.model.mlp_ratio < 2**31:
             raise UserError(
-                f"model.mlp_ratio {config.model.mlp_ratio} leaves no hidden unit at the {name}'s "
-                f"width {width}: the usual ratio is 4"
+                f"model.mlp_ratio {config.model.mlp_ratio} is impossible at the {name}'s width "
+                f"{width}: the usual ratio is 4"
             )
     for pattern in config.optimizer.decay:
         try:
@@ -173,8 +178,6 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"optimizer.decay has {pattern!r}, which is no regular expression ({error})"
             ) from error
-    if config.model.attention == "cudnn":
-        check_cudnn(config)
 
 
 def check_pixels(config: ConfigDict) -> None:
@@ -187,8 +190,10 @@ def check_pixels(config: ConfigDict) -> None:
         )
 
 
-def check_cudnn(config: ConfigDict) -> None:
-    """Raises a `UserError` where cuDNN's attention cannot be had."""
+def check_device(config: ConfigDict) -> None:
+    """Raises a `UserError` where cuDNN's attention is asked for and cannot be had."""
+    if config.model.attention != "cudnn":
+        return
     platform = jax.default_backend()
     if platform != "gpu" or config.model.dtype != "bfloat16":
         raise UserError(

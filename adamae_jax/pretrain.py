@@ -66,9 +66,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises:
       UserError: for whatever is wrong with config, data, workdir or devices, before anything is
-        compiled or written; later for damaged data or a disk that is full.
+        compiled or written in the workdir; later for damaged data or a disk that is full.
     """
     pretraining = experiment.pretraining(config)
+    experiment.check_device(config)
     mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     data = Data.open(config)
@@ -157,7 +158,14 @@ class Data:
             )
         train = Dataset(directory, config.data.train_split)
         held_out = config.data.validation_split
-        return cls(config, train, Dataset(directory, held_out) if config.eval_every else None)
+        if not config.eval_every:
+            return cls(config, train, None)
+        try:
+            return cls(config, train, Dataset(directory, held_out))
+        except UserError as error:
+            raise UserError(
+                f"{error}; or train without validation: --config.eval_every=0"
+            ) from error
 
     @property
     def foreground_source(self) -> str:
@@ -348,7 +356,11 @@ class Run:
             return
         spec = experiment.clip_spec(self.config)
         split = self.config.data.validation_split
-        batch = pipeline.first_clips(self.config.data.dir, split, spec, PICTURE_CLIPS)
+        try:
+            batch = pipeline.first_clips(self.config.data.dir, split, spec, PICTURE_CLIPS)
+        except UserError as error:  # no reason to end a run
+            logging.warning("no pictures: %s", error)
+            return
         keys = example_keys(self.config.seed, jnp.int32(0), jnp.asarray(batch["example_index"]))
         variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
         panels = pictures.compute(self.pretraining, variables, batch["video"], keys)

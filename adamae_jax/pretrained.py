@@ -114,7 +114,7 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     arrays = serialize(
-        {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()},
+        {name: np.asarray(jax.device_get(value), order="C") for name, value in flat.items()},
         metadata={"format": FORMAT},
     )
     tree = json.loads(configs.to_json(config))
@@ -207,6 +207,7 @@ def _checked(
     directory: Path,
 ) -> Pretrained:
     """Compares names and shapes with what the config describes."""
+    config.model.attention = "xla"  # how it was trained, perhaps elsewhere, does not bind its use
     pretraining = experiment.pretraining(config)
     expected = jax.eval_shape(pretraining.init, jax.random.key(0))
     shapes = {

@@ -45,7 +45,11 @@ def main(argv: Sequence[str]) -> None:
     keys = example_keys(values.seed, jnp.zeros((), jnp.int32), slot)
     panels = pictures.compute(loaded.pretraining, loaded.variables, batch["video"], keys)
     output = values.output or Path(values.workdir) / "pictures"
-    for path in pictures.save(panels, output, f"step_{loaded.step:07d}"):
+    try:
+        written = pictures.save(panels, output, f"step_{loaded.step:07d}")
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+    for path in written:
         print(path)
 
 

@@ -220,6 +220,10 @@ BAD_VALUES = [
     ({"objective__pixel_mean": (0.5,)}, ["pixel_mean (0.5,)", "3 values"]),
     ({"optimizer__decay": ("[",)}, ["optimizer.decay", "'['"]),
     ({"model__mlp_ratio": 0.0}, ["mlp_ratio 0.0"]),
+    ({"model__mlp_ratio": float("inf")}, ["mlp_ratio inf"]),
+    ({"optimizer__b2": 1.5}, ["optimizer.b2 is 1.5", "below 1"]),
+    ({"seed": 2**32}, ["seed is 4294967296", "2**32"]),
+    ({"data__validation_split": "held"}, ["'held'", "--config.eval_every=0"]),
     ({"model__attention": "cudnn"}, ["cudnn", "NVIDIA"]),
 ]
 
@@ -324,6 +328,18 @@ def test_a_model_directory_says_what_it_holds(finished: Path) -> None:
     assert adamae_jax.load(finished / "model").label_names == ("a", "b", "c")
     with pytest.raises(UserError, match="without steps"):
         adamae_jax.load(finished / "model", step=7)
+
+
+def test_a_model_that_was_trained_with_cudnn_loads_here(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(finished / "model", copy)
+    described = (copy / "model.json").read_text()
+    (copy / "model.json").write_text(described.replace('"xla"', '"cudnn"'))
+    assert adamae_jax.load(copy).features(np.zeros((1, 4, 16, 24, 3), np.uint8)).shape == (
+        1,
+        48,
+        32,
+    )
 
 
 def test_loading_a_broken_config_is_said(finished: Path, tmp_path: Path) -> None:

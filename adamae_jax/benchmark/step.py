@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     config = values.config
     if values.batch_size is not None:
         config.batch_size = values.batch_size
+    experiment.check_device(config)
     report = measure(config, values.steps, values.warmup)
     print(describe(report))
     print(json.dumps(dataclasses.asdict(report)))

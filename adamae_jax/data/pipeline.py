@@ -151,7 +151,7 @@ def eval_batches(
 def first_clips(
     dataset_dir: str | os.PathLike[str], split: str, spec: ClipSpec, count: int
 ) -> Batch:
-    """The first clips of a split that can be read, as one batch of at most ``count``.
+    """Those of a split's first ``count`` clips that can be read, as one batch.
 
     Raises:
         UserError: the dataset cannot be used, or none of its first clips can be read.

@@ -16,6 +16,7 @@ from adamae_jax.models import initializers, positions
 from adamae_jax.models.transformer import ExampleKeys, LayerNorm, Transformer, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
 
+# Products of the compute type, summed and handed on in float32; so the gradient comes back in it.
 _FLOAT32_OUTPUT = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 # Width, depth and heads of the encoder, then of the decoder (VideoMAE's table; AdaMAE is its B).

@@ -4,10 +4,12 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
@@ -69,13 +71,19 @@ def check(workdir: Path, config: ConfigDict) -> None:
       config: the effective config.
     """
     path = workdir / CONFIG
+    try:
+        os.stat(workdir)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be reached: {error.strerror}") from error
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory")
     if path.is_file():
         try:
             # On today's tree of fields: a field that is newer than the run has its default.
             stored = json.loads(configs.to_json(configs.from_json(path.read_text())))
-        except UserError as error:
+        except (OSError, ValueError, UserError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
                 "--workdir"
@@ -86,8 +94,13 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
                 "Give another --workdir, or the same config"
             )
-    elif (workdir / CHECKPOINTS).exists():
-        raise UserError(f"{workdir} holds checkpoints but no {CONFIG}: give another --workdir")
+    else:
+        for name in (CHECKPOINTS, METRICS, SUMMARY, "events.out.tfevents.*"):
+            if any(workdir.glob(name)):
+                raise UserError(
+                    f"{workdir} holds {name} but no {CONFIG}: it is not a run that could be "
+                    "resumed; give another --workdir"
+                )
 
 
 @contextlib.contextmanager
@@ -117,6 +130,10 @@ def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]
             raise UserError(
                 f"another process is at work in {workdir}: wait for it, or give another --workdir"
             ) from None
+        except OSError as error:  # some network file systems know no locks
+            logging.warning(
+                "%s cannot be locked (%s): see to it that no other process uses it", workdir, error
+            )
         try:
             write_atomically(workdir / CONFIG, configs.to_json(config).encode())
         except OSError as error:

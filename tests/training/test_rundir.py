@@ -46,6 +46,19 @@ def test_checkpoints_without_a_config_are_not_ours(tmp_path: Path) -> None:
         claim(tmp_path, default_config())
 
 
+def test_logs_without_a_config_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"events.* but no config.json"):
+        claim(tmp_path, default_config())
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "events.out.tfevents.1.host"]
+
+
+def test_a_config_that_is_no_text_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, default_config())
+
+
 def test_a_torn_config_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match="cannot be read"):
