@@ -76,7 +76,7 @@ first, last = figure("loss_reconstruction_first", ".3f"), figure("loss_reconstru
 lift, random_lift = figure("foreground_lift", ".2f"), figure("foreground_lift_random", ".2f")
 rate = figure("clips_per_second", ".0f")
 print(f"""
-trained              {figure("steps")} steps in {figure("seconds", ".0f")} s, {rate} clips a second
+trained              {figure("steps")} steps in {figure("seconds", ".0f")} s, {rate} clips a second (median)
 reconstruction loss  {first} at first, {last} at last
 foreground lift      {lift} (random masks: {random_lift})
 pictures             {workdir / "pictures"}""")

@@ -256,7 +256,7 @@ def test_demo(clone: Clone, tmp_path: Path) -> None:
         f"--workdir={workdir} --config.seed=1"
     )
     for text in (
-        "600 steps in 201 s, 96 clips a second",
+        "600 steps in 201 s, 96 clips a second (median)",
         "1.200 at first, 0.600 at last",
         "1.41 (random masks: unknown)",
         str(workdir / "pictures"),
