@@ -22,7 +22,7 @@ def default_config() -> ConfigDict:
     """Every field with its default: AdaMAE ViT-B with the released code's choices."""
     config = ConfigDict()
     config.seed = 0
-    # Clips in one optimiser update, over all hosts, accumulation included.
+    # Clips in one optimiser update, over all hosts, repeats and accumulation included.
     config.batch_size = 256
     # Optimiser updates. 0: derived from epochs, data.num_examples and batch_size.
     config.steps = 0
@@ -58,7 +58,16 @@ def _data() -> ConfigDict:
     data.num_frames = 16  # frames in a clip
     data.sampling_rate = 4  # video frames from one clip frame to the next
     data.image_size = (224, 224)  # height and width in pixels
-    data.crop = "multi_scale_corner"  # or "center", "none"
+    # "dense": every sampling_rate-th frame. "time_scaled" (MAE-ST): the same span of time whatever
+    # the video's own rate, sampling_rate counting frames at target_fps.
+    data.frame_sampling = "dense"
+    data.target_fps = 30.0
+    data.repeats = 1  # clips from each decoded video (MAE-ST's repeated sampling)
+    data.crop = "multi_scale_corner"  # or "random_resized", "center", "none"
+    data.crop_area = (0.5, 1.0)  # of random_resized: share of the frame
+    data.crop_aspect = (3 / 4, 4 / 3)  # of random_resized: width over height
+    data.interpolation = "bilinear"  # or "bicubic"
+    data.horizontal_flip = False  # of every other training clip
     data.num_workers = 0  # worker processes; 0: threads of the main process
     data.num_threads = 8  # reading threads, of each worker or of the main process
     data.prefetch = 4  # batches kept ready
@@ -74,6 +83,11 @@ def _model() -> ConfigDict:
     model.decoder = ConfigDict()
     set_size(model, "B")
     model.mlp_ratio = 4.0
+    model.norm_epsilon = 1e-6
+    model.layer_scale = 0.0  # initial factor per channel on each branch; 0: none
+    # Frames of a clip that are predicted, evenly spread (MAE-ST's pred_t); 0: all.
+    model.predicted_frames = 0
+    set_family(model, "videomae")
     model.dtype = "float32"  # of the matmuls: float32 or bfloat16
     model.remat = False  # recompute blocks in the backward pass: less memory, more time
     model.unroll = 1  # blocks per iteration of the scan over depth
@@ -89,6 +103,37 @@ def set_size(model: ConfigDict, size: str) -> None:
         part.update({"width": width, "depth": depth, "num_heads": heads})
 
 
+# In what the families' architectures differ; AdaMAE's is VideoMAE's, AutoMAE's is MAE's.
+FAMILIES = {
+    "videomae": {
+        "positions": "sincos_1d",  # or "sincos_2d" (images), "learned", "separable"
+        "class_token": "none",  # "shared": one, kept in the decoder; "separate": one in each half
+        "attention_bias": "qv",  # which of query, key and value have one
+        "projection_bias": False,  # from encoder to decoder
+        "initialization": "videomae",
+    },
+    "mae_st": {
+        "positions": "separable",
+        "class_token": "separate",
+        "attention_bias": "qkv",
+        "projection_bias": True,
+        "initialization": "mae_st",
+    },
+    "mae": {
+        "positions": "sincos_2d",
+        "class_token": "shared",
+        "attention_bias": "qkv",
+        "projection_bias": True,
+        "initialization": "mae",
+    },
+}
+
+
+def set_family(model: ConfigDict, family: str) -> None:
+    """Sets the choices of architecture of a family: videomae, mae_st or mae."""
+    model.update(FAMILIES[family])
+
+
 def masking_config(name: str, mask_ratio: float, **options: Any) -> ConfigDict:
     """The masking fields of a strategy: its name, its ratio and its own options."""
     defaults = masking.option_defaults(name)
@@ -101,7 +146,9 @@ def masking_config(name: str, mask_ratio: float, **options: Any) -> ConfigDict:
 def _objective() -> ConfigDict:
     objective = ConfigDict()
     objective.loss = "mse"  # or "l1"
-    objective.normalize_targets = True  # per tubelet and colour channel
+    # "channel": per tubelet and colour channel; "tubelet": per tubelet (MAE, MAE-ST); "none".
+    objective.normalize_targets = "channel"
+    objective.target_pixels = "unit"  # targets are made from pixels in [0, 1]; or "normalized"
     objective.sampling_loss_weight = 1e-4
     objective.pixel_mean = (0.485, 0.456, 0.406)  # of the model's input: ImageNet
     objective.pixel_std = (0.229, 0.224, 0.225)
@@ -110,7 +157,9 @@ def _objective() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
-    # Peak and final rate for 256 clips: the rate used is this times batch_size / 256.
+    # Peak and final rate for 256 clips: the rate used is this times batch_size / 256. Where a
+    # recipe's authors do not count repeats, rate_counts is "videos".
+    optimizer.rate_counts = "clips"
     optimizer.learning_rate = 1.5e-4
     optimizer.min_learning_rate = 1e-5
     optimizer.warmup_epochs = 0.0  # used where warmup_steps is 0
@@ -140,7 +189,7 @@ def _evaluation() -> ConfigDict:
 def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     """Fills in the derived fields, as a new frozen-shape config.
 
-    Steps per epoch are ``num_examples // batch_size``, as the authors count them.
+    An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do.
 
     Args:
       config: the experiment.
@@ -152,7 +201,8 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.num_examples = num_examples or config.data.num_examples
-        per_epoch = max(1, config.data.num_examples // config.batch_size)
+        videos_per_step = max(1, config.batch_size // config.data.repeats)
+        per_epoch = max(1, config.data.num_examples // videos_per_step)
         if config.steps <= 0:
             if config.epochs <= 0:
                 raise UserError(

@@ -12,6 +12,9 @@ from adamae_jax import masking
 from adamae_jax.config import SAMPLES_PER_RATE
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.decoder import CLASS_TOKENS
+from adamae_jax.models.initializers import INITIALIZATIONS
+from adamae_jax.models.positions import POSITION_KINDS, check_positions
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Objective, Pretraining
@@ -23,6 +26,24 @@ if TYPE_CHECKING:
 
 COMPUTE_TYPES = ("float32", "bfloat16")
 CHANNELS = 3  # videos are stored as RGB
+
+# What a field may be.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.frame_sampling": ("dense", "time_scaled"),
+    "data.crop": ("multi_scale_corner", "random_resized", "center", "none"),
+    "data.interpolation": ("bilinear", "bicubic"),
+    "data.on_error": ("replace", "raise"),
+    "model.positions": POSITION_KINDS,
+    "model.class_token": CLASS_TOKENS,
+    "model.attention_bias": ("", "qv", "qkv"),
+    "model.initialization": tuple(INITIALIZATIONS),
+    "model.dtype": COMPUTE_TYPES,
+    "model.attention": ("xla", "cudnn"),
+    "objective.loss": ("mse", "l1"),
+    "objective.normalize_targets": ("none", "channel", "tubelet"),
+    "objective.target_pixels": ("unit", "normalized"),
+    "optimizer.rate_counts": ("clips", "videos"),
+}
 
 # The least that a field may be.
 LOWEST = {
@@ -37,11 +58,15 @@ LOWEST = {
     "data.num_workers": 0,
     "data.num_threads": 0,
     "data.prefetch": 1,
+    "data.repeats": 1,
     "model.unroll": 1,
     "model.encoder.width": 1,
     "model.encoder.depth": 1,
     "model.decoder.width": 1,
     "model.decoder.depth": 1,
+    "model.norm_epsilon": 0,
+    "model.layer_scale": 0,
+    "model.predicted_frames": 0,
     "objective.sampling_loss_weight": 0,
     "optimizer.learning_rate": 0,
     "optimizer.min_learning_rate": 0,
@@ -82,18 +107,45 @@ def geometry(config: ConfigDict) -> ClipGeometry:
     )
 
 
-def transformer_spec(config: ConfigDict, part: ConfigDict) -> TransformerSpec:
+def transformer_spec(config: ConfigDict, name: str) -> TransformerSpec:
     """The blocks of the encoder or the decoder."""
     model = config.model
-    return TransformerSpec(
-        width=part.width,
-        depth=part.depth,
-        num_heads=part.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-        unroll=model.unroll,
-        attention_implementation=model.attention,
+    part = model[name]
+    try:
+        return TransformerSpec(
+            width=part.width,
+            depth=part.depth,
+            num_heads=part.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            attention_bias=model.attention_bias,
+            norm_epsilon=model.norm_epsilon,
+            layer_scale=model.layer_scale,
+            initialization=model.initialization,
+            dtype=jnp.dtype(model.dtype),
+            remat=model.remat,
+            unroll=model.unroll,
+            attention_implementation=model.attention,
+        )
+    except UserError as error:
+        raise UserError(f"model.{name}: {error}") from error
+
+
+def autoencoder(config: ConfigDict) -> Autoencoder:
+    """The model of an experiment."""
+    model, clip = config.model, geometry(config)
+    encoder, decoder = (transformer_spec(config, name) for name in ("encoder", "decoder"))
+    for spec in (encoder, decoder):
+        check_positions(model.positions, clip.grid, spec.width)
+    if model.predicted_frames:
+        clip.predicting(model.predicted_frames)
+    return Autoencoder(
+        clip,
+        encoder,
+        decoder,
+        positions=model.positions,
+        class_token=model.class_token,
+        projection_bias=model.projection_bias,
+        predicted_frames=model.predicted_frames,
     )
 
 
@@ -104,27 +156,29 @@ def pretraining(config: ConfigDict) -> Pretraining:
       UserError: for whatever does not fit together.
     """
     check(config)
-    clip = geometry(config)
+    model = autoencoder(config)
     strategy = masking.create(
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
     )
-    strategy.check(clip.grid, config.model.encoder.width)
+    strategy.check(model.geometry.grid, model.encoder_spec.width)
     objective = config.objective
     return Pretraining(
-        Autoencoder(
-            clip,
-            transformer_spec(config, config.model.encoder),
-            transformer_spec(config, config.model.decoder),
-        ),
+        model,
         strategy,
         Objective(
             loss=objective.loss,
             normalize_targets=objective.normalize_targets,
+            target_pixels=objective.target_pixels,
             sampling_loss_weight=objective.sampling_loss_weight,
             pixel_mean=tuple(objective.pixel_mean),
             pixel_std=tuple(objective.pixel_std),
         ),
     )
+
+
+def field(config: ConfigDict, name: str) -> Any:
+    """A field by its path, such as ``data.crop``."""
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -145,13 +199,10 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field, its value and what was expected.
     """
-    one_of("model.dtype", config.model.dtype, COMPUTE_TYPES)
-    one_of("model.attention", config.model.attention, ("xla", "cudnn"))
-    one_of("objective.loss", config.objective.loss, ("mse", "l1"))
-    one_of("data.crop", config.data.crop, ("multi_scale_corner", "center", "none"))
-    one_of("data.on_error", config.data.on_error, ("replace", "raise"))
+    for name, choices in CHOICES.items():
+        one_of(name, field(config, name), choices)
     for name, lowest in LOWEST.items():
-        at_least(name, functools.reduce(getattr, name.split("."), config), lowest)
+        at_least(name, field(config, name), lowest)
     for name in ("b1", "b2"):
         if config.optimizer[name] >= 1:
             raise UserError(f"optimizer.{name} is {config.optimizer[name]}: it must be below 1")
@@ -162,6 +213,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of optimizer.accumulation "
             f"{accumulation}: choose numbers that divide"
+        )
+    if config.batch_size % config.data.repeats:
+        raise UserError(
+            f"batch_size {config.batch_size} counts clips, and is not a multiple of data.repeats "
+            f"{config.data.repeats}: choose numbers that divide"
         )
     check_pixels(config)
     for name in ("encoder", "decoder"):
@@ -208,7 +264,10 @@ def optimizers(config: ConfigDict) -> dict[str, Optimizer]:
     The learning rates of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
     """
     options = config.optimizer
-    scale = config.batch_size / SAMPLES_PER_RATE
+    counted = config.batch_size
+    if options.rate_counts == "videos":
+        counted //= config.data.repeats
+    scale = counted / SAMPLES_PER_RATE
     schedule = warmup_cosine(
         options.learning_rate * scale,
         options.min_learning_rate * scale,
@@ -237,4 +296,10 @@ def clip_spec(config: ConfigDict) -> "ClipSpec":
         sampling_rate=config.data.sampling_rate,
         image_size=image_size(config),
         crop=config.data.crop,
+        crop_area=tuple(config.data.crop_area),
+        crop_aspect=tuple(config.data.crop_aspect),
+        interpolation=config.data.interpolation,
+        frame_sampling=config.data.frame_sampling,
+        target_fps=config.data.target_fps,
+        horizontal_flip=config.data.horizontal_flip,
     )

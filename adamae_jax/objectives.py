@@ -7,12 +7,13 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask, Variables
-from adamae_jax.models.autoencoder import Autoencoder, gather_tokens
+from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.encoder import gather_tokens
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.models.tubelets import ClipGeometry, to_tubelets
+from adamae_jax.models.tubelets import to_tubelets
 
 # What a purpose folds into an example's key.
 MASKING, ADVERSARY = 0, 1
@@ -24,15 +25,20 @@ class Objective:
 
     Attributes:
       loss: "mse" or "l1", per value.
-      normalize_targets: subtract each tubelet's mean and divide by its standard deviation, per
-        colour channel; else the target is the pixels in [0, 1].
+      normalize_targets: "channel": subtract each tubelet's mean and divide by its standard
+        deviation plus 1e-6, per colour channel (VideoMAE, AdaMAE); "tubelet": subtract the mean of
+        all its values and divide by the root of their variance plus 1e-6 (MAE, MAE-ST); "none".
+        The variance is the unbiased one.
+      target_pixels: the pixels that targets are made from: "unit", those in [0, 1], or
+        "normalized", the model's input.
       sampling_loss_weight: weight of the sampling loss, where the strategy has a distribution.
       pixel_mean: mean of each channel of pixels in [0, 1], subtracted from the model's input.
       pixel_std: standard deviation likewise.
     """
 
     loss: Literal["mse", "l1"] = "mse"
-    normalize_targets: bool = True
+    normalize_targets: Literal["none", "channel", "tubelet"] = "channel"
+    target_pixels: Literal["unit", "normalized"] = "unit"
     sampling_loss_weight: float = 1e-4
     pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -67,15 +73,29 @@ def normalize_pixels(
     return (video.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def tubelet_statistics(
-    tubelets: Float[Array, "b n v c"],
-) -> tuple[Float[Array, "b n 1 c"], Float[Array, "b n 1 c"]]:
-    """Mean and (unbiased standard deviation + 1e-6) of each tubelet's channels."""
-    mean = tubelets.mean(axis=2, keepdims=True)
-    return mean, jnp.std(tubelets, axis=2, keepdims=True, ddof=1) + 1e-6
+def target_pixels(video: UInt8[Array, "... C"], objective: Objective) -> Float[Array, "... C"]:
+    """The pixels that targets are made from."""
+    unit = video.astype(jnp.float32) / 255.0
+    if objective.target_pixels == "unit":
+        return unit
+    return (unit - jnp.asarray(objective.pixel_mean)) / jnp.asarray(objective.pixel_std)
 
 
-def split_channels(tubelets: Float[Array, "b n p"], channels: int) -> Float[Array, "b n v c"]:
+def target_statistics(
+    values: Float[Array, "b n v c"], objective: Objective
+) -> tuple[Float[Array, "b n 1 #c"], Float[Array, "b n 1 #c"]]:
+    """What is subtracted from each tubelet's values and what they are divided by."""
+    if objective.normalize_targets == "none":
+        zero = jnp.zeros((*values.shape[:2], 1, 1))
+        return zero, zero + 1.0
+    if objective.normalize_targets == "channel":
+        mean = values.mean(axis=2, keepdims=True)
+        return mean, jnp.std(values, axis=2, keepdims=True, ddof=1) + 1e-6
+    mean = values.mean(axis=(2, 3), keepdims=True)
+    return mean, jnp.sqrt(jnp.var(values, axis=(2, 3), keepdims=True, ddof=1) + 1e-6)
+
+
+def split_channels(tubelets: Num[Array, "b n p"], channels: int) -> Num[Array, "b n v c"]:
     """Separates a tubelet's values into places and colour channels."""
     return einops.rearrange(tubelets, "b n (v c) -> b n v c", c=channels)
 
@@ -83,17 +103,32 @@ def split_channels(tubelets: Float[Array, "b n p"], channels: int) -> Float[Arra
 def targets_at(
     video: UInt8[Array, "b T H W C"],
     queries: Int[Array, "b k"],
-    geometry: ClipGeometry,
+    model: Autoencoder,
     objective: Objective,
 ) -> Float[Array, "b k p"]:
-    """The tubelets to be predicted, from pixels in [0, 1]."""
-    tubelets = to_tubelets(video, geometry)
-    chosen = gather_tokens(tubelets, queries).astype(jnp.float32) / 255.0
-    if not objective.normalize_targets:
-        return chosen
-    by_channel = split_channels(chosen, geometry.channels)
-    mean, std = tubelet_statistics(by_channel)
-    return einops.rearrange((by_channel - mean) / std, "b n v c -> b n (v c)")
+    """The tubelets to be predicted."""
+    tubelets = to_tubelets(model.pick_target_frames(video), model.target_geometry)
+    chosen = split_channels(gather_tokens(tubelets, queries), model.geometry.channels)
+    values = target_pixels(chosen, objective)
+    mean, std = target_statistics(values, objective)
+    return einops.rearrange((values - mean) / std, "b n v c -> b n (v c)")
+
+
+def predicted_pixels(
+    predictions: Float[Array, "b n p"],
+    video: UInt8[Array, "b T H W C"],
+    model: Autoencoder,
+    objective: Objective,
+) -> Float[Array, "b n p"]:
+    """Predictions for all tokens as pixels in [0, 1], given the true tubelets' statistics."""
+    tubelets = to_tubelets(model.pick_target_frames(video), model.target_geometry)
+    channels = model.geometry.channels
+    truth = target_pixels(split_channels(tubelets, channels), objective)
+    mean, std = target_statistics(truth, objective)
+    values = split_channels(predictions, channels) * std + mean
+    if objective.target_pixels == "normalized":
+        values = values * jnp.asarray(objective.pixel_std) + jnp.asarray(objective.pixel_mean)
+    return einops.rearrange(values, "b n v c -> b n (v c)")
 
 
 def token_errors(
@@ -153,7 +188,8 @@ class Pretraining:
         tokens = self.model.apply({"params": params}, video, method="tokenize")
         placed = self.model.apply({"params": params}, tokens, method="add_positions")
         seen = placed if self.strategy.sees_positions else tokens
-        return MaskInputs(video, seen, self.model.geometry.grid), placed
+        model = self.model
+        return MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype), placed
 
     def forward(
         self,
@@ -200,7 +236,7 @@ class Pretraining:
             visible_valid=mask.visible_valid,
             method="decode",
         )
-        targets = targets_at(video, mask.queries, model.geometry, self.objective)
+        targets = targets_at(video, mask.queries, model, self.objective)
         return self.judge(predictions, targets, mask)
 
     def judge(

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from adamae_jax.errors import UserError
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.models.tubelets import from_tubelets, to_tubelets
-from adamae_jax.objectives import Pretraining, split_channels, tubelet_statistics
+from adamae_jax.models.tubelets import ClipGeometry, from_tubelets
+from adamae_jax.objectives import Pretraining, predicted_pixels
 
 # Arrays of a few clips, see `compute`.
 Panels = dict[str, np.ndarray]
@@ -82,9 +81,9 @@ def compute(
       ``video`` and ``reconstruction`` uint8 ``[b, T, H, W, C]``; on the grid of tokens
       ``[b, t, h, w]``: ``visible``, ``predicted`` (bool), ``error`` (in the objective's own unit,
       0 where nothing is predicted) and, where the strategy has a distribution, ``probability``.
-      The reconstruction of a normalised target is given the true tubelet's mean and deviation per
-      channel; visible tokens are copied from the input; a masked token that the strategy does not
-      ask to be decoded is grey.
+      The reconstruction of a normalised target is given the true tubelet's mean and deviation;
+      visible tokens are copied from the input; what is masked and not predicted (tokens that the
+      strategy does not ask for, frames that the model leaves out) is grey.
     """
     arrays = _arrays(pretraining, variables, jnp.asarray(video), keys)
     return {"video": np.asarray(video), **{k: np.asarray(v) for k, v in arrays.items()}}
@@ -97,7 +96,8 @@ def _arrays(
     video: UInt8[Array, "b T H W C"],
     keys: ExampleKeys,
 ) -> dict[str, Array]:
-    geometry, objective = pretraining.model.geometry, pretraining.objective
+    model = pretraining.model
+    geometry, target = model.geometry, model.target_geometry
     outcome = pretraining.forward(variables, video, keys, False)
     mask, shape = outcome.mask, (video.shape[0], geometry.num_tokens)
     rows = jnp.arange(video.shape[0])[:, None]
@@ -106,21 +106,25 @@ def _arrays(
     visible = jnp.zeros(shape, bool).at[rows, mask.visible].max(valid)
     predicted = jnp.zeros(shape, bool).at[rows, mask.queries].set(True)
 
-    pixels = to_tubelets(video.astype(jnp.float32) / 255.0, geometry)
-    guess = jnp.zeros(pixels.shape).at[rows, mask.queries].set(outcome.predictions)
-    if objective.normalize_targets:
-        mean, std = tubelet_statistics(split_channels(pixels, geometry.channels))
-        by_channel = split_channels(guess, geometry.channels) * std + mean
-        guess = einops.rearrange(by_channel, "b n v c -> b n (v c)")
+    def paint(tokens: Bool[Array, "b n"], over: ClipGeometry) -> Bool[Array, "b t H W C"]:
+        return from_tubelets(jnp.repeat(tokens[..., None], over.tubelet_values, -1), over)
+
+    everywhere = jnp.zeros((*shape, target.tubelet_values))
+    everywhere = everywhere.at[rows, mask.queries].set(outcome.predictions)
+    guess = predicted_pixels(everywhere, video, model, pretraining.objective)
     grey = HIDDEN / 255.0
-    shown = jnp.where(predicted[..., None], guess, jnp.where(visible[..., None], pixels, grey))
+    shown = jnp.where(paint(visible, geometry), video / 255.0, grey)
+    frames = jnp.asarray(model.target_frames)
+    shown = shown.at[:, frames].set(
+        jnp.where(paint(predicted, target), from_tubelets(guess, target), shown[:, frames])
+    )
     shown = jnp.nan_to_num(jnp.clip(shown, 0.0, 1.0), nan=grey)
 
     def on_grid(values: Array) -> Array:
         return values.reshape(-1, *geometry.grid)
 
     arrays = {
-        "reconstruction": jnp.rint(from_tubelets(shown, geometry) * 255.0).astype(jnp.uint8),
+        "reconstruction": jnp.rint(shown * 255.0).astype(jnp.uint8),
         "visible": on_grid(visible),
         "predicted": on_grid(predicted),
         "error": on_grid(jnp.zeros(shape).at[rows, mask.queries].set(outcome.token_error)),
@@ -132,6 +136,8 @@ def _arrays(
 
 def save(panels: Panels, directory: str | Path, prefix: str) -> list[Path]:
     """Writes ``PREFIX_0.png`` (a strip) and ``PREFIX_0.gif`` for the first clip, and so on.
+
+    Images, clips of one frame, have no animation.
 
     Args:
       panels: what `compute` returns.
@@ -147,8 +153,10 @@ def save(panels: Panels, directory: str | Path, prefix: str) -> list[Path]:
     for index, clip in enumerate(clips(panels)):
         picture, moving = (directory / f"{prefix}_{index}.{kind}" for kind in ("png", "gif"))
         Image.fromarray(strip(clip)).save(picture)
-        save_animation(animation(clip), moving)
-        written += [picture, moving]
+        written.append(picture)
+        if len(clip["video"]) > 1:
+            save_animation(animation(clip), moving)
+            written.append(moving)
     return written
 
 

@@ -33,7 +33,7 @@ from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import example_keys, jit_train_step, make_train_step
 
-TRAIN_ARRAYS = ("video", "slot", "foreground", "replaced")
+TRAIN_ARRAYS = ("video", "slot", "repeat", "foreground", "replaced")
 EVAL_ARRAYS = ("video", "example_index", "foreground", "valid", "unreadable", "label")
 PICTURE_CLIPS = 4
 
@@ -180,7 +180,8 @@ class Data:
             config.data.train_split,
             experiment.clip_spec(config),
             seed=config.seed,
-            videos_per_step=config.batch_size,
+            videos_per_step=config.batch_size // config.data.repeats,
+            repeats=config.data.repeats,
             first_step=first_step,
             num_steps=config.steps - first_step,
             num_workers=config.data.num_workers,
@@ -248,6 +249,9 @@ class Run:
             logging.info("resumed from step %d", step)
             return step, state
         state = jax.jit(create, out_shardings=sharding)()
+        frozen = pretrained.frozen_variables(self.pretraining)
+        if frozen is not None:
+            state = state.replace(frozen=jax.device_put(frozen, sharding))
         parameter_overview.log_parameter_overview(state.params, include_stats=False)
         return 0, state
 
@@ -299,7 +303,9 @@ class Run:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Writes a step's figures, and shows some."""
-        figures["epoch"] = step * self.config.batch_size / self.config.data.num_examples
+        data = self.config.data
+        videos = step * self.config.batch_size // data.repeats
+        figures["epoch"] = videos / data.num_examples
         self.metrics.write(step, figures)
         self.progress.update(step, figures.get("loss"))
         if "eval_loss_reconstruction" in figures:

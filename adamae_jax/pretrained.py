@@ -131,6 +131,28 @@ def save(
     write_atomically(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
 
 
+def frozen_variables(pretraining: Pretraining) -> Any:
+    """What a strategy holds frozen, from the directory that it names; None where it has none.
+
+    Raises:
+      UserError: where the directory cannot be loaded, or what it holds does not fit.
+    """
+    strategy = pretraining.strategy
+    wanted = jax.eval_shape(pretraining.init, jax.random.key(0))["frozen"]
+    if not jax.tree.leaves(wanted):
+        return None
+    source = load(strategy.frozen_source())
+    found, own = source.pretraining.objective, pretraining.objective
+    if (found.pixel_mean, found.pixel_std) != (own.pixel_mean, own.pixel_std):
+        raise UserError(
+            f"{strategy.frozen_source()} was trained on pixels with mean {found.pixel_mean} and "
+            f"std {found.pixel_std}, this model has {own.pixel_mean} and {own.pixel_std}: set "
+            "objective.pixel_mean and objective.pixel_std to the former"
+        )
+    encoder, grid = source.model.encoder_definition, pretraining.model.geometry.grid
+    return strategy.adopt(encoder, source.params["encoder"], grid)
+
+
 def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
     """Loads a run's workdir (its newest checkpoint) or a model directory.
 

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     )
 
     config.objective.loss = "mse"
-    config.objective.normalize_targets = True
+    config.objective.normalize_targets = "channel"
     config.objective.sampling_loss_weight = 1e-4
 
     # Rates for 256 clips: with 2,048 the peak is 1.2e-3 and the last 8e-5.

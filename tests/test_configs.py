@@ -63,7 +63,7 @@ def test_clip_and_masking(recipe: tuple[ConfigDict, int, int]) -> None:
     assert spec.crop == "multi_scale_corner"
     assert pretraining.model.geometry.num_tokens == 1568
     assert pretraining.strategy.num_visible(pretraining.model.geometry.grid) == 78
-    assert pretraining.model.encoder.dtype == jnp.bfloat16
+    assert pretraining.model.encoder_spec.dtype == jnp.bfloat16
     assert pretraining.objective.sampling_loss_weight == 1e-4
 
 
@@ -72,8 +72,7 @@ def test_parameters_and_decay(recipe: tuple[ConfigDict, int, int]) -> None:
     pretraining = experiment.pretraining(config)
     params = jax.eval_shape(pretraining.init, jax.random.key(0))["params"]
     sizes = {name: leaf.size for name, leaf in named(params).items()}
-    parts = {"encoder", "encoder_norm", "embedding"}
-    encoder = sum(size for name, size in sizes.items() if name.split("/")[1] in parts)
+    encoder = sum(size for name, size in sizes.items() if name.startswith("autoencoder/encoder/"))
     width, values = 768, 2 * 16 * 16 * 3
     # Kernels of a block, its biases (none for the keys) and norms; the embedding; the last norm.
     assert encoder == 12 * (12 * width**2 + 12 * width) + (values + 1) * width + 2 * width
@@ -87,8 +86,8 @@ def test_parameters_and_decay(recipe: tuple[ConfigDict, int, int]) -> None:
     endings = ("bias", "scale", "mask_token")
     assert kept == {name for name in sizes if name.endswith(endings)}
     assert decayed["masking/position_table"]
-    assert not decayed["autoencoder/mask_token"]
-    assert decayed["autoencoder/encoder/blocks/attention/qkv_kernel"]
+    assert not decayed["autoencoder/decoder/mask_token"]
+    assert decayed["autoencoder/encoder/transformer/blocks/attention/qkv_kernel"]
 
 
 @pytest.mark.parametrize("masking", ["adaptive", "random", "tube", "frame"])

@@ -31,13 +31,19 @@ def test_the_default_is_the_released_model() -> None:
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
     named = {name: leaf.shape for name, leaf in helpers.named(shapes).items()}
     assert named["masking/position_table"] == (1568, 768)
-    assert named["autoencoder/encoder/blocks/attention/qkv_kernel"] == (12, 768, 3, 12, 64)
-    assert named["autoencoder/decoder/blocks/mlp/fc1/kernel"] == (4, 384, 1536)
-    assert named["autoencoder/decoder_head/kernel"] == (384, 1536)
+    assert named["autoencoder/encoder/transformer/blocks/attention/qkv_kernel"] == (
+        12,
+        768,
+        3,
+        12,
+        64,
+    )
+    assert named["autoencoder/decoder/transformer/blocks/mlp/fc1/kernel"] == (4, 384, 1536)
+    assert named["autoencoder/decoder/head/kernel"] == (384, 1536)
     # A block of width d: norms 4d, attention 4d^2 + d + the q and v biases 2d, MLP 8d^2 + 5d.
     blocks = {"encoder": (12, 768), "decoder": (4, 384)}
     for name, (depth, d) in blocks.items():
-        stack = jax.tree.leaves(shapes["autoencoder"][name])
+        stack = jax.tree.leaves(shapes["autoencoder"][name]["transformer"])
         assert sum(leaf.size for leaf in stack) == depth * (12 * d * d + 12 * d)
 
 
@@ -58,12 +64,12 @@ def test_every_field_of_the_model_arrives() -> None:
             "masking.mask_ratio": 0.5,
             "masking.options.depth": 2,
             "objective.loss": "l1",
-            "objective.normalize_targets": False,
+            "objective.normalize_targets": "none",
             "objective.sampling_loss_weight": 0.5,
         }
     )
     task = experiment.pretraining(own)
-    encoder, decoder = task.model.encoder, task.model.decoder
+    encoder, decoder = task.model.encoder_spec, task.model.decoder_spec
     assert task.model.geometry.clip_shape == (6, 8, 12, 3)
     assert task.model.geometry.grid == (2, 2, 3)
     assert (encoder.width, encoder.depth, encoder.num_heads) == (16, 3, 2)
@@ -73,7 +79,7 @@ def test_every_field_of_the_model_arrives() -> None:
         assert spec.dtype == jnp.bfloat16
         assert (spec.attention_bias, spec.norm_epsilon, spec.dropout) == ("qv", 1e-6, 0.0)
     assert task.strategy == adaptive.Strategy(mask_ratio=0.5, depth=2)
-    assert (task.objective.loss, task.objective.normalize_targets) == ("l1", False)
+    assert (task.objective.loss, task.objective.normalize_targets) == ("l1", "none")
     assert task.objective.sampling_loss_weight == 0.5
 
 
@@ -113,8 +119,8 @@ def test_a_strategy_is_one_config_away() -> None:
         ({"data.image_size": ()}, r"data.image_size \(\) should be"),
         ({"data.num_frames": 15}, "num_frames 15 .* tubelet_size 2"),
         ({"model.patch_size": 0}, "patch_size 0"),
-        ({"model.encoder.num_heads": 7}, "encoder width 768 .* num_heads 7"),
-        ({"model.decoder.num_heads": 0}, "decoder width 384 .* num_heads 0"),
+        ({"model.encoder.num_heads": 7}, "model.encoder: width 768 .* num_heads 7"),
+        ({"model.decoder.num_heads": 0}, "model.decoder: width 384 .* num_heads 0"),
         ({"model.encoder.width": 0}, "model.encoder.width is 0"),
         ({"model.encoder.depth": 0}, "model.encoder.depth is 0: it must be at least 1"),
         ({"masking.options.dropout": -0.1}, r"masking.options.dropout -0.1 is outside \[0, 1\)"),

@@ -25,12 +25,18 @@ def forward(task: Pretraining, variables: Any, train: bool = True) -> Outcome:
     return jax.jit(lambda variables: task.forward(variables, VIDEO_ARRAY, KEYS, train))(variables)
 
 
-def targets_by_hand(masked: np.ndarray, normalize: bool) -> np.ndarray:
+def targets_by_hand(masked: np.ndarray, normalize: str, pixels: str) -> np.ndarray:
     """METHODS: pixels in [0, 1], per tubelet and channel minus mean, over unbiased std + 1e-6."""
-    tubelets = tubelets_by_hand(VIDEO / 255.0, helpers.GEOMETRY)
+    video = VIDEO / 255.0
+    if pixels == "normalized":
+        video = (video - Objective().pixel_mean) / Objective().pixel_std
+    tubelets = tubelets_by_hand(video, helpers.GEOMETRY)
     chosen = np.take_along_axis(tubelets, masked[:, :, None], axis=1)
-    if not normalize:
+    if normalize == "none":
         return chosen
+    if normalize == "tubelet":
+        mean, variance = chosen.mean(2, keepdims=True), chosen.var(2, ddof=1, keepdims=True)
+        return (chosen - mean) / np.sqrt(variance + 1e-6)
     values = chosen.reshape(*chosen.shape[:2], -1, 3)
     mean, std = values.mean(2, keepdims=True), values.std(2, ddof=1, keepdims=True)
     return ((values - mean) / (std + 1e-6)).reshape(chosen.shape)
@@ -42,13 +48,16 @@ def variables() -> dict[str, Any]:
     return helpers.variables(helpers.pretraining())
 
 
-@pytest.mark.parametrize("normalize", [True, False], ids=["normalised", "raw"])
+@pytest.mark.parametrize("pixels", ["unit", "normalized"])
+@pytest.mark.parametrize("normalize", ["channel", "tubelet", "none"])
 @pytest.mark.parametrize("loss", ["mse", "l1"])
-def test_losses_agree_with_numpy(variables: dict[str, Any], loss: Any, normalize: bool) -> None:
-    objective = Objective(loss=loss, normalize_targets=normalize, sampling_loss_weight=0.5)
+def test_losses_agree_with_numpy(
+    variables: dict[str, Any], loss: Any, normalize: Any, pixels: Any
+) -> None:
+    objective = Objective(loss, normalize, pixels, sampling_loss_weight=0.5)
     outcome = forward(helpers.pretraining(objective=objective), variables)
     masked = np.asarray(outcome.mask.masked)
-    targets = targets_by_hand(masked, normalize)
+    targets = targets_by_hand(masked, normalize, pixels)
     np.testing.assert_allclose(outcome.targets, targets, rtol=1e-4, atol=1e-4)
     difference = np.asarray(outcome.predictions, np.float64) - targets
     errors = (np.abs(difference) if loss == "l1" else difference**2).mean(-1)
@@ -63,7 +72,7 @@ def test_losses_agree_with_numpy(variables: dict[str, Any], loss: Any, normalize
 
 def test_the_released_weights_are_the_defaults() -> None:
     objective = Objective()
-    assert (objective.loss, objective.normalize_targets) == ("mse", True)
+    assert (objective.loss, objective.normalize_targets) == ("mse", "channel")
     assert objective.sampling_loss_weight == 1e-4
     assert objective.pixel_mean == (0.485, 0.456, 0.406)
     assert objective.pixel_std == (0.229, 0.224, 0.225)
@@ -79,7 +88,7 @@ def test_pixels_are_normalised_per_channel() -> None:
 def test_a_tubelet_of_one_colour_has_a_finite_target() -> None:
     video = jnp.full_like(VIDEO_ARRAY, 200)
     queries = jnp.broadcast_to(jnp.arange(24), (3, 24))
-    targets = objectives.targets_at(video, queries, helpers.GEOMETRY, Objective())
+    targets = objectives.targets_at(video, queries, helpers.autoencoder(), Objective())
     assert np.isfinite(targets).all()
     # Rounding of the mean, over 1e-6.
     assert np.abs(targets).max() < 1.0
@@ -126,7 +135,7 @@ def of_reconstruction(variables: dict[str, Any]) -> Gradients:
 def test_the_sampling_loss_reaches_neither_encoder_blocks_nor_decoder(
     of_sampling: Gradients,
 ) -> None:
-    embedding = {f"autoencoder/embedding/projection/{name}" for name in ("kernel", "bias")}
+    embedding = {f"autoencoder/encoder/embedding/projection/{name}" for name in ("kernel", "bias")}
     assert embedding < set(of_sampling)
     for name, value in of_sampling.items():
         if name in embedding:
@@ -187,7 +196,9 @@ def test_only_the_tokens_of_decode_are_reconstructed(variables: dict[str, Any]) 
     outcome = forward(helpers.pretraining(Partial(mask_ratio=0.75)), variables)
     assert outcome.predictions.shape == (3, 6, 96)
     masked = np.asarray(outcome.mask.masked)[:, ::3]
-    np.testing.assert_allclose(outcome.targets, targets_by_hand(masked, True), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outcome.targets, targets_by_hand(masked, "channel", "unit"), rtol=1e-4, atol=1e-4
+    )
     log_probs = np.take_along_axis(np.asarray(outcome.mask.log_probs), masked, axis=1)
     expected = -(log_probs * np.asarray(outcome.token_error)).mean(-1)
     np.testing.assert_allclose(outcome.terms["loss_sampling"], expected, rtol=1e-4)

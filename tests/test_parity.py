@@ -18,7 +18,10 @@ from adamae_jax.masking import adaptive
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from tests import helpers, parity
+from tests import helpers
+from tests.parity import __main__ as command
+from tests.parity import comparison as parity
+from tests.parity.parts import section
 
 GOLDEN = Path(__file__).parent / "golden" / "adamae.npz"
 
@@ -69,7 +72,7 @@ def file_of(geometry: ClipGeometry, image_size: Any, heads: int) -> dict[str, np
         adaptive.Strategy(mask_ratio=0.7, num_heads=heads, dropout=0.0),
         objectives.Objective(sampling_loss_weight=0.01),
     )
-    entries = authors.adamae_entries(task.model, task.strategy)  # type: ignore[arg-type]
+    table = authors.pretraining_table(task)
     params = helpers.variables(task)["params"]
     video = helpers.clips(2, geometry=geometry)
 
@@ -97,8 +100,8 @@ def file_of(geometry: ClipGeometry, image_size: Any, heads: int) -> dict[str, np
         "input/video_uint8": video,
         "input/visible_indices": visible[:, ::-1].astype(np.int32),  # drawn in any order
         **{f"output/{name}": np.asarray(array) for name, array in outputs.items()},
-        **{f"weights/{name}": a for name, a in authors.to_authors(params, entries).items()},
-        **{f"grads/{name}": a for name, a in authors.to_authors(grads, entries).items()},
+        **{f"weights/{name}": a for name, a in table.to_authors({"params": params}).items()},
+        **{f"grads/{name}": a for name, a in table.to_authors({"params": grads}).items()},
     }
 
 
@@ -123,7 +126,7 @@ def test_a_wrong_weight_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     file = own_file()
     name = "weights/decoder.blocks.2.mlp.fc1.bias"
     path = save(tmp_path / "wrong.npz", file, **{name: file[name] + 0.01})
-    assert parity.main([path]) == 1
+    assert command.main([path]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is False
     assert report["outputs"]["worst"] in ("pred_masked", "token_error")
@@ -132,7 +135,7 @@ def test_a_wrong_weight_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def sides(file: dict[str, np.ndarray]) -> tuple[parity.Comparison, parity.Comparison]:
     """A file compared with itself."""
-    outputs, grads = parity.section(file, "output/"), parity.section(file, "grads/")
+    outputs, grads = section(file, "output/"), section(file, "grads/")
     return (dict(outputs), outputs), (dict(grads), grads)
 
 
@@ -228,7 +231,7 @@ def test_files_that_cannot_be_compared_with_are_one_line_and_status_2(
         path.write_bytes(content)
     elif content is not None:
         np.savez(path, **content)
-    assert parity.main([str(path)]) == 2
+    assert command.main([str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -237,15 +240,15 @@ def test_files_that_cannot_be_compared_with_are_one_line_and_status_2(
 
 def test_the_authors_names_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = {name: a for name, a in own_file().items() if name != "weights/mask_token"}
-    assert parity.main([save(tmp_path / "less.npz", file)]) == 2
+    assert command.main([save(tmp_path / "less.npz", file)]) == 2
     assert "missing mask_token" in capsys.readouterr().err
     meta = json.loads(str(own_file()["meta"]))
     del meta["decoder"]
     path = save(tmp_path / "short.npz", own_file(), meta=np.asarray(json.dumps(meta)))
-    assert parity.main([path]) == 2
+    assert command.main([path]) == 2
     assert "lacks 'decoder'" in capsys.readouterr().err
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main([]) == 2
+    assert command.main([]) == 2
     assert "usage" in capsys.readouterr().err

@@ -73,7 +73,9 @@ def test_panels_show_what_the_model_did(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [Objective(), Objective(loss="l1", normalize_targets=False)], ids=["mse", "raw l1"]
+    "objective",
+    [Objective(), Objective(loss="l1", normalize_targets="none")],
+    ids=["mse", "raw l1"],
 )
 def test_perfect_predictions_give_the_input_back(objective: Objective) -> None:
     tiny = helpers.pretraining(None, objective)

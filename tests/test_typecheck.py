@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 from adamae_jax.masking import TokenMask
-from adamae_jax.models.autoencoder import gather_tokens
+from adamae_jax.models.encoder import gather_tokens
 
 
 def test_wrong_shapes_and_types_are_caught() -> None:

@@ -1,164 +1,249 @@
-"""The authors' weight names for AdaMAE (wgcban/adamae) and ours, both ways.
+"""The authors' weight names and ours, for every system.
 
-The table of a model is a list of `Entry`: one of our arrays, and one of theirs or, for the
-stacked blocks, one per layer. Every array is accounted for in both directions.
+Three ways of naming are in use: VideoMAE's (AdaMAE's too), MAE's (AutoMAE's too) and MAE-ST's.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from flax import traverse_util
 
 from adamae_jax.errors import UserError
 from adamae_jax.interop import layouts
-from adamae_jax.interop.layouts import Layout
-from adamae_jax.masking import adaptive
+from adamae_jax.interop.tables import Constant, Entry, Table
+from adamae_jax.masking import adaptive, adversarial
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.classifier import Classifier
+from adamae_jax.models.encoder import Encoder
+from adamae_jax.models.positions import sincos_2d
 from adamae_jax.models.transformer import TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry
+from adamae_jax.objectives import Pretraining
 
-StateDict = Mapping[str, np.ndarray]
+Dialect = Literal["videomae", "mae", "mae_st"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One row of the table.
+class AttentionNames:
+    """How query, key and value are called.
 
     Attributes:
-      ours: path of our parameter, joined with "/".
-      theirs: name of theirs, in which ``{}`` stands for the layer where ours is stacked.
-      layout: how the array lies, without the layer axis.
-      depth: number of layers; 0 where ours is not stacked.
+      kernels: the array, or arrays in the order query, key, value.
+      biases: likewise, of those that have one.
     """
 
-    ours: str
-    theirs: str
-    layout: Layout = layouts.SAME
-    depth: int = 0
-
-    @property
-    def names(self) -> list[str]:
-        """The names of theirs, in the order of the layers."""
-        return [self.theirs.format(i) for i in range(self.depth)] if self.depth else [self.theirs]
+    kernels: str | tuple[str, ...]
+    biases: str | tuple[str, ...]
 
 
-def block_entries(ours: str, theirs: str, spec: TransformerSpec) -> list[Entry]:
+ATTENTION: dict[str, AttentionNames] = {
+    "videomae": AttentionNames("attn.qkv.weight", ("attn.q_bias", "attn.v_bias")),
+    "mae": AttentionNames("attn.qkv.weight", "attn.qkv.bias"),
+    "mae_st": AttentionNames(
+        ("attn.q.weight", "attn.k.weight", "attn.v.weight"),
+        ("attn.q.bias", "attn.k.bias", "attn.v.bias"),
+    ),
+}
+
+
+def dialect_of(positions: str, geometry: ClipGeometry) -> Dialect:
+    """Whose names a model has: positions tell."""
+    if positions == "sincos_1d":
+        return "videomae"
+    is_image = geometry.num_frames == geometry.tubelet_size == 1
+    if positions == "sincos_2d" or (positions == "learned" and is_image):
+        return "mae"
+    return "mae_st"
+
+
+def norm_entries(ours: str, theirs: str) -> list[Entry]:
+    """The rows of a layer norm."""
+    return [Entry(f"{ours}/scale", f"{theirs}.weight"), Entry(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def dense_entries(ours: str, theirs: str, bias: bool = True) -> list[Entry]:
+    """The rows of a linear layer."""
+    kernel = Entry(f"{ours}/kernel", f"{theirs}.weight", layouts.LINEAR)
+    return [kernel, Entry(f"{ours}/bias", f"{theirs}.bias")] if bias else [kernel]
+
+
+def block_entries(ours: str, theirs: str, spec: TransformerSpec, dialect: Dialect) -> list[Entry]:
     """The rows of a stack of blocks; ``theirs`` holds the ``{}``."""
+    names, heads = ATTENTION[dialect], spec.num_heads
     rows = [
-        ("norm1/scale", "norm1.weight", layouts.SAME),
-        ("norm1/bias", "norm1.bias", layouts.SAME),
-        ("attention/qkv_kernel", "attn.qkv.weight", layouts.qkv(spec.num_heads)),
-        *(
-            (f"attention/{letter}_bias", f"attn.{letter}_bias", layouts.head_bias(spec.num_heads))
-            for letter in spec.attention_bias
-        ),
-        ("attention/projection/kernel", "attn.proj.weight", layouts.LINEAR),
-        ("attention/projection/bias", "attn.proj.bias", layouts.SAME),
-        ("norm2/scale", "norm2.weight", layouts.SAME),
-        ("norm2/bias", "norm2.bias", layouts.SAME),
-        ("mlp/fc1/kernel", "mlp.fc1.weight", layouts.LINEAR),
-        ("mlp/fc1/bias", "mlp.fc1.bias", layouts.SAME),
-        ("mlp/fc2/kernel", "mlp.fc2.weight", layouts.LINEAR),
-        ("mlp/fc2/bias", "mlp.fc2.bias", layouts.SAME),
+        *norm_entries("norm1", "norm1"),
+        Entry("attention/qkv_kernel", names.kernels, layouts.qkv(heads)),
+        *dense_entries("attention/projection", "attn.proj"),
+        *norm_entries("norm2", "norm2"),
+        *dense_entries("mlp/fc1", "mlp.fc1"),
+        *dense_entries("mlp/fc2", "mlp.fc2"),
     ]
-    return [
-        Entry(f"{ours}/blocks/{mine}", f"{theirs}.{yours}", layout, spec.depth)
-        for mine, yours, layout in rows
+    if spec.attention_bias:
+        layout = layouts.head_bias(len(spec.attention_bias), heads)
+        rows.append(Entry("attention/qkv_bias", names.biases, layout))
+    if spec.layer_scale:
+        rows += [Entry(f"layer_scale{i}/scale", f"gamma_{i}") for i in (1, 2)]
+    stacked = [dataclasses.replace(row, depth=spec.depth) for row in rows]
+    return list(Table(stacked).under(f"{ours}/blocks", f"{theirs}.").entries)
+
+
+def position_table(
+    ours: str, theirs: str, kind: str, class_token: bool, geometry: ClipGeometry, width: int
+) -> Table:
+    """The rows of a position table; ``theirs`` is what stands before ``pos_embed``."""
+    if kind == "sincos_1d":
+        return Table([])  # no part of their state
+    name = f"{theirs}pos_embed"
+    if kind == "sincos_2d":
+        fixed = sincos_2d(*geometry.grid[1:], width)
+        rows = np.concatenate([np.zeros((int(class_token), width), np.float32), fixed])
+        return Table([], [Constant(name, rows[None])])
+    one = layouts.leading_ones(1)
+    if kind == "learned":
+        return Table([Entry(f"{ours}/table", name, one)])
+    entries = [Entry(f"{ours}/{axis}", f"{name}_{axis}", one) for axis in ("spatial", "temporal")]
+    if class_token:
+        entries.append(Entry(f"{ours}/class_token", f"{name}_class", layouts.leading_ones(2)))
+    return Table(entries)
+
+
+def encoder_table(encoder: Encoder, dialect: Dialect) -> Table:
+    """An encoder; in MAE's names and MAE-ST's it stands at the root."""
+    spec = encoder.spec
+    is_image = dialect == "mae"
+    convolution = layouts.tubelet_convolution(encoder.geometry, flat=is_image)
+    entries = [
+        Entry("embedding/projection/kernel", "patch_embed.proj.weight", convolution),
+        Entry("embedding/projection/bias", "patch_embed.proj.bias"),
+        *block_entries("transformer", "blocks.{}", spec, dialect),
     ]
+    if encoder.class_token:
+        entries.append(Entry("class_token", "cls_token", layouts.leading_ones(2)))
+    if encoder.final_norm:
+        entries += norm_entries("norm", "norm")
+    return Table(entries) + position_table(
+        "positions", "", encoder.positions, encoder.class_token, encoder.geometry, spec.width
+    )
 
 
-def autoencoder_entries(model: Autoencoder) -> list[Entry]:
-    """The rows of the pretraining autoencoder, as in AdaMAE and VideoMAE."""
-    convolution = layouts.tubelet_convolution(model.geometry)
-    root = "autoencoder"
-    return [
-        Entry(f"{root}/mask_token", "mask_token", layouts.leading_ones(2)),
-        Entry(
-            f"{root}/embedding/projection/kernel", "encoder.patch_embed.proj.weight", convolution
-        ),
-        Entry(f"{root}/embedding/projection/bias", "encoder.patch_embed.proj.bias"),
-        *block_entries(f"{root}/encoder", "encoder.blocks.{}", model.encoder),
-        Entry(f"{root}/encoder_norm/scale", "encoder.norm.weight"),
-        Entry(f"{root}/encoder_norm/bias", "encoder.norm.bias"),
-        Entry(f"{root}/encoder_to_decoder/kernel", "encoder_to_decoder.weight", layouts.LINEAR),
-        *block_entries(f"{root}/decoder", "decoder.blocks.{}", model.decoder),
-        Entry(f"{root}/decoder_norm/scale", "decoder.norm.weight"),
-        Entry(f"{root}/decoder_norm/bias", "decoder.norm.bias"),
-        Entry(f"{root}/decoder_head/kernel", "decoder.head.weight", layouts.LINEAR),
-        Entry(f"{root}/decoder_head/bias", "decoder.head.bias"),
+# What the parts of a decoder are called: projection, class token, blocks, norm, head, and what
+# stands before its positions.
+_PREFIXED = ("decoder_embed", "decoder_cls_token", "decoder_blocks.{}", "decoder_norm")
+DECODERS = {
+    "videomae": ("encoder_to_decoder", "", "decoder.blocks.{}", "decoder.norm", "decoder.head"),
+    "mae": (*_PREFIXED, "decoder_pred"),
+    "mae_st": (*_PREFIXED, "decoder_pred"),
+}
+
+
+def decoder_table(model: Autoencoder, dialect: Dialect) -> Table:
+    """A decoder; all names from the root."""
+    spec = model.decoder_spec
+    projection, class_token, blocks, norm, head = DECODERS[dialect]
+    entries = [
+        *dense_entries("projection", projection, bias=model.projection_bias),
+        Entry("mask_token", "mask_token", layouts.leading_ones(2)),
+        *block_entries("transformer", blocks, spec, dialect),
+        *norm_entries("norm", norm),
+        *dense_entries("head", head),
     ]
+    if model.class_token == "separate":
+        entries.append(Entry("class_token", class_token, layouts.leading_ones(2)))
+    has_class = model.class_token != "none"
+    return Table(entries) + position_table(
+        "positions", "decoder_", model.positions, has_class, model.geometry, spec.width
+    )
 
 
-def sampler_entries(spec: TransformerSpec) -> list[Entry]:
-    """The rows of AdaMAE's sampling network."""
-    root, theirs = "masking", "encoder.get_token_probs"
-    return [
-        Entry(f"{root}/position_table", "encoder.pos_embed_probs", layouts.leading_ones(1)),
-        *block_entries(f"{root}/transformer", theirs + ".{}", spec),
-        Entry(f"{root}/head/kernel", f"{theirs}.{spec.depth}.weight", layouts.LINEAR),
-        Entry(f"{root}/head/bias", f"{theirs}.{spec.depth}.bias"),
-    ]
+def autoencoder_table(model: Autoencoder) -> Table:
+    """The pretraining autoencoder."""
+    dialect = dialect_of(model.positions, model.geometry)
+    prefix = "encoder." if dialect == "videomae" else ""
+    encoder = encoder_table(model.encoder_definition, dialect).under("encoder", prefix)
+    return encoder + decoder_table(model, dialect).under("decoder")
 
 
-def adamae_entries(model: Autoencoder, strategy: adaptive.Strategy) -> list[Entry]:
-    """The rows of AdaMAE: the autoencoder and its sampling network.
+def classifier_table(model: Classifier) -> Table:
+    """The fine-tuning classifier."""
+    dialect = dialect_of(model.positions, model.geometry)
+    encoder = Encoder(
+        model.geometry, model.spec, model.positions, model.class_token, final_norm=False
+    )
+    norm = "norm" if dialect == "mae_st" else "fc_norm"
+    rest = [*norm_entries("norm", norm), *dense_entries("head", "head")]
+    return encoder_table(encoder, dialect).under("encoder") + Table(rest)
+
+
+def sampler_table(strategy: adaptive.Strategy, token_width: int) -> Table:
+    """AdaMAE's sampling network.
 
     Raises:
       UserError: for a sampler that the authors' code does not have.
     """
-    spec = strategy.module(model.encoder.width).spec
-    if spec.width != model.encoder.width or not spec.attention:
+    spec = strategy.module(token_width).spec
+    if spec.width != token_width or not spec.attention:
         raise UserError(
             "the authors' AdaMAE names only have a sampler of attention blocks as wide as the "
-            f"tokens ({model.encoder.width}): this one is {strategy.network!r} with width "
-            f"{spec.width}"
+            f"tokens ({token_width}): this one is {strategy.network!r} with width {spec.width}"
         )
-    return autoencoder_entries(model) + sampler_entries(spec)
-
-
-def from_authors(state: StateDict, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The authors' state dict as our parameter tree.
-
-    Raises:
-      UserError: listing the names that are missing or left over.
-    """
-    expected = [name for entry in entries for name in entry.names]
-    missing = sorted(set(expected) - set(state))
-    unused = sorted(set(state) - set(expected))
-    if missing or unused:
-        raise UserError(
-            "the weights do not fit the model: "
-            f"missing {', '.join(missing) or 'none'}; not used {', '.join(unused) or 'none'}"
-        )
-    flat = {}
-    for entry in entries:
-        arrays = [
-            np.ascontiguousarray(entry.layout.to_ours(np.asarray(state[name])))
-            for name in entry.names
+    theirs = "encoder.get_token_probs"
+    return Table(
+        [
+            Entry("position_table", "encoder.pos_embed_probs", layouts.leading_ones(1)),
+            *block_entries("transformer", theirs + ".{}", spec, "videomae"),
+            *dense_entries("head", f"{theirs}.{spec.depth}"),
         ]
-        flat[entry.ours] = np.stack(arrays) if entry.depth else arrays[0]
-    return traverse_util.unflatten_dict(flat, sep="/")
+    )
 
 
-def to_authors(params: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
-    """Our parameter tree (or its gradients) under the authors' names.
+def generator_table() -> Table:
+    """AutoMAE's mask generator."""
+    return Table(
+        [
+            row
+            for ours, theirs in (("conv1", "scorer_pred.main.0"), ("conv2", "scorer_pred.main.2"))
+            for row in (
+                Entry(f"{ours}/kernel", f"{theirs}.weight", layouts.CONVOLUTION),
+                Entry(f"{ours}/bias", f"{theirs}.bias"),
+            )
+        ]
+    )
 
-    Raises:
-      UserError: listing the parameters that are missing or left over.
+
+def discriminator_tables() -> tuple[Table, Table]:
+    """AutoMAE's discriminator: its weights, and the vectors of the spectral norm."""
+    weights, vectors = [], []
+    for name, size in (("conv1", 4), ("conv2", 4), ("conv3", 3)):
+        weights.append(Entry(f"{name}/kernel", f"{name}.0.weight_orig", layouts.CONVOLUTION))
+        ours = f"{name}/singular_vectors"
+        vectors.append(Entry(f"{ours}/u", f"{name}.0.weight_u"))
+        layout = layouts.flat_convolution_input(size)
+        vectors.append(Entry(f"{ours}/v", f"{name}.0.weight_v", layout))
+    return Table(weights), Table(vectors)
+
+
+def masking_table(pretraining: Pretraining) -> Table:
+    """What a strategy brings, over ``params``, ``state`` and ``frozen``."""
+    strategy, width = pretraining.strategy, pretraining.model.encoder_spec.width
+    if isinstance(strategy, adaptive.Strategy):
+        return sampler_table(strategy, width).under("params/masking")
+    if not isinstance(strategy, adversarial.Strategy):
+        return Table([])
+    weights, vectors = discriminator_tables()
+    vit = encoder_table(strategy.vit(pretraining.model.geometry), "mae")
+    return (
+        generator_table().under("params/masking/generator")
+        + weights.under("params/masking/discriminator", "discriminator.")
+        + vectors.under("state", "discriminator.")
+        + vit.under("frozen/vit", "pretrained_vit.")
+    )
+
+
+def pretraining_table(pretraining: Pretraining) -> Table:
+    """Everything that pretraining holds, over ``params``, ``state`` and ``frozen``.
+
+    The discriminator of AutoMAE and its frozen ViT, which the authors keep in files of their own,
+    have the prefixes ``discriminator.`` and ``pretrained_vit.``.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    expected = {entry.ours for entry in entries}
-    if expected != set(flat):
-        raise UserError(
-            "the parameters do not fit the authors' names: "
-            f"missing {', '.join(sorted(expected - set(flat))) or 'none'}; "
-            f"not used {', '.join(sorted(set(flat) - expected)) or 'none'}"
-        )
-    state = {}
-    for entry in entries:
-        array = np.asarray(flat[entry.ours])
-        arrays = array if entry.depth else [array]
-        for name, layer in zip(entry.names, arrays, strict=True):
-            state[name] = np.ascontiguousarray(entry.layout.to_theirs(layer))
-    return state
+    model = autoencoder_table(pretraining.model).under("params/autoencoder")
+    return model + masking_table(pretraining)

@@ -49,18 +49,41 @@ def qkv(num_heads: int) -> Layout:
     )
 
 
-def head_bias(num_heads: int) -> Layout:
-    """A bias ``[d]`` against ``[heads, head_dim]``."""
+def head_bias(count: int, num_heads: int) -> Layout:
+    """Biases of so many projections ``[count d]`` against ``[count, heads, head_dim]``."""
     return Layout(
-        lambda a: einops.rearrange(a, "(h k) -> h k", h=num_heads),
-        lambda a: einops.rearrange(a, "h k -> (h k)"),
+        lambda a: einops.rearrange(a, "(c h k) -> c h k", c=count, h=num_heads),
+        lambda a: einops.rearrange(a, "c h k -> (c h k)"),
     )
 
 
-def tubelet_convolution(geometry: ClipGeometry) -> Layout:
-    """A 3-D convolution ``[d, C, t, p, p]`` against a dense kernel ``[t p p C, d]``."""
+def tubelet_convolution(geometry: ClipGeometry, flat: bool = False) -> Layout:
+    """A 3-D convolution ``[d, C, t, p, p]`` against a dense kernel ``[t p p C, d]``.
+
+    Args:
+      geometry: gives the sizes.
+      flat: theirs is the 2-D convolution ``[d, C, p, p]`` of images.
+    """
     sizes = {"t": geometry.tubelet_size, "p": geometry.patch_size, "q": geometry.patch_size}
+    theirs = "d c p q" if flat else "d c t p q"
+    if flat:
+        del sizes["t"]
+    ours = "(p q c) d" if flat else "(t p q c) d"
     return Layout(
-        lambda a: einops.rearrange(a, "d c t p q -> (t p q c) d", **sizes),
-        lambda a: einops.rearrange(a, "(t p q c) d -> d c t p q", **sizes, c=geometry.channels),
+        lambda a: einops.rearrange(a, f"{theirs} -> {ours}", **sizes),
+        lambda a: einops.rearrange(a, f"{ours} -> {theirs}", **sizes, c=geometry.channels),
+    )
+
+
+CONVOLUTION = Layout(  # [outputs, inputs, height, width] against [height, width, inputs, outputs]
+    lambda a: einops.rearrange(a, "o i h w -> h w i o"),
+    lambda a: einops.rearrange(a, "h w i o -> o i h w"),
+)
+
+
+def flat_convolution_input(size: int) -> Layout:
+    """A vector over a kernel's inputs, ``[i h w]`` against ``[h, w, i]``."""
+    return Layout(
+        lambda a: einops.rearrange(a, "(i h w) -> h w i", h=size, w=size),
+        lambda a: einops.rearrange(a, "h w i -> (i h w)"),
     )

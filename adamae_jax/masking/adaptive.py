@@ -70,7 +70,7 @@ def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]
 class Strategy(base.MaskingStrategy):
     """AdaMAE's sampler; the defaults are the released code's.
 
-    The network computes in the tokens' type; the distribution itself is float32.
+    The network computes in the model's type; the distribution itself is float32.
 
     Attributes:
       network: "attention" for transformer blocks, "mlp" for blocks without attention.
@@ -130,14 +130,14 @@ class Strategy(base.MaskingStrategy):
 
     def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
         """Initialises the sampling network."""
-        module = self.module(inputs.tokens.shape[-1], inputs.tokens.dtype)
+        module = self.module(inputs.tokens.shape[-1], inputs.dtype)
         return {"params": module.init(key, inputs.tokens, None)["params"]}
 
     def logits(
         self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys | None
     ) -> Float[Array, "b n"]:
         """The sampling network's answer in float32; its softmax is ``P``."""
-        module = self.module(inputs.tokens.shape[-1], inputs.tokens.dtype)
+        module = self.module(inputs.tokens.shape[-1], inputs.dtype)
         return module.apply({"params": variables["params"]}, inputs.tokens, keys)
 
     def probabilities(

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from adamae_jax.errors import UserError
+from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import Grid
 
@@ -28,11 +30,13 @@ class MaskInputs(struct.PyTreeNode):
       video: normalised pixels.
       tokens: embedded tubelets, before or after positions (`MaskingStrategy.sees_positions`).
       grid: tokens along time, height and width.
+      dtype: the type that the model's matmuls are computed in.
     """
 
     video: Float[Array, "b T H W C"]
     tokens: Float[Array, "b n d"]
     grid: Grid = struct.field(pytree_node=False)
+    dtype: DTypeLike = struct.field(pytree_node=False, default=jnp.float32)
 
 
 class TokenMask(struct.PyTreeNode):
@@ -46,7 +50,7 @@ class TokenMask(struct.PyTreeNode):
       visible_valid: false where an entry of ``visible`` is padding.
       decode: the masked tokens to reconstruct; all of ``masked`` where None.
       token_scale: multiplies tokens without changing their values, to carry a gradient to the
-        strategy (`adamae_jax.models.autoencoder.scale_tokens`).
+        strategy (`adamae_jax.models.encoder.scale_tokens`).
       aux: further losses, already weighted, to be minimised with the reconstruction loss; one
         value per example.
       state: the strategy's new state, where it has state.
@@ -108,6 +112,18 @@ class MaskingStrategy:
                 f"mask_ratio {self.mask_ratio} leaves no {kind} token of the {tokens} in a grid of "
                 f"{time} x {height} x {width}: choose another mask_ratio or a finer grid"
             )
+
+    def frozen_source(self) -> str:
+        """Where the encoder that the strategy holds frozen comes from: a run or model directory."""
+        return ""
+
+    def adopt(self, encoder: Encoder, params: Any, grid: Grid) -> Any:
+        """The ``frozen`` variables, from the encoder in `frozen_source`.
+
+        Raises:
+          UserError: where it does not fit.
+        """
+        raise NotImplementedError
 
     def init(self, key: Array, inputs: MaskInputs) -> Variables:
         """The strategy's initial variables."""

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from adamae_jax.models import initializers
+from adamae_jax.errors import UserError
+from adamae_jax.models.initializers import INITIALIZATIONS, Initialization
 
 # One key per example: what is random for an example never depends on its neighbours, so that a
 # batch may be cut over hosts, devices and microbatches without changing anything.
@@ -31,6 +32,8 @@ class TransformerSpec:
       mlp_ratio: hidden width of the MLP over ``width``.
       attention_bias: which of the query, key and value projections have a bias, as letters.
       norm_epsilon: epsilon of the layer norms.
+      layer_scale: initial value of a learned factor per channel on each branch; 0 for none.
+      initialization: one of `initializers.INITIALIZATIONS`.
       dropout: rate after the attention projection and after the MLP's second layer, in training.
       attention: False leaves the attention out: blocks that see one token at a time.
       dtype: the type of the matmuls; norms, softmax and the sums along the residual path are
@@ -38,6 +41,9 @@ class TransformerSpec:
       remat: recompute blocks in the backward pass instead of keeping their activations.
       unroll: blocks per iteration of the scan.
       attention_implementation: handed to `jax.nn.dot_product_attention`.
+
+    Raises:
+      UserError: where heads do not divide the width.
     """
 
     width: int
@@ -46,12 +52,26 @@ class TransformerSpec:
     mlp_ratio: float = 4.0
     attention_bias: Literal["", "qv", "qkv"] = "qv"
     norm_epsilon: float = 1e-6
+    layer_scale: float = 0.0
+    initialization: str = "videomae"
     dropout: float = 0.0
     attention: bool = True
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     unroll: int = 1
     attention_implementation: Literal["xla", "cudnn"] = "xla"
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.width % self.num_heads:
+            raise UserError(
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}: choose heads "
+                "that divide the width"
+            )
+
+    @property
+    def init(self) -> Initialization:
+        """The initial distributions."""
+        return INITIALIZATIONS[self.initialization]
 
 
 class ExampleDropout(nn.Module):
@@ -67,8 +87,22 @@ class ExampleDropout(nn.Module):
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
+FIRST_TOKEN = "first_token_attention"
+
+
+def first_token_attention(
+    query: Float[Array, "b n h k"], key: Float[Array, "b n h k"]
+) -> Float[Array, "b h n"]:
+    """What the first token attends to, in float32."""
+    first, key = query[:, 0].astype(jnp.float32), key.astype(jnp.float32)
+    return jax.nn.softmax(jnp.einsum("bhk,bnhk->bhn", first, key) * key.shape[-1] ** -0.5)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with a fused kernel ``[d, 3, heads, head_dim]``."""
+    """Multi-head self-attention with a fused kernel ``[d, 3, heads, head_dim]``.
+
+    Asked for the collection ``intermediates``, it also gives what the first token attends to.
+    """
 
     spec: TransformerSpec
 
@@ -79,19 +113,19 @@ class Attention(nn.Module):
         """Attends over the tokens whose ``key_valid`` is true (all, where it is None)."""
         spec = self.spec
         head_shape = (spec.num_heads, spec.width // spec.num_heads)
-        kernel = self.param(
-            "qkv_kernel", initializers.xavier_uniform_qkv(), (spec.width, 3, *head_shape)
-        )
+        kernel = self.param("qkv_kernel", spec.init.qkv, (spec.width, 3, *head_shape))
         fused = x.astype(spec.dtype) @ kernel.reshape(spec.width, -1).astype(spec.dtype)
         fused = fused.reshape(*x.shape[:2], 3, *head_shape)
-        heads = []
-        for index, letter in enumerate("qkv"):
-            head = fused[:, :, index]
-            if letter in spec.attention_bias:
-                bias = self.param(f"{letter}_bias", nn.initializers.zeros, head_shape)
-                head = head + bias.astype(spec.dtype)
-            heads.append(head)
-        query, key, value = heads
+        query, key, value = (fused[:, :, index] for index in range(3))
+        if spec.attention_bias:
+            shape = (len(spec.attention_bias), *head_shape)
+            bias = self.param("qkv_bias", nn.initializers.zeros, shape).astype(spec.dtype)
+            heads = {"q": query, "k": key, "v": value}
+            for letter, row in zip(spec.attention_bias, bias, strict=True):
+                heads[letter] = heads[letter] + row
+            query, key, value = heads.values()
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", FIRST_TOKEN, first_token_attention(query, key))
         mixed = jax.nn.dot_product_attention(
             query,
             key,
@@ -101,7 +135,7 @@ class Attention(nn.Module):
         )
         return nn.Dense(
             spec.width,
-            kernel_init=initializers.xavier_uniform(),
+            kernel_init=spec.init.dense,
             dtype=spec.dtype,
             name="projection",
         )(mixed.reshape(x.shape))
@@ -115,7 +149,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Mixes the channels of each token."""
-        init, dtype = initializers.xavier_uniform(), self.spec.dtype
+        init, dtype = self.spec.init.dense, self.spec.dtype
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         x = nn.Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
         x = nn.gelu(x, approximate=False)
@@ -138,6 +172,20 @@ class LayerNorm(nn.Module):
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (normalised * scale + bias).astype(self.dtype)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (arXiv 2103.17239); the identity where its start is 0."""
+
+    start: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Multiplies the channels of ``x``."""
+        if self.start == 0.0:
+            return x
+        scale = self.param("scale", nn.initializers.constant(self.start), (x.shape[-1],))
+        return x * scale.astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -163,10 +211,12 @@ class Block(nn.Module):
 
         if spec.attention:
             y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm1")(x)
-            y = Attention(spec, name="attention")(y, key_valid)
+            y = LayerScale(spec.layer_scale, name="layer_scale1")(
+                Attention(spec, name="attention")(y, key_valid)
+            )
             x = x + ExampleDropout(spec.dropout)(y, branch_keys(0))
         y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm2")(x)
-        y = Mlp(spec, name="mlp")(y)
+        y = LayerScale(spec.layer_scale, name="layer_scale2")(Mlp(spec, name="mlp")(y))
         return x + ExampleDropout(spec.dropout)(y, branch_keys(1)), None  # float32: x is
 
 
@@ -196,7 +246,7 @@ class Transformer(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if spec.remat else Block
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=spec.depth,

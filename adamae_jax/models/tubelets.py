@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from adamae_jax.errors import UserError
 from adamae_jax.models import initializers
@@ -75,13 +75,30 @@ class ClipGeometry:
         """Values in a tubelet: ``t * p * p * C``."""
         return self.tubelet_size * self.patch_size**2 * self.channels
 
+    def predicting(self, num_frames: int) -> "ClipGeometry":
+        """The geometry of a target of fewer frames, cut into the same grid (MAE-ST's ``pred_t``).
+
+        Raises:
+          UserError: where those frames cannot be shared out evenly among the tubelets.
+        """
+        depth, rest = divmod(self.tubelet_size * num_frames, self.num_frames)
+        if rest or not 0 < num_frames <= self.num_frames:
+            raise UserError(
+                f"predicted_frames {num_frames} cannot be cut into the {self.grid[0]} steps of a "
+                f"clip of {self.num_frames} frames: choose a multiple of {self.grid[0]}, at most "
+                f"{self.num_frames}"
+            )
+        return dataclasses.replace(self, num_frames=num_frames, tubelet_size=depth)
+
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """``(T, H, W, C)``."""
         return (self.num_frames, *self.image_size, self.channels)
 
 
-def to_tubelets(video: Num[Array, "b T H W C"], geometry: ClipGeometry) -> Num[Array, "b n v"]:
+def to_tubelets(
+    video: Shaped[Array, "b T H W C"], geometry: ClipGeometry
+) -> Shaped[Array, "b n v"]:
     """Cuts clips into tubelets; ``v`` runs over ``(t, p, p, C)``."""
     return einops.rearrange(
         video,
@@ -92,7 +109,9 @@ def to_tubelets(video: Num[Array, "b T H W C"], geometry: ClipGeometry) -> Num[A
     )
 
 
-def from_tubelets(tubelets: Num[Array, "b n v"], geometry: ClipGeometry) -> Num[Array, "b T H W C"]:
+def from_tubelets(
+    tubelets: Shaped[Array, "b n v"], geometry: ClipGeometry
+) -> Shaped[Array, "b T H W C"]:
     """The inverse of `to_tubelets`."""
     time, height, width = geometry.grid
     return einops.rearrange(
@@ -131,18 +150,22 @@ class TubeletEmbedding(nn.Module):
     Attributes:
       geometry: how clips are cut.
       width: token width.
+      kernel_init: of the kernel, as a dense one; the bias starts as PyTorch's convolutions do.
       dtype: the type of the matmul.
     """
 
     geometry: ClipGeometry
     width: int
+    kernel_init: initializers.Init
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
         """Normalised pixels to tokens."""
-        init = initializers.uniform_fan_in(self.geometry.tubelet_values)
-        tubelets = to_tubelets(video, self.geometry)
         return nn.Dense(
-            self.width, kernel_init=init, bias_init=init, dtype=self.dtype, name="projection"
-        )(tubelets)
+            self.width,
+            kernel_init=self.kernel_init,
+            bias_init=initializers.uniform_fan_in(self.geometry.tubelet_values),
+            dtype=self.dtype,
+            name="projection",
+        )(to_tubelets(video, self.geometry))

@@ -19,20 +19,28 @@ from adamae_jax.training.mesh import batch_sharding, replicated
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.state import ADVERSARY, MODEL, TrainState, merge_params, split_params
 
-# video uint8 [B, T, H, W, C], slot int32 [B] (place in the global batch) and, where the dataset
-# has masks, foreground uint8 [B, T, h, w]; replaced int32 [B] counts damaged records.
+# video uint8 [B, T, H, W, C], slot int32 [B] (the video's place in the global batch), where videos
+# are repeated repeat int32 [B] and, where the dataset has masks, foreground uint8 [B, T, h, w];
+# replaced int32 [B] counts damaged records.
 Batch = Mapping[str, Array]
 Metrics = dict[str, Num[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def example_keys(seed: int, step: Int[Array, ""], slot: Int[Array, "b"]) -> ExampleKeys:
-    """One key per example: a function of seed, step and the example's place in the global batch.
+def example_keys(
+    seed: int,
+    step: Int[Array, ""],
+    slot: Int[Array, "b"],
+    repeat: Int[Array, "b"] | None = None,
+) -> ExampleKeys:
+    """One key per clip: a function of seed, step, the video's place in the global batch and repeat.
 
-    Never of host, device, worker or microbatch. Clips are not repeated yet: repeat is 0.
+    Never of host, device, worker or microbatch.
     """
     base = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(base, s), 0))(slot)
+    if repeat is None:
+        repeat = jnp.zeros_like(slot)
+    return jax.vmap(lambda s, r: jax.random.fold_in(jax.random.fold_in(base, s), r))(slot, repeat)
 
 
 def foreground_tokens(foreground: Array, geometry: ClipGeometry) -> Bool[Array, "b n"]:
@@ -144,6 +152,10 @@ class _Updates:
     def adversary_name(self) -> str | None:
         return self.pretraining.strategy.adversary
 
+    def keys(self, step: Int[Array, ""], batch: Batch) -> ExampleKeys:
+        """The keys of a batch's clips."""
+        return example_keys(self.seed, step, batch["slot"], batch.get("repeat"))
+
     def adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
         """Updates the strategy's adversary, with the model held still."""
         params, adversary = split_params(state.params, self.adversary_name)
@@ -152,7 +164,7 @@ class _Updates:
             def loss(adversary: Any) -> tuple[Array, Any]:
                 merged = merge_params(params, self.adversary_name, adversary)
                 variables = {"params": merged, "state": model_state, "frozen": state.frozen}
-                keys = example_keys(self.seed, state.step, part["slot"])
+                keys = self.keys(state.step, part)
                 per_example, new_state = self.pretraining.adversary_loss(
                     variables, part["video"], keys, True
                 )
@@ -185,7 +197,7 @@ class _Updates:
             def loss(params: Any) -> tuple[Array, Outcome]:
                 merged = merge_params(params, self.adversary_name, adversary)
                 variables = {"params": merged, "state": model_state, "frozen": state.frozen}
-                keys = example_keys(self.seed, state.step, part["slot"])
+                keys = self.keys(state.step, part)
                 outcome = self.pretraining.forward(variables, part["video"], keys, True)
                 return outcome.loss.mean(), outcome
 

@@ -11,29 +11,31 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import authors, layouts
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.initializers import uniform_fan_in
 from adamae_jax.models.tubelets import TubeletEmbedding
 from adamae_jax.objectives import Objective, Pretraining
 from tests import helpers
 
 MODEL = Autoencoder(helpers.GEOMETRY, helpers.ENCODER, helpers.DECODER)
 STRATEGY = Strategy(mask_ratio=0.75, depth=2)
-ENTRIES = authors.adamae_entries(MODEL, STRATEGY)
+TASK = Pretraining(MODEL, STRATEGY, Objective())
+TABLE = authors.pretraining_table(TASK)
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
     """Random parameters."""
-    return helpers.variables(Pretraining(MODEL, STRATEGY, Objective()))["params"]
+    return helpers.variables(TASK)["params"]
 
 
 @pytest.fixture(scope="module")
 def state(params: Any) -> dict[str, np.ndarray]:
     """The same under the authors' names."""
-    return authors.to_authors(params, ENTRIES)
+    return TABLE.to_authors({"params": params})
 
 
 def test_there_and_back_is_exact(params: Any, state: dict[str, np.ndarray]) -> None:
-    back = helpers.named(authors.from_authors(state, ENTRIES))
+    back = helpers.named(TABLE.from_authors(state)["params"])
     assert set(back) == set(helpers.named(params))
     for name, value in helpers.named(params).items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -84,7 +86,7 @@ def test_names_and_shapes_are_the_authors(state: dict[str, np.ndarray]) -> None:
 
 
 def test_every_layer_lies_where_it_should(params: Any, state: dict[str, np.ndarray]) -> None:
-    biases = helpers.named(params)["autoencoder/decoder/blocks/mlp/fc1/bias"]
+    biases = helpers.named(params)["autoencoder/decoder/transformer/blocks/mlp/fc1/bias"]
     for layer in range(2):
         np.testing.assert_array_equal(state[f"decoder.blocks.{layer}.mlp.fc1.bias"], biases[layer])
 
@@ -102,8 +104,9 @@ def test_a_fused_layer_gives_the_same_queries_keys_and_values() -> None:
     expected = (weight @ x).reshape(3, 4, 3)
     found = np.einsum("d,dchk->chk", x, layouts.qkv(4).to_ours(weight))
     np.testing.assert_allclose(found, expected)
-    bias = np.arange(12.0)
-    np.testing.assert_array_equal(layouts.head_bias(4).to_ours(bias), bias.reshape(4, 3))
+    bias = np.arange(24.0)
+    found = layouts.head_bias(2, 4).to_ours(bias)
+    np.testing.assert_array_equal(found, bias.reshape(2, 4, 3))
 
 
 def test_a_tubelet_convolution_gives_the_same_tokens() -> None:
@@ -120,7 +123,7 @@ def test_a_tubelet_convolution_gives_the_same_tokens() -> None:
     )
     expected = np.asarray(by_authors).reshape(2, 5, -1).swapaxes(1, 2)
     kernel = layouts.tubelet_convolution(geometry).to_ours(weight)
-    found = TubeletEmbedding(geometry, 5).apply(
+    found = TubeletEmbedding(geometry, 5, uniform_fan_in()).apply(
         {"params": {"projection": {"kernel": kernel, "bias": np.zeros(5, np.float32)}}},
         jnp.asarray(video),
     )
@@ -131,13 +134,14 @@ def test_names_that_do_not_fit_are_listed(params: Any, state: dict[str, np.ndarr
     wrong = {name: array for name, array in state.items() if name != "mask_token"}
     wrong["encoder.cls_token"] = np.zeros(16)
     with pytest.raises(UserError, match=r"missing mask_token; not used encoder.cls_token"):
-        authors.from_authors(wrong, ENTRIES)
+        TABLE.from_authors(wrong)
     ours = {**params, "masking": {**params["masking"], "temperature": np.ones(())}}
     del ours["masking"]["position_table"]
     with pytest.raises(
-        UserError, match="missing masking/position_table; not used masking/temperature"
+        UserError,
+        match="missing params/masking/position_table; not used params/masking/temperature",
     ):
-        authors.to_authors(ours, ENTRIES)
+        TABLE.to_authors({"params": ours})
 
 
 def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
@@ -146,4 +150,4 @@ def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
         Strategy(mask_ratio=0.75, network="mlp"),
     ):
         with pytest.raises(UserError, match="as wide as the tokens"):
-            authors.adamae_entries(MODEL, strategy)
+            authors.sampler_table(strategy, 16)

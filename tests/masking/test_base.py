@@ -93,7 +93,7 @@ def test_marks_become_sorted_indices(marked: list[list[bool]]) -> None:
         assert hidden.tolist() == [i for i, mark in enumerate(row) if not mark]
 
 
-@pytest.mark.parametrize("name", masking.names())
+@pytest.mark.parametrize("name", ["adaptive", *FIXED])
 def test_masks_depend_on_the_examples_own_key(name: str) -> None:
     strategy = masking.create(name, RATIO[name], {})
     inputs, keys = helpers.mask_inputs(6, GRID), helpers.example_keys(6)
@@ -128,8 +128,8 @@ def test_ratios_that_leave_nothing_are_named(name: str, ratio: float, kind: str)
         masking.create(name, ratio, {}).check(GRID, token_width=16)
 
 
-def test_there_are_four_strategies() -> None:
-    assert masking.names() == ["adaptive", "frame", "random", "tube"]
+def test_there_are_five_strategies() -> None:
+    assert masking.names() == ["adaptive", "adversarial", "frame", "random", "tube"]
 
 
 def test_unknown_strategies_and_options_are_named() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.models.autoencoder import SIZES, Autoencoder, scale_tokens
+from adamae_jax.models.autoencoder import SIZES
+from adamae_jax.models.encoder import scale_tokens
 from adamae_jax.models.transformer import TransformerSpec
 from tests import helpers
 
@@ -60,8 +61,7 @@ def test_parameters_by_name_and_shape(params: Any) -> None:
             "norm1/scale": (width,),
             "norm1/bias": (width,),
             "attention/qkv_kernel": (width, 3, heads, width // heads),
-            "attention/q_bias": (heads, width // heads),
-            "attention/v_bias": (heads, width // heads),
+            "attention/qkv_bias": (2, heads, width // heads),
             "attention/projection/kernel": (width, width),
             "attention/projection/bias": (width,),
             "norm2/scale": (width,),
@@ -71,19 +71,21 @@ def test_parameters_by_name_and_shape(params: Any) -> None:
             "mlp/fc2/kernel": (4 * width, width),
             "mlp/fc2/bias": (width,),
         }
-        return {f"{root}/blocks/{name}": (depth, *shape) for name, shape in shapes.items()}
+        return {
+            f"{root}/transformer/blocks/{name}": (depth, *shape) for name, shape in shapes.items()
+        }
 
     expected = {
-        "embedding/projection/kernel": (96, 16),
-        "embedding/projection/bias": (16,),
-        "encoder_norm/scale": (16,),
-        "encoder_norm/bias": (16,),
-        "encoder_to_decoder/kernel": (16, 12),
-        "mask_token": (12,),
-        "decoder_norm/scale": (12,),
-        "decoder_norm/bias": (12,),
-        "decoder_head/kernel": (12, 96),
-        "decoder_head/bias": (96,),
+        "encoder/embedding/projection/kernel": (96, 16),
+        "encoder/embedding/projection/bias": (16,),
+        "encoder/norm/scale": (16,),
+        "encoder/norm/bias": (16,),
+        "decoder/projection/kernel": (16, 12),
+        "decoder/mask_token": (12,),
+        "decoder/norm/scale": (12,),
+        "decoder/norm/bias": (12,),
+        "decoder/head/kernel": (12, 96),
+        "decoder/head/bias": (96,),
         **block("encoder", 16, 2),
         **block("decoder", 12, 3),
     }
@@ -92,9 +94,8 @@ def test_parameters_by_name_and_shape(params: Any) -> None:
 
 @pytest.mark.parametrize("heads", [3, 0])
 def test_heads_that_do_not_divide_are_named(heads: int) -> None:
-    spec = TransformerSpec(width=16, depth=1, num_heads=heads)
-    with pytest.raises(UserError, match=f"decoder width 16 .* num_heads {heads}"):
-        Autoencoder(helpers.GEOMETRY, helpers.ENCODER, spec)
+    with pytest.raises(UserError, match=f"width 16 .* num_heads {heads}"):
+        TransformerSpec(width=16, depth=1, num_heads=heads)
 
 
 def test_positions_are_added_by_token_index(params: Any) -> None:

@@ -52,7 +52,7 @@ def initial() -> dict[str, np.ndarray]:
 
 def test_biases_are_zero_and_norms_plain(initial: dict[str, np.ndarray]) -> None:
     for name, value in initial.items():
-        if name.endswith("bias") and name != "autoencoder/embedding/projection/bias":
+        if name.endswith("bias") and name != "autoencoder/encoder/embedding/projection/bias":
             assert not value.any(), name
         if name.endswith("scale"):
             assert (value == 1).all(), name
@@ -61,9 +61,9 @@ def test_biases_are_zero_and_norms_plain(initial: dict[str, np.ndarray]) -> None
 
 def test_every_kernel_has_its_distribution(initial: dict[str, np.ndarray]) -> None:
     fan_in = {
-        "autoencoder/embedding/projection/kernel": 96,
-        "autoencoder/embedding/projection/bias": 96,
-        "autoencoder/encoder_to_decoder/kernel": 16,
+        "autoencoder/encoder/embedding/projection/kernel": 96,
+        "autoencoder/encoder/embedding/projection/bias": 96,
+        "autoencoder/decoder/projection/kernel": 16,
     }
     kernels = {name for name in initial if name.endswith("kernel")} | set(fan_in)
     assert len(kernels) == 3 + 3 * 4 + 2
@@ -86,6 +86,6 @@ def test_the_layers_of_a_stack_differ(initial: dict[str, np.ndarray]) -> None:
 
 
 def test_the_mask_token_stays_within_its_bounds(initial: dict[str, np.ndarray]) -> None:
-    token = initial["autoencoder/mask_token"]
+    token = initial["autoencoder/decoder/mask_token"]
     assert token.shape == (12,)
     assert 0.005 < np.abs(token).max() <= 0.02

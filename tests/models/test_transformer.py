@@ -47,7 +47,11 @@ def attention_by_hand(spec: TransformerSpec, layer: Any, x: np.ndarray) -> np.nd
         for head in range(spec.num_heads):
             query, key, value = (
                 rows @ layer["qkv_kernel"][:, which, head]
-                + (layer[f"{letter}_bias"][head] if letter in spec.attention_bias else 0.0)
+                + (
+                    layer["qkv_bias"][spec.attention_bias.index(letter)][head]
+                    if letter in spec.attention_bias
+                    else 0.0
+                )
                 for which, letter in enumerate("qkv")
             )
             scores = np.exp(query @ key.T / math.sqrt(width))
@@ -101,7 +105,7 @@ def test_parameters_are_stacked_over_depth() -> None:
     params = parameters(SPEC)["blocks"]
     assert {leaf.shape[0] for leaf in jax.tree.leaves(params)} == {SPEC.depth}
     assert params["attention"]["qkv_kernel"].shape == (3, 12, 3, 3, 4)
-    assert set(params["attention"]) == {"qkv_kernel", "q_bias", "v_bias", "projection"}
+    assert set(params["attention"]) == {"qkv_kernel", "qkv_bias", "projection"}
 
 
 def value_and_grad(execution: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
+from adamae_jax.models.initializers import uniform_fan_in
 from adamae_jax.models.tubelets import (
     ClipGeometry,
     TubeletEmbedding,
@@ -101,7 +102,7 @@ def test_pooling_samples_up_maps_that_do_not_divide() -> None:
 
 def test_embedding_is_a_convolution_with_kernel_equal_to_stride() -> None:
     video = np.random.default_rng(1).normal(size=(2, *GEOMETRY.clip_shape)).astype(np.float32)
-    module = TubeletEmbedding(GEOMETRY, 5)
+    module = TubeletEmbedding(GEOMETRY, 5, uniform_fan_in())
     params = module.init(jax.random.key(0), jnp.asarray(video))["params"]["projection"]
     tokens = module.apply({"params": {"projection": params}}, jnp.asarray(video))
     kernel = params["kernel"].reshape(2, 4, 4, 3, 5)

@@ -38,26 +38,27 @@ def test_decay_groups_are_the_authors() -> None:
     """
     params = jax.eval_shape(helpers.pretraining().init, jax.random.key(0))["params"]
     found = helpers.named(decay_mask(params, DECAY))
-    stacks = ("autoencoder/encoder", "autoencoder/decoder", "masking/transformer")
+    stacks = tuple(f"{part}/transformer" for part in ("autoencoder/encoder", "autoencoder/decoder"))
+    stacks += ("masking/transformer",)
     decayed = {
-        "autoencoder/embedding/projection/kernel",
-        "autoencoder/encoder_to_decoder/kernel",
-        "autoencoder/decoder_head/kernel",
+        "autoencoder/encoder/embedding/projection/kernel",
+        "autoencoder/decoder/projection/kernel",
+        "autoencoder/decoder/head/kernel",
         "masking/position_table",
         "masking/head/kernel",
         *(f"{stack}/blocks/{name}" for stack in stacks for name in BLOCK_DECAYED),
     }
     not_decayed = {
-        "autoencoder/mask_token",
-        "autoencoder/embedding/projection/bias",
-        "autoencoder/encoder_norm/scale",
-        "autoencoder/encoder_norm/bias",
-        "autoencoder/decoder_norm/scale",
-        "autoencoder/decoder_norm/bias",
-        "autoencoder/decoder_head/bias",
+        "autoencoder/decoder/mask_token",
+        "autoencoder/encoder/embedding/projection/bias",
+        "autoencoder/encoder/norm/scale",
+        "autoencoder/encoder/norm/bias",
+        "autoencoder/decoder/norm/scale",
+        "autoencoder/decoder/norm/bias",
+        "autoencoder/decoder/head/bias",
         "masking/head/bias",
         *(f"{stack}/blocks/{name}" for stack in stacks for name in BLOCK_NOT_DECAYED),
-        *(f"{stack}/blocks/attention/{name}_bias" for stack in stacks[:2] for name in "qv"),
+        *(f"{stack}/blocks/attention/qkv_bias" for stack in stacks[:2]),
     }
     assert {name for name, marked in found.items() if marked} == decayed
     assert {name for name, marked in found.items() if not marked} == not_decayed

@@ -1,0 +1,186 @@
+"""Tables of weight names: one of our arrays beside the authors', both ways.
+
+A table is a list of `Entry`: one of our arrays, and one of theirs or, for the stacked blocks, one
+per layer. Every array is accounted for in both directions.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from adamae_jax.errors import UserError
+from adamae_jax.interop import layouts
+from adamae_jax.interop.layouts import Layout
+
+StateDict = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of a table.
+
+    Attributes:
+      ours: path of our array, joined with "/".
+      theirs: name of theirs, in which ``{}`` stands for the layer where ours is stacked; several
+        names where theirs are several arrays and ours is their stack (see ``layout``).
+      layout: how the array lies, without the layer axis.
+      depth: number of layers; 0 where ours is not stacked.
+    """
+
+    ours: str
+    theirs: str | tuple[str, ...]
+    layout: Layout = layouts.SAME
+    depth: int = 0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of theirs for one layer, with the ``{}``."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+    @property
+    def names(self) -> list[str]:
+        """All names of theirs."""
+        layers = range(self.depth) if self.depth else range(1)
+        return [part.format(layer) for layer in layers for part in self.parts]
+
+    def to_ours(self, state: StateDict) -> np.ndarray:
+        """Our array, from theirs."""
+        whole = isinstance(self.theirs, str)
+        layers = []
+        for layer in range(self.depth or 1):
+            parts = [np.asarray(state[part.format(layer)]) for part in self.parts]
+            array = parts[0] if whole else np.concatenate(parts)
+            layers.append(np.ascontiguousarray(self.layout.to_ours(array)))
+        return np.stack(layers) if self.depth else layers[0]
+
+    def to_theirs(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        """Their arrays, from ours."""
+        state = {}
+        for layer, single in enumerate(array if self.depth else [array]):
+            theirs = self.layout.to_theirs(single)
+            pieces = np.split(theirs, len(self.parts)) if len(self.parts) > 1 else [theirs]
+            for part, piece in zip(self.parts, pieces, strict=True):
+                state[part.format(layer)] = np.ascontiguousarray(piece)
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array of theirs that is no parameter: the same in every model of its size.
+
+    Attributes:
+      theirs: its name.
+      value: what it must be.
+    """
+
+    theirs: str
+    value: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All rows of a model.
+
+    Attributes:
+      entries: arrays with parameters.
+      constants: arrays without.
+    """
+
+    entries: Sequence[Entry]
+    constants: Sequence[Constant] = ()
+
+    def __add__(self, other: "Table") -> "Table":
+        return Table([*self.entries, *other.entries], [*self.constants, *other.constants])
+
+    def under(self, ours: str, theirs: str = "") -> "Table":
+        """The same table with a path in front of our names and a prefix in front of theirs."""
+
+        def moved(entry: Entry) -> Entry:
+            names = tuple(theirs + part for part in entry.parts)
+            renamed = names[0] if isinstance(entry.theirs, str) else names
+            return dataclasses.replace(entry, ours=f"{ours}/{entry.ours}", theirs=renamed)
+
+        return Table(
+            [moved(entry) for entry in self.entries],
+            [Constant(theirs + row.theirs, row.value) for row in self.constants],
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """All names of theirs."""
+        rows = [name for entry in self.entries for name in entry.names]
+        return rows + [row.theirs for row in self.constants]
+
+    def from_authors(
+        self, state: StateDict, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> dict[str, Any]:
+        """The authors' state dict as our tree.
+
+        Args:
+          state: their arrays.
+          shapes: of ours by path, to be compared with, where known.
+
+        Raises:
+          UserError: listing the arrays that are missing, left over or misshapen.
+        """
+        complaints = self._missing_and_unused(state)
+        flat: dict[str, np.ndarray] = {}
+        for entry in self.entries:
+            if not set(entry.names) <= set(state):
+                continue
+            try:
+                flat[entry.ours] = entry.to_ours(state)
+            except ValueError:
+                sizes = ", ".join(f"{name} {np.shape(state[name])}" for name in entry.names[:3])
+                complaints.append(f"misshapen {sizes}")
+                continue
+            if shapes is not None and flat[entry.ours].shape != tuple(shapes[entry.ours]):
+                complaints.append(
+                    f"misshapen {', '.join(entry.names[:3])} (as {entry.ours}: "
+                    f"{flat[entry.ours].shape}, expected {tuple(shapes[entry.ours])})"
+                )
+        for row in self.constants:
+            if row.theirs in state and not _close(state[row.theirs], row.value):
+                complaints.append(f"{row.theirs} is not the fixed table that it should be")
+        if complaints:
+            raise UserError("the weights do not fit the model: " + "; ".join(complaints))
+        return traverse_util.unflatten_dict(flat, sep="/")
+
+    def _missing_and_unused(self, state: StateDict) -> list[str]:
+        expected = set(self.names)
+        missing, unused = sorted(expected - set(state)), sorted(set(state) - expected)
+        if not missing and not unused:
+            return []
+        return [f"missing {', '.join(missing) or 'none'}; not used {', '.join(unused) or 'none'}"]
+
+    def to_authors(self, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Our tree under the authors' names.
+
+        Raises:
+          UserError: listing the arrays that are missing or left over.
+        """
+        state = self.gradients_to_authors(tree)
+        return state | {row.theirs: row.value.copy() for row in self.constants}
+
+    def gradients_to_authors(self, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Like `to_authors`, without the arrays that are no parameters."""
+        flat = traverse_util.flatten_dict(tree, sep="/")
+        expected = {entry.ours for entry in self.entries}
+        if expected != set(flat):
+            raise UserError(
+                "the parameters do not fit the authors' names: "
+                f"missing {', '.join(sorted(expected - set(flat))) or 'none'}; "
+                f"not used {', '.join(sorted(set(flat) - expected)) or 'none'}"
+            )
+        state: dict[str, np.ndarray] = {}
+        for entry in self.entries:
+            state |= entry.to_theirs(np.asarray(flat[entry.ours]))
+        return state
+
+
+def _close(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal up to the rounding of another library's sine."""
+    return found.shape == expected.shape and bool(np.allclose(found, expected, atol=1e-5))

@@ -1,0 +1,308 @@
+"""Adversarial masking: a generator learns where to mask (AutoMAE, arXiv 2303.06583).
+
+The attention of a frozen image MAE becomes a distribution over the patches of a frame, which a
+discriminator compares with rectangles. Patches that the generator picks are masked nearly always,
+and the reconstruction loss reaches it by a straight-through scale on the tokens.
+
+A video is masked frame by frame: each time step of the grid has a mask of its own, made from the
+middle frame of its tubelets. That is ours; the paper has images only.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from adamae_jax.errors import UserError
+from adamae_jax.masking import base
+from adamae_jax.models.encoder import Encoder, class_attention
+from adamae_jax.models.mask_networks import SMALLEST_GRID, Discriminator, MaskGenerator
+from adamae_jax.models.transformer import ExampleKeys, TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry, Grid
+
+# What a purpose folds into an example's key; two purposes never share randomness.
+_GUMBEL, _UNIFORM, _REAL = 0, 1, 2
+
+# The authors' rectangles on their grid of 14 x 14, as shares of a grid: area from 40 to 160
+# patches, width from 4 to 10.
+LEAST_AREA, LARGEST_AREA = 40 / 196, 160 / 196
+LEAST_WIDTH = 4 / 14
+RECTANGLE_VALUE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy(base.MaskingStrategy):
+    """AutoMAE's mask generator and its adversary; the defaults are the released code's.
+
+    Attributes:
+      pretrained: the image MAE whose encoder is held frozen: a run or model directory.
+      vit_width: token width of that encoder.
+      vit_depth: its blocks.
+      vit_num_heads: its attention heads, whose maps the generator reads.
+      vit_norm_epsilon: epsilon of its layer norms.
+      mask_factor: weight of the generator's choice against uniform noise.
+      adversarial_weight: weight of the generator's loss.
+      gumbel_tau: temperature of the Gumbel-softmax.
+    """
+
+    pretrained: str = ""
+    vit_width: int = 768
+    vit_depth: int = 12
+    vit_num_heads: int = 12
+    vit_norm_epsilon: float = 1e-6
+    mask_factor: float = 0.5
+    adversarial_weight: float = 0.2
+    gumbel_tau: float = 1.0
+
+    sees_positions = True
+    adversary = "discriminator"
+
+    def num_visible(self, grid: Grid) -> int:
+        """The same number in every time step."""
+        return grid[0] * self._visible_patches(grid)
+
+    def _visible_patches(self, grid: Grid) -> int:
+        return int(grid[1] * grid[2] * (1 - self.mask_ratio))
+
+    def check(self, grid: Grid, token_width: int) -> None:
+        """Raises a `UserError` also for a grid that the discriminator cannot take."""
+        super().check(grid, token_width)
+        if min(grid[1:]) < SMALLEST_GRID:
+            raise UserError(
+                f"masking 'adversarial' needs a grid of at least {SMALLEST_GRID} x {SMALLEST_GRID} "
+                f"patches, not {grid[1]} x {grid[2]}: choose a smaller model.patch_size or a "
+                "larger data.image_size"
+            )
+        if not self.gumbel_tau > 0:
+            raise UserError(f"masking.options.gumbel_tau {self.gumbel_tau} must be positive")
+        self._vit_spec()
+
+    def frozen_source(self) -> str:
+        """The directory of the image MAE.
+
+        Raises:
+          UserError: where none is given.
+        """
+        if not self.pretrained:
+            raise UserError(
+                "masking.options.pretrained is empty: masking 'adversarial' reads the attention of "
+                "a pretrained image MAE; give --config.masking.options.pretrained=DIR, a run or "
+                "model directory"
+            )
+        return self.pretrained
+
+    def adopt(self, encoder: Encoder, params: Any, grid: Grid) -> Any:
+        """Takes the encoder of an image MAE as the frozen ViT."""
+        spec = encoder.spec
+        found = {
+            "vit_width": spec.width,
+            "vit_depth": spec.depth,
+            "vit_num_heads": spec.num_heads,
+            "vit_norm_epsilon": spec.norm_epsilon,
+        }
+        wrong = [
+            f"masking.options.{name}={value}"
+            for name, value in found.items()
+            if value != getattr(self, name)
+        ]
+        if wrong:
+            raise UserError(
+                f"the image MAE {self.pretrained} has another shape: set {', '.join(wrong)}"
+            )
+        if (encoder.positions, encoder.class_token) != ("sincos_2d", True):
+            raise UserError(
+                f"{self.pretrained} is no image MAE: it has positions {encoder.positions!r} and "
+                f"{'a' if encoder.class_token else 'no'} class token; 'sincos_2d' and a class "
+                "token are needed"
+            )
+        if encoder.geometry.grid[1:] != grid[1:]:
+            raise UserError(
+                f"the image MAE {self.pretrained} cuts its images into {encoder.geometry.grid[1:]} "
+                f"patches and this model its frames into {grid[1:]}: they must be the same"
+            )
+        return {"vit": params}
+
+    def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
+        """Initial generator and discriminator, and a place for the frozen ViT."""
+        generator_key, discriminator_key, vit_key = jax.random.split(key, 3)
+        _, height, width = inputs.grid
+        attention = jnp.zeros((1, height, width, self.vit_num_heads))
+        mask = jnp.zeros((1, height, width))
+        discriminator = Discriminator().init(discriminator_key, mask)
+        return {
+            "params": {
+                "generator": MaskGenerator().init(generator_key, attention)["params"],
+                "discriminator": discriminator["params"],
+            },
+            "state": discriminator["state"],
+            "frozen": {"vit": self._vit(inputs).init(vit_key, middle_frames(inputs))["params"]},
+        }
+
+    def _vit_spec(self, **execution: Any) -> TransformerSpec:
+        try:
+            return TransformerSpec(
+                self.vit_width,
+                self.vit_depth,
+                self.vit_num_heads,
+                attention_bias="qkv",
+                norm_epsilon=self.vit_norm_epsilon,
+                **execution,
+            )
+        except UserError as error:
+            raise UserError(f"masking.options.vit_*: {error}") from error
+
+    def vit(self, clip: ClipGeometry, dtype: DTypeLike = jnp.float32) -> Encoder:
+        """The frozen ViT's definition, for single frames of a clip."""
+        image = dataclasses.replace(clip, num_frames=1, tubelet_size=1)
+        spec = self._vit_spec(dtype=dtype)
+        return Encoder(image, spec, positions="sincos_2d", class_token=True)
+
+    def _vit(self, inputs: base.MaskInputs) -> Encoder:
+        *_, rows, columns, channels = inputs.video.shape
+        return self.vit(
+            ClipGeometry(1, (rows, columns), 1, rows // inputs.grid[1], channels), inputs.dtype
+        )
+
+    def attention(
+        self, frozen: Mapping[str, Any], inputs: base.MaskInputs
+    ) -> Float[Array, "frames heads n"]:
+        """What the frozen ViT's class token attends to in each frame of ``b * T``."""
+        return class_attention(self._vit(inputs), frozen["vit"], middle_frames(inputs))
+
+    def mask_probabilities(
+        self,
+        variables: base.Variables,
+        inputs: base.MaskInputs,
+        gumbel: Float[Array, "frames n"],
+    ) -> Float[Array, "frames n"]:
+        """The soft mask ``m`` of each frame: a Gumbel-softmax over its patches."""
+        _, height, width = inputs.grid
+        maps = einops.rearrange(
+            self.attention(variables["frozen"], inputs), "f k (h w) -> f h w k", h=height, w=width
+        )
+        log_probs = MaskGenerator().apply({"params": variables["params"]["generator"]}, maps)
+        return jax.nn.softmax((log_probs + gumbel) / self.gumbel_tau)
+
+    def scores(
+        self, variables: base.Variables, masks: Float[Array, "frames n"], grid: Grid, train: bool
+    ) -> tuple[Float[Array, "frames i j"], Any]:
+        """The discriminator's answer, and its new state: in training, every call updates it."""
+        held = {"params": variables["params"]["discriminator"], "state": variables["state"]}
+        square = masks.reshape(-1, *grid[1:])
+        if not train:
+            return Discriminator().apply(held, square), variables["state"]
+        answer, new = Discriminator().apply(held, square, update=True, mutable=["state"])
+        return answer, new["state"]
+
+    def select(
+        self, soft: Float[Array, "frames n"], uniform: Float[Array, "frames n"], grid: Grid
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+        """The noise that decides, smallest first, and which tokens stay visible (1 or 0).
+
+        The patches of the largest ``m``, as many as stay visible, are raised by ``mask_factor``:
+        a straight-through choice, whose gradient is that of ``m``.
+        """
+        count = self._visible_patches(grid)
+
+        def largest(values: Float[Array, "frames n"]) -> Float[Array, "frames n"]:
+            _, chosen = jax.lax.top_k(values, count)
+            rows = jnp.arange(len(values))[:, None]
+            return jnp.zeros(values.shape).at[rows, chosen].set(1.0)
+
+        picked = largest(soft) + soft - jax.lax.stop_gradient(soft)
+        noise = uniform + self.mask_factor * picked
+        visible = largest(-jax.lax.stop_gradient(noise))
+        # Row-major over (time, height, width): the frames of a clip are one after the other.
+        tokens = grid[0] * soft.shape[-1]
+        return noise.reshape(-1, tokens), visible.reshape(-1, tokens)
+
+    def __call__(
+        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+    ) -> base.TokenMask:
+        """Draws a mask, and says how well it fooled the discriminator."""
+        grid = inputs.grid
+        keys = frame_keys(rng, grid[0])
+        shape = (grid[1] * grid[2],)
+        soft = self.mask_probabilities(variables, inputs, draw(keys, _GUMBEL, "gumbel", shape))
+        noise, visible = self.select(soft, draw(keys, _UNIFORM, "uniform", shape), grid)
+        scores, state = self.scores(variables, soft, grid, train)
+        return base.TokenMask(
+            **base.mask_from_visible(visible > 0.5, self.num_visible(grid)),
+            token_scale=noise,
+            aux={"generator": self.adversarial_weight * per_clip(scores, 1.0, grid)},
+            state=state,
+        )
+
+    def adversary_loss(
+        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+    ) -> tuple[Float[Array, "b"], Any]:
+        """Least squares: rectangles should score 1, generated masks 0."""
+        grid = inputs.grid
+        keys = frame_keys(rng, grid[0])
+        gumbel = draw(keys, _GUMBEL, "gumbel", (grid[1] * grid[2],))
+        fake = self.mask_probabilities(variables, inputs, gumbel)
+        real = jax.vmap(lambda key: rectangle_mask(jax.random.fold_in(key, _REAL), *grid[1:]))(keys)
+        return self.discriminate(variables, real, fake, grid, train)
+
+    def discriminate(
+        self,
+        variables: base.Variables,
+        real: Float[Array, "frames n"],
+        fake: Float[Array, "frames n"],
+        grid: Grid,
+        train: bool,
+    ) -> tuple[Float[Array, "b"], Any]:
+        """The discriminator's loss per clip and its new state."""
+        real_scores, state = self.scores(variables, real, grid, train)
+        fake = jax.lax.stop_gradient(fake)
+        fake_scores, state = self.scores({**variables, "state": state}, fake, grid, train)
+        return per_clip(real_scores, 1.0, grid) + per_clip(fake_scores, 0.0, grid), state
+
+
+def middle_frames(inputs: base.MaskInputs) -> Float[Array, "frames 1 H W C"]:
+    """One image for each time step of the grid: the middle frame of its tubelets."""
+    depth = inputs.video.shape[1] // inputs.grid[0]
+    frames = inputs.video[:, depth // 2 :: depth]
+    return einops.rearrange(frames, "b T H W C -> (b T) 1 H W C")
+
+
+def frame_keys(rng: ExampleKeys, steps: int) -> ExampleKeys:
+    """One key for each time step of each clip."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(lambda key: fold(key, jnp.arange(steps)))(rng).reshape(-1)
+
+
+def draw(keys: ExampleKeys, purpose: int, kind: str, shape: tuple[int, ...]) -> Array:
+    """Noise of a kind of `jax.random`, one array per key."""
+    sample = getattr(jax.random, kind)
+    return jax.vmap(lambda key: sample(jax.random.fold_in(key, purpose), shape))(keys)
+
+
+def per_clip(scores: Float[Array, "frames i j"], wanted: float, grid: Grid) -> Float[Array, "b"]:
+    """The mean squared distance of a clip's scores from what they should be."""
+    return jnp.square(scores - wanted).reshape(-1, grid[0] * scores[0].size).mean(-1)
+
+
+def rectangle_mask(key: Array, height: int, width: int) -> Float[Array, "n"]:
+    """What the discriminator takes for real: a softmax over noise with a raised rectangle.
+
+    Area and width are drawn from the authors' ranges, which are given for 14 x 14 patches, as
+    shares of the grid.
+    """
+    area_key, width_key, row_key, column_key, noise_key = jax.random.split(key, 5)
+    patches, narrowest = height * width, round(LEAST_WIDTH * width)
+    areas = round(LEAST_AREA * patches), round(LARGEST_AREA * patches)
+    area = jax.random.randint(area_key, (), areas[0], areas[1] + 1)
+    columns = jax.random.randint(width_key, (), narrowest, width - narrowest + 1)
+    rows = jnp.minimum(height, -(-area // columns))
+    top = jax.random.randint(row_key, (), 0, height - rows + 1)
+    left = jax.random.randint(column_key, (), 0, width - columns + 1)
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    inside = (row >= top) & (row < top + rows) & (column >= left) & (column < left + columns)
+    noise = jax.random.uniform(noise_key, (height, width))
+    return jax.nn.softmax((RECTANGLE_VALUE * inside + noise).reshape(-1))

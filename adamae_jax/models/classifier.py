@@ -1,0 +1,56 @@
+"""The classifier that pretrained encoders are fine-tuned in."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from adamae_jax.models.encoder import Encoder
+from adamae_jax.models.positions import PositionKind
+from adamae_jax.models.transformer import LayerNorm, TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry
+
+
+class Classifier(nn.Module):
+    """An encoder over all tokens, their mean, a norm, and a linear head.
+
+    The class token, where there is one, is not in the mean (VideoMAE, MAE-ST, and MAE with global
+    pooling).
+
+    Attributes:
+      geometry: how clips are cut into tokens.
+      spec: the encoder's blocks.
+      num_classes: outputs of the head.
+      positions: see `Positions`.
+      class_token: whether a learned token stands in front of the others.
+      norm_epsilon: of the norm after the mean.
+      skip_first_patch: leave the first patch out of the mean: what MAE-ST's released classifier
+        does where it has no class token to leave out.
+      head_scale: factor on the head's start.
+    """
+
+    geometry: ClipGeometry
+    spec: TransformerSpec
+    num_classes: int
+    positions: PositionKind = "sincos_1d"
+    class_token: bool = False
+    norm_epsilon: float = 1e-6
+    skip_first_patch: bool = False
+    head_scale: float = 1e-3
+
+    def setup(self) -> None:
+        """Declares encoder, norm and head."""
+        self.encoder = Encoder(
+            self.geometry, self.spec, self.positions, self.class_token, final_norm=False
+        )
+        self.norm = LayerNorm(self.norm_epsilon)
+
+        def scaled(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+            return self.head_scale * self.spec.init.dense(key, shape, dtype)
+
+        self.head = nn.Dense(self.num_classes, kernel_init=scaled)
+
+    def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b k"]:
+        """The classes' logits of normalised clips, in float32."""
+        latents = self.encoder(video)
+        first = int(self.class_token or self.skip_first_patch)
+        return self.head(self.norm(latents[:, first:].mean(axis=1)))

@@ -1,0 +1,1 @@
+"""Comparisons with what the authors' own code computed."""
