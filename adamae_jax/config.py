@@ -40,6 +40,7 @@ def default_config() -> ConfigDict:
     config.model = _model()
     config.masking = masking_config("adaptive", mask_ratio=0.95)
     config.objective = _objective()
+    config.classifier = _classifier()
     config.optimizer = _optimizer()
     config.eval = _evaluation()
     # Devices along each mesh axis; -1: all that are left. Batches are sharded over `data`.
@@ -153,6 +154,15 @@ def _objective() -> ConfigDict:
     objective.pixel_mean = (0.485, 0.456, 0.406)  # of the model's input: ImageNet
     objective.pixel_std = (0.229, 0.224, 0.225)
     return objective
+
+
+def _classifier() -> ConfigDict:
+    classifier = ConfigDict()
+    classifier.num_classes = 0  # 0: the model is a masked autoencoder
+    classifier.norm_epsilon = 1e-6  # of the norm after the mean over tokens
+    # Leave the first patch out of the mean, as MAE-ST's released code does without a class token.
+    classifier.skip_first_patch = False
+    return classifier
 
 
 def _optimizer() -> ConfigDict:

@@ -12,6 +12,7 @@ from adamae_jax import masking
 from adamae_jax.config import SAMPLES_PER_RATE
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS, check_positions
@@ -149,6 +150,27 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
     )
 
 
+def classifier(config: ConfigDict) -> Classifier:
+    """The fine-tuning classifier of an experiment.
+
+    Raises:
+      UserError: for whatever does not fit together.
+    """
+    model, options, clip = config.model, config.classifier, geometry(config)
+    at_least("classifier.num_classes", options.num_classes, 1)
+    spec = transformer_spec(config, "encoder")
+    check_positions(model.positions, clip.grid, spec.width)
+    return Classifier(
+        clip,
+        spec,
+        options.num_classes,
+        positions=model.positions,
+        class_token=model.class_token != "none",
+        norm_epsilon=options.norm_epsilon,
+        skip_first_patch=options.skip_first_patch,
+    )
+
+
 def pretraining(config: ConfigDict) -> Pretraining:
     """The model, the strategy and the objective of an experiment.
 
@@ -161,18 +183,19 @@ def pretraining(config: ConfigDict) -> Pretraining:
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
     )
     strategy.check(model.geometry.grid, model.encoder_spec.width)
-    objective = config.objective
-    return Pretraining(
-        model,
-        strategy,
-        Objective(
-            loss=objective.loss,
-            normalize_targets=objective.normalize_targets,
-            target_pixels=objective.target_pixels,
-            sampling_loss_weight=objective.sampling_loss_weight,
-            pixel_mean=tuple(objective.pixel_mean),
-            pixel_std=tuple(objective.pixel_std),
-        ),
+    return Pretraining(model, strategy, objective(config))
+
+
+def objective(config: ConfigDict) -> Objective:
+    """How predictions are judged, and how pixels are normalised."""
+    fields = config.objective
+    return Objective(
+        loss=fields.loss,
+        normalize_targets=fields.normalize_targets,
+        target_pixels=fields.target_pixels,
+        sampling_loss_weight=fields.sampling_loss_weight,
+        pixel_mean=tuple(fields.pixel_mean),
+        pixel_std=tuple(fields.pixel_std),
     )
 
 

@@ -1,6 +1,7 @@
 """Model directories, and `load`: the one Python entry to what was trained.
 
 A model directory holds ``model.json`` (what the model is) and ``model.safetensors`` (its arrays).
+It is a masked autoencoder or, where its config has classes, a classifier.
 """
 
 import dataclasses
@@ -26,44 +27,48 @@ from adamae_jax import config as configs
 from adamae_jax import experiment
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.classifier import Classifier
 from adamae_jax.objectives import Pretraining, normalize_pixels
 from adamae_jax.training.digests import write_atomically
 
 MODEL_JSON, MODEL_ARRAYS, CONFIG_JSON = "model.json", "model.safetensors", "config.json"
 FORMAT = "adamae-jax model 1"
 # What of the config says what the model is.
-CLIP_FIELDS = ("num_frames", "sampling_rate", "image_size", "crop")
-MODEL_FIELDS = ("model", "masking", "objective")
+CLIP_FIELDS = (
+    *("num_frames", "sampling_rate", "frame_sampling", "target_fps"),
+    *("image_size", "crop", "interpolation"),
+)
+MODEL_FIELDS = ("model", "masking", "objective", "classifier")
 PLACE_FIELDS = ("dir", "train_split", "validation_split")  # where the clips were: for pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A trained model; unpacks as ``model, params = load(path)``.
+class Loaded:
+    """What was trained or imported; unpacks as ``model, params = load(path)``.
 
     Attributes:
-      pretraining: the autoencoder with its masking and objective.
-      variables: ``params`` (``autoencoder``, ``masking``), ``state``, ``frozen``.
+      variables: ``params`` and, where there are such, ``state`` and ``frozen``.
       config: the effective config of the run; of a model directory, the model's part of it.
       step: updates that it was trained for.
-      label_names: of the classes in the data it was trained on, by label, where known.
+      label_names: of the classes, by label: a classifier's, or those of the data it was trained on.
+      license: of imported weights, where known; "" otherwise.
     """
 
-    pretraining: Pretraining
     variables: Mapping[str, Any]
     config: ConfigDict
     step: int
     label_names: tuple[str, ...] = ()
+    license: str = ""
 
     @property
-    def model(self) -> Autoencoder:
-        """The autoencoder's definition."""
-        return self.pretraining.model
+    def model(self) -> Autoencoder | Classifier:
+        """The model's definition."""
+        raise NotImplementedError
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """The autoencoder's parameters."""
-        return self.variables["params"]["autoencoder"]
+        """The model's parameters."""
+        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.params))
@@ -77,21 +82,86 @@ class Pretrained:
         Raises:
           UserError: where the clips are of another type or size.
         """
+        return self._features(self.params, self._checked("features", video))
+
+    def _checked(self, method: str, video: UInt8[Array | np.ndarray, "..."]) -> Array:
         expected = self.model.geometry.clip_shape
         if video.ndim != 5 or video.shape[1:] != expected or video.dtype != jnp.uint8:
             raise UserError(
-                f"features() was given {video.dtype} {tuple(video.shape)}: it takes uint8 clips "
+                f"{method}() was given {video.dtype} {tuple(video.shape)}: it takes uint8 clips "
                 f"[batch, {', '.join(map(str, expected))}] (frames, height, width, channels)"
             )
-        return self._features(self.params, jnp.asarray(video))
+        return jnp.asarray(video)
 
     @functools.cached_property
     def _features(self) -> Any:
-        def features(params: Any, video: Array) -> Array:
-            pixels = normalize_pixels(video, self.pretraining.objective)
-            return self.model.apply({"params": params}, pixels, method="features")
+        return self._compile("features")
 
-        return jax.jit(features)
+    def _compile(self, method: str) -> Any:
+        objective = experiment.objective(self.config)
+
+        def apply(params: Any, video: Array) -> Array:
+            pixels = normalize_pixels(video, objective)
+            return self.model.apply({"params": params}, pixels, method=method)
+
+        return jax.jit(apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Loaded):
+    """A masked autoencoder.
+
+    Attributes:
+      pretraining: the autoencoder with its masking and objective.
+    """
+
+    pretraining: Pretraining = dataclasses.field(kw_only=True)
+
+    @property
+    def model(self) -> Autoencoder:
+        """The autoencoder's definition."""
+        return self.pretraining.model
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The autoencoder's parameters."""
+        return self.variables["params"]["autoencoder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned(Loaded):
+    """A classifier.
+
+    Attributes:
+      classifier: its definition.
+    """
+
+    classifier: Classifier = dataclasses.field(kw_only=True)
+
+    @property
+    def model(self) -> Classifier:
+        """The classifier's definition."""
+        return self.classifier
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The classifier's parameters."""
+        return self.variables["params"]
+
+    def logits(self, video: UInt8[Array | np.ndarray, "b T H W C"]) -> Float[Array, "b k"]:
+        """The classes' logits of single views.
+
+        Args:
+          video: clips of uint8 pixels, of the size that the model was trained on.
+
+        Raises:
+          UserError: where the clips are of another type or size.
+        """
+        return self._logits(self.params, self._checked("logits", video))
+
+    @functools.cached_property
+    def _logits(self) -> Any:
+        return self._compile("__call__")
 
 
 def save(
@@ -100,6 +170,7 @@ def save(
     config: ConfigDict,
     step: int,
     label_names: Sequence[str] = (),
+    license: str = "",
 ) -> None:
     """Writes a model directory; an existing one is replaced file by file, each at once.
 
@@ -109,6 +180,7 @@ def save(
       config: the effective config.
       step: updates made.
       label_names: of the classes in the data, by label.
+      license: of imported weights, where known.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -117,18 +189,37 @@ def save(
         {name: np.asarray(jax.device_get(value), order="C") for name, value in flat.items()},
         metadata={"format": FORMAT},
     )
-    tree = json.loads(configs.to_json(config))
     description = {
+        **describe(config, step, label_names, license),
+        "sha256": hashlib.sha256(arrays).hexdigest(),
+    }
+    write_atomically(path / MODEL_ARRAYS, arrays)
+    write_atomically(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def describe(
+    config: ConfigDict, step: int, label_names: Sequence[str], license: str
+) -> dict[str, Any]:
+    """What ``model.json`` says of a model, as plain JSON values."""
+    tree = json.loads(configs.to_json(config))
+    return {
         "format": FORMAT,
         "step": step,
-        "sha256": hashlib.sha256(arrays).hexdigest(),
+        "license": license,
         "clip": {name: tree["data"][name] for name in CLIP_FIELDS},
         **{name: tree[name] for name in MODEL_FIELDS},
         "label_names": list(label_names),
         "trained_with": tree,  # for the record; not needed to load
     }
-    write_atomically(path / MODEL_ARRAYS, arrays)
-    write_atomically(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def described_config(description: Mapping[str, Any]) -> ConfigDict:
+    """The model's part of a config, from what `describe` says of it."""
+    trained_on = description.get("trained_with", {}).get("data", {})
+    places = {name: trained_on[name] for name in PLACE_FIELDS if name in trained_on}
+    fields = {name: description[name] for name in MODEL_FIELDS}
+    fields["data"] = {**description["clip"], **places}
+    return configs.from_json(json.dumps(fields))
 
 
 def frozen_variables(pretraining: Pretraining) -> Any:
@@ -141,7 +232,7 @@ def frozen_variables(pretraining: Pretraining) -> Any:
     wanted = jax.eval_shape(pretraining.init, jax.random.key(0))["frozen"]
     if not jax.tree.leaves(wanted):
         return None
-    source = load(strategy.frozen_source())
+    source = load_pretrained(strategy.frozen_source())
     found, own = source.pretraining.objective, pretraining.objective
     if (found.pixel_mean, found.pixel_std) != (own.pixel_mean, own.pixel_std):
         raise UserError(
@@ -153,12 +244,15 @@ def frozen_variables(pretraining: Pretraining) -> Any:
     return strategy.adopt(encoder, source.params["encoder"], grid)
 
 
-def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
+def load(path: str | os.PathLike[str], step: int | None = None) -> Loaded:
     """Loads a run's workdir (its newest checkpoint) or a model directory.
 
     Args:
       path: the directory.
       step: of a run, the checkpoint to load.
+
+    Returns:
+      `Pretrained` for a masked autoencoder, `Finetuned` for a classifier.
 
     Raises:
       UserError: where the directory is neither, or does not fit its own description.
@@ -176,7 +270,19 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
     )
 
 
-def _load_model(directory: Path) -> Pretrained:
+def load_pretrained(path: str | os.PathLike[str], step: int | None = None) -> Pretrained:
+    """Like `load`, for what only a masked autoencoder can do.
+
+    Raises:
+      UserError: also where the directory holds a classifier.
+    """
+    loaded = load(path, step)
+    if not isinstance(loaded, Pretrained):
+        raise UserError(f"{path} holds a classifier: give a run or model of pretraining")
+    return loaded
+
+
+def _load_model(directory: Path) -> Loaded:
     try:
         description = json.loads((directory / MODEL_JSON).read_text())
         if description["format"] != FORMAT:
@@ -186,24 +292,23 @@ def _load_model(directory: Path) -> Pretrained:
         stored = (directory / MODEL_ARRAYS).read_bytes()
         if hashlib.sha256(stored).hexdigest() != description["sha256"]:
             raise UserError(f"{directory / MODEL_ARRAYS} is damaged: its SHA-256 is another")
-        trained_on = description.get("trained_with", {}).get("data", {})
-        places = {name: trained_on[name] for name in PLACE_FIELDS if name in trained_on}
-        fields = {name: description[name] for name in MODEL_FIELDS}
-        fields["data"] = {**description["clip"], **places}
-        config = configs.from_json(json.dumps(fields))
+        config = described_config(description)
         arrays = deserialize(stored)
         step, label_names = int(description["step"]), tuple(description["label_names"])
+        license = str(description["license"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{directory} is not a readable model directory ({type(error).__name__}: {error})"
         ) from error
     tree = traverse_util.unflatten_dict(arrays, sep="/")
+    if config.classifier.num_classes:
+        return build(tree, config, step, label_names, license, str(directory))
     variables = {"state": {}, "frozen": {}, **tree}
     variables["params"] = {"masking": {}, **tree.get("params", {})}
-    return _checked(variables, config, step, label_names, directory)
+    return build(variables, config, step, label_names, license, str(directory))
 
 
-def _load_run(directory: Path, step: int | None) -> Pretrained:
+def _load_run(directory: Path, step: int | None) -> Loaded:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
     try:
@@ -218,36 +323,52 @@ def _load_run(directory: Path, step: int | None) -> Pretrained:
     for name, part in (("state", "model_state"), ("frozen", "frozen")):
         if jax.tree.leaves(expected[name]):
             variables[name] = checkpoints.read_subtree(place, part, step=step)[1]
-    return _checked(variables, config, step, (), directory)
+    return build(variables, config, step, (), "", str(directory))
 
 
-def _checked(
+def build(
     variables: Any,
     config: ConfigDict,
     step: int,
     label_names: tuple[str, ...],
-    directory: Path,
-) -> Pretrained:
-    """Compares names and shapes with what the config describes."""
+    license: str,
+    source: str,
+) -> Loaded:
+    """A model from its arrays and its config.
+
+    Raises:
+      UserError: where names or shapes are not what the config describes; ``source`` is named.
+    """
     config.model.attention = "xla"  # how it was trained, perhaps elsewhere, does not bind its use
-    pretraining = experiment.pretraining(config)
-    expected = jax.eval_shape(pretraining.init, jax.random.key(0))
-    shapes = {
-        name: tuple(leaf.shape)
-        for name, leaf in traverse_util.flatten_dict(expected, sep="/").items()
-    }
-    found = {
-        name: tuple(np.shape(leaf))
-        for name, leaf in traverse_util.flatten_dict(variables, sep="/").items()
-    }
+    expected = expected_shapes(config)
+    found = {name: tuple(np.shape(leaf)) for name, leaf in flatten(variables).items()}
     wrong = sorted(
-        name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
     )
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{directory} does not fit its own config: {len(wrong)} array(s) differ, first {name} "
-            f"(expected {shapes.get(name)}, found {found.get(name)})"
+            f"{source} does not fit its own config: {len(wrong)} array(s) differ, first {name} "
+            f"(expected {expected.get(name)}, found {found.get(name)})"
         )
-    variables = jax.tree.map(jnp.asarray, variables)
-    return Pretrained(pretraining, variables, config, step, label_names)
+    shared = (jax.tree.map(jnp.asarray, variables), config, step, label_names, license)
+    if config.classifier.num_classes:
+        return Finetuned(*shared, classifier=experiment.classifier(config))
+    return Pretrained(*shared, pretraining=experiment.pretraining(config))
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of dicts by path."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def expected_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """The shapes of all variables that a config describes, by path."""
+    key = jax.random.key(0)
+    if config.classifier.num_classes:
+        classifier = experiment.classifier(config)
+        clip = jnp.zeros((1, *classifier.geometry.clip_shape))
+        tree = jax.eval_shape(classifier.init, key, clip)
+    else:
+        tree = jax.eval_shape(experiment.pretraining(config).init, key)
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # the libraries' reports of every file they open
     values = flags.FLAGS
-    loaded = pretrained.load(values.workdir, step=values.step)
+    loaded = pretrained.load_pretrained(values.workdir, step=values.step)
     data_dir = values.data_dir or loaded.config.data.dir
     if not data_dir:
         raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")

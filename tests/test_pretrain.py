@@ -172,7 +172,7 @@ def test_load_gives_model_parameters_and_features(finished: Path) -> None:
     features = loaded.features(video)
     assert features.shape == (2, 48, 32)
     assert loaded.step == 60
-    assert params["encoder_norm"]["scale"].shape == (32,)
+    assert params["encoder"]["norm"]["scale"].shape == (32,)
     assert model.geometry.grid == (2, 4, 6)
     from_directory = adamae_jax.load(finished / "model")
     for one, other in zip(

@@ -1,13 +1,20 @@
-"""From one record to one clip: frames chosen, decoded, cut and resized."""
+"""From one record to its clips: frames chosen, decoded, cut, resized and flipped."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
-from adamae_jax.data.crops import CROPS, choose_box, cut_frames, cut_masks
+from adamae_jax.data.crops import CROPS, Box, choose_box
+from adamae_jax.data.cutting import INTERPOLATIONS, cut_frames, cut_masks
+from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_foreground, decode_frames
-from adamae_jax.data.records import Record
-from adamae_jax.data.temporal import center_frames, random_frames
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import FRAME_SAMPLINGS, dense_frames, time_scaled_frames
+from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 
 MASK_STRIDE = 4  # pixels of the clip per cell of its foreground mask
@@ -21,8 +28,17 @@ class ClipSpec:
         num_frames: frames in the clip.
         sampling_rate: take every so-many-th frame of the video.
         image_size: (height, width) in pixels.
-        crop: what training clips are cut by: ``multi_scale_corner`` (the authors'), ``center`` or
-            ``none`` (whole frames, whatever their proportions).
+        crop: what training clips are cut by: ``multi_scale_corner`` (VideoMAE's and AdaMAE's),
+            ``random_resized`` (MAE's and MAE-ST's), ``center`` or ``none`` (whole frames, whatever
+            their proportions).
+        crop_area: lowest and highest area of a ``random_resized`` crop, as shares of the frame's.
+        crop_aspect: lowest and highest width / height of a ``random_resized`` crop.
+        interpolation: how crops are resized: ``bilinear`` or ``bicubic``.
+        horizontal_flip: whether every other training clip, at random, is mirrored.
+        frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (VideoMAE and
+            AdaMAE), ``time_scaled`` in frames at ``target_fps``, so that clips of all videos last
+            equally long (MAE-ST).
+        target_fps: frames per second, for ``time_scaled``.
 
     Raises:
         UserError: a value is out of range.
@@ -32,6 +48,12 @@ class ClipSpec:
     sampling_rate: int
     image_size: tuple[int, int]
     crop: str = "multi_scale_corner"
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    horizontal_flip: bool = False
+    frame_sampling: str = "dense"
+    target_fps: float = 30.0
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -40,8 +62,21 @@ class ClipSpec:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise UserError(f"image_size is {self.image_size}, but must be (height, width)")
-        if self.crop not in CROPS:
-            raise UserError(f"crop is {self.crop!r}, but must be one of: {', '.join(CROPS)}")
+        for name, choices in {
+            "crop": CROPS,
+            "interpolation": INTERPOLATIONS,
+            "frame_sampling": FRAME_SAMPLINGS,
+        }.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of: {', '.join(choices)}"
+                )
+        _check_range("crop_area", self.crop_area, 1.0)
+        _check_range("crop_aspect", self.crop_aspect, math.inf)
+        if not 0 < self.target_fps < math.inf:
+            raise UserError(
+                f"target_fps is {self.target_fps}, but must be a number of frames per second"
+            )
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -59,36 +94,122 @@ class ClipSpec:
         return (self.num_frames, *self.mask_size)
 
 
-def make_clip(
-    record: Record, spec: ClipSpec, rng: np.random.Generator | None
+def _check_range(name: str, bounds: Sequence[float], limit: float) -> None:
+    """That ``bounds`` are two finite numbers in order, above 0 and not above ``limit``."""
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit or math.isinf(bounds[1]):
+        most = "" if math.isinf(limit) else f" and at most {limit:g}"
+        raise UserError(f"{name} is {bounds}, but must be (lowest, highest), both above 0{most}")
+
+
+def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
+    """That the records of a dataset can give such clips.
+
+    Raises:
+        UserError: the dataset holds images, but the clips have several frames or need a rate.
+    """
+    if not dataset.holds_images:
+        return
+    if spec.num_frames != 1:
+        raise UserError(
+            f"num_frames is {spec.num_frames}, but must be 1 for the dataset at "
+            f"{dataset.directory}, which holds images"
+        )
+    if spec.frame_sampling != "dense":
+        raise UserError(
+            f"frame_sampling is {spec.frame_sampling!r}, but must be 'dense' for the dataset at "
+            f"{dataset.directory}, which holds images: they have no frame rate"
+        )
+
+
+class _Draw(NamedTuple):
+    """What one clip takes of its video; all that is random about it."""
+
+    frames: Int64[np.ndarray, "t"]
+    box: Box
+    flipped: bool
+
+
+def make_clips(
+    record: Record, spec: ClipSpec, rngs: Sequence[np.random.Generator | None]
 ) -> dict[str, np.ndarray]:
-    """Cuts one clip out of a video.
+    """Cuts clips out of a video, one for each of ``rngs``, decoding no frame twice.
 
     Args:
         record: the video.
-        spec: what the clip is.
-        rng: gives start and crop of a training clip. None gives the clip for evaluation: middle
-            frames, and the centre crop instead of ``multi_scale_corner``.
+        spec: what a clip is.
+        rngs: each gives start, crop and flip of a training clip. None gives the clip for
+            evaluation: middle frames, the centre crop instead of a random one, and no flip.
 
     Returns:
-        ``video``, uint8 [T, H, W, 3], and, where the record has masks, ``foreground``,
-        uint8 [T, h, w], coverage 0 to 255 by the same frames and the same box.
+        ``video``, uint8 [R, T, H, W, 3], and, where the record has masks, ``foreground``,
+        uint8 [R, T, h, w], coverage 0 to 255 by the same frames, boxes and flips.
 
     Raises:
-        BadRecordError: a needed frame, or the masks, cannot be decoded.
+        BadRecordError: a needed frame, or the masks, cannot be decoded, or the sampling needs a
+            frame rate and the record has none.
     """
-    available = len(record.frames)
-    if rng is None:
-        chosen = center_frames(available, spec.num_frames, spec.sampling_rate)
-    else:
-        chosen = random_frames(available, spec.num_frames, spec.sampling_rate, rng)
+    draws = [_draw(record, spec, rng) for rng in rngs]
     frame_size = (record.height, record.width)
-    # A short video repeats a frame, which is then decoded and resized once.
-    frames, repeats = np.unique(chosen, return_inverse=True)
-    pixels = decode_frames(record.frames, frames, frame_size)
-    box = choose_box(spec.crop, frame_size, spec.image_size, rng)
-    clip = {"video": cut_frames(pixels, box, spec.image_size)[repeats]}
+    needed = np.unique(np.concatenate([draw.frames for draw in draws]))
+    pixels = decode_frames(record.frames, needed, frame_size)
+    clips = {"video": np.stack([_cut_video(pixels, needed, draw, spec) for draw in draws])}
     if record.foreground is not None:
-        masks = decode_foreground(record.foreground, available, frames)
-        clip["foreground"] = cut_masks(masks, box, frame_size, spec.mask_size)[repeats]
-    return clip
+        masks = decode_foreground(record.foreground, len(record.frames))
+        clips["foreground"] = np.stack(
+            [_cut_foreground(masks, frame_size, draw, spec) for draw in draws]
+        )
+    return clips
+
+
+def _draw(record: Record, spec: ClipSpec, rng: np.random.Generator | None) -> _Draw:
+    """Start, box and flip, drawn in this order."""
+    frames = _choose_frames(record, spec, rng)
+    box = choose_box(
+        spec.crop,
+        (record.height, record.width),
+        spec.image_size,
+        rng,
+        area=spec.crop_area,
+        aspect=spec.crop_aspect,
+    )
+    flipped = spec.horizontal_flip and rng is not None and bool(rng.random() < 0.5)
+    return _Draw(frames, box, flipped)
+
+
+def _choose_frames(
+    record: Record, spec: ClipSpec, rng: np.random.Generator | None
+) -> Int64[np.ndarray, "t"]:
+    counts = len(record.frames), spec.num_frames, spec.sampling_rate
+    if spec.frame_sampling == "dense":
+        return dense_frames(*counts, rng)
+    if not 0 < record.rate < math.inf:
+        raise BadRecordError(
+            f"its frame rate is {record.rate}, unknown, but frame_sampling 'time_scaled' needs it: "
+            "prepare the dataset from files that state their rate, or use frame_sampling 'dense'"
+        )
+    return time_scaled_frames(*counts, rng, fps=record.rate, target_fps=spec.target_fps)
+
+
+def _cut_video(
+    pixels: UInt8[np.ndarray, "n frame_h frame_w 3"],
+    numbers: Int64[np.ndarray, "n"],
+    draw: _Draw,
+    spec: ClipSpec,
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """One clip out of the frames that have been decoded, whose ``numbers`` are sorted."""
+    # A short video repeats a frame, which is then resized once.
+    frames, repeats = np.unique(draw.frames, return_inverse=True)
+    whole = [pixels[row] for row in np.searchsorted(numbers, frames)]
+    cut = cut_frames(whole, draw.box, spec.image_size, spec.interpolation)[repeats]
+    return cut[:, :, ::-1] if draw.flipped else cut
+
+
+def _cut_foreground(
+    masks: UInt8[np.ndarray, "n mask_h mask_w"],
+    frame_size: tuple[int, int],
+    draw: _Draw,
+    spec: ClipSpec,
+) -> UInt8[np.ndarray, "t h w"]:
+    """One clip's masks out of those of the whole video."""
+    cut = cut_masks(masks[draw.frames], draw.box, frame_size, spec.mask_size)
+    return cut[:, :, ::-1] if draw.flipped else cut

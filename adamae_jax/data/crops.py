@@ -1,20 +1,23 @@
-"""Where a clip is cut out of its frames, and the cutting: one box for all frames of a clip.
+"""Where a clip is cut out of its frames: one box for all frames of a clip.
 
-Source of the multi-scale corner crop: `GroupMultiScaleCrop` in ``transforms.py`` of the released
-code of VideoMAE and AdaMAE, which has it from Temporal Segment Networks (arXiv 1608.00859).
+Sources: for the multi-scale corner crop, `GroupMultiScaleCrop` in ``transforms.py`` of the released
+code of VideoMAE and AdaMAE, which has it from Temporal Segment Networks (arXiv 1608.00859); for the
+random resized crop, `_get_param_spatial_crop` in ``util/decoder/transform.py`` of the released code
+of MAE-ST, which draws the same boxes as torchvision's `RandomResizedCrop`, the crop of MAE's
+pre-training. (MAE's linear probe has another one, in ``util/crop.py``, which draws once and clips.)
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
-Crop = Literal["multi_scale_corner", "center", "none"]
+Crop = Literal["multi_scale_corner", "random_resized", "center", "none"]
 CROPS: tuple[str, ...] = get_args(Crop)
 SCALES = (1, 0.875, 0.75, 0.66)
 MAX_SCALE_STEPS_APART = 1
 SNAP_PIXELS = 3
+RESIZED_TRIES = 10
 # Offsets in quarters of the free space, (x, y): corners, centre, middles of the edges, and the
 # centres of the four quadrants.
 CORNERS = (*((x, y) for y in (0, 2, 4) for x in (0, 2, 4)), (1, 1), (3, 1), (1, 3), (3, 3))
@@ -34,22 +37,30 @@ def choose_box(
     frame_size: tuple[int, int],
     image_size: tuple[int, int],
     rng: np.random.Generator | None,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
 ) -> Box:
     """The box to cut out.
 
     Args:
-        crop: one of `CROPS`. ``multi_scale_corner`` draws from ``rng``; ``center`` is the largest
-            centred box with the proportions of the output (the same as resizing the short side
-            and cropping the centre); ``none`` is the whole frame, whatever its proportions.
+        crop: one of `CROPS`. ``multi_scale_corner`` and ``random_resized`` draw from ``rng``;
+            ``center`` is the largest centred box with the proportions of the output (the same as
+            resizing the short side and cropping the centre); ``none`` is the whole frame, whatever
+            its proportions.
         frame_size: (height, width) of the stored frames.
         image_size: (height, width) of the output.
-        rng: needed for ``multi_scale_corner`` only.
+        rng: None cuts the centre instead of a random box, for evaluation.
+        area: lowest and highest area of a ``random_resized`` box, as shares of the frame's.
+        aspect: lowest and highest width / height of a ``random_resized`` box.
     """
     height, width = frame_size
     if crop == "none":
         return Box(0, 0, width, height)
     if crop == "center" or rng is None:
         return _center_box(frame_size, image_size)
+    if crop == "random_resized":
+        return _random_resized_box(frame_size, area, aspect, rng)
     return _multi_scale_corner_box(frame_size, image_size, rng)
 
 
@@ -90,56 +101,28 @@ def _snap(side: int, output: int, limit: int) -> int:
     return min(max(1, snapped), limit)
 
 
-def cut_frames(
-    frames: UInt8[np.ndarray, "t frame_h frame_w 3"], box: Box, image_size: tuple[int, int]
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """Cuts ``box`` out of every frame and resizes it to (height, width) ``image_size``.
-
-    Bilinear with antialiasing, as PIL does it. The box is cut *before* resizing, as by the
-    authors: PIL's ``resize(box=...)`` would let pixels from outside the box bleed in.
-    """
-    height, width = image_size
-    clip = np.empty((len(frames), height, width, 3), np.uint8)
-    bottom, right = box.top + box.height, box.left + box.width
-    for frame, out in zip(frames, clip, strict=True):
-        cut = frame[box.top : bottom, box.left : right]
-        out[:] = cut if cut.shape == out.shape else _resize(cut, (width, height))
-    return clip
-
-
-def cut_masks(
-    masks: UInt8[np.ndarray, "t mask_h mask_w"],
-    box: Box,
+def _random_resized_box(
     frame_size: tuple[int, int],
-    mask_size: tuple[int, int],
-) -> UInt8[np.ndarray, "t h w"]:
-    """Cuts what ``box`` covers out of low-resolution masks of whole frames, and resizes it.
-
-    Args:
-        masks: coverage of each cell, 0 to 255.
-        box: in pixels of the frames.
-        frame_size: (height, width) of the frames.
-        mask_size: (height, width) of the result.
-    """
-    height, width = mask_size
-    y = masks.shape[1] / frame_size[0]  # cells per pixel
-    x = masks.shape[2] / frame_size[1]
-    cells = (
-        box.left * x,
-        box.top * y,
-        min((box.left + box.width) * x, masks.shape[2]),
-        min((box.top + box.height) * y, masks.shape[1]),
-    )
-    out = np.empty((len(masks), height, width), np.uint8)
-    for mask, cut in zip(masks, out, strict=True):
-        cut[:] = _resize(mask, (width, height), cells)
-    return out
-
-
-def _resize(
-    image: UInt8[np.ndarray, "..."],
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-) -> UInt8[np.ndarray, "..."]:
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box)
-    return np.asarray(resized)
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> Box:
+    """Area uniform, aspect log-uniform, place uniform; drawn again while it does not fit."""
+    height, width = frame_size
+    log_aspect = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(RESIZED_TRIES):
+        pixels = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(*log_aspect))
+        box_width = round(math.sqrt(pixels * ratio))
+        box_height = round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return Box(left, top, box_width, box_height)
+    # Nothing has fitted, as in very wide or tall frames: the largest centred box in the range.
+    box_width, box_height = width, height
+    if width / height < aspect[0]:
+        box_height = max(1, round(width / aspect[0]))
+    elif width / height > aspect[1]:
+        box_width = max(1, round(height * aspect[1]))
+    return Box((width - box_width) // 2, (height - box_height) // 2, box_width, box_height)

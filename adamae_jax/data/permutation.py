@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-AUGMENT = 1  # where a clip starts and what is cut out
+AUGMENT = 1  # where a clip starts, what is cut out, whether it is mirrored
 SHUFFLE = 2  # the order of an epoch
 REPLACE = 3  # which record stands in for a damaged one
 ROUNDS = 8

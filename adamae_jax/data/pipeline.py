@@ -38,6 +38,7 @@ def train_batches(
     *,
     seed: int,
     videos_per_step: int,
+    repeats: int = 1,
     first_step: int,
     num_steps: int,
     num_workers: int = 0,
@@ -50,7 +51,8 @@ def train_batches(
     """Batches of the training stream for steps ``[first_step, first_step + num_steps)``.
 
     Starting at a step costs the same for every step and gives what would have come there anyway.
-    Each host gets its contiguous part of every global batch: host ``p`` of ``P`` the slots
+    Each video that is read gives ``R`` clips, which stand next to each other. Each host gets its
+    contiguous part of every global batch, whole videos: host ``p`` of ``P`` the slots
     ``[p * B / P, (p + 1) * B / P)``, as `jax.make_array_from_process_local_data` expects.
 
     Args:
@@ -59,6 +61,7 @@ def train_batches(
         spec: what a clip is.
         seed: of order and augmentation.
         videos_per_step: ``B``, videos in one global batch.
+        repeats: ``R``, clips of each video, with a start, crop and flip of their own.
         first_step: first step to be delivered.
         num_steps: how many.
         num_workers: worker processes; 0 makes the clips in threads of this process.
@@ -71,7 +74,7 @@ def train_batches(
     Returns:
         An iterator over dicts of arrays, to be closed: ``video`` uint8 [b, T, H, W, 3], where the
         dataset has masks ``foreground`` uint8 [b, T, h, w], and int32 [b] ``label``,
-        ``example_index``, ``slot``, ``replaced``; ``b = B / P``. See `TrainStream`.
+        ``example_index``, ``slot``, ``repeat``, ``replaced``; ``b = B * R / P``. See `TrainStream`.
 
     Raises:
         UserError: the dataset cannot be used, or a value is out of range.
@@ -84,11 +87,13 @@ def train_batches(
         spec,
         seed=seed,
         videos_per_step=videos_per_step,
+        repeats=repeats,
         on_error=on_error,
     )
     part = HostSlice(stream, videos_per_step, process_index, process_count, first_step)
     return Batches(
         part,
+        clips_per_video=repeats,
         num_steps=num_steps,
         num_workers=num_workers,
         num_threads=num_threads,
@@ -185,12 +190,21 @@ class Batches:
         self,
         part: HostSlice,
         *,
+        clips_per_video: int = 1,
         num_steps: int,
         num_workers: int,
         num_threads: int,
         prefetch: int,
     ):
         """Starts reading.
+
+        Args:
+            part: the videos.
+            clips_per_video: how many clips each of its elements holds.
+            num_steps: how many batches.
+            num_workers: as in `train_batches`, like the arguments that follow.
+            num_threads: threads in each worker, or in this process.
+            prefetch: batches kept ready.
 
         Raises:
             UserError: a number is negative, or ``prefetch`` is 0.
@@ -205,7 +219,7 @@ class Batches:
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
         self._stop = threading.Event()
         self._pieces: grain.DatasetIterator[Batch] | None = _piece_iterator(
-            part, num_workers, num_threads
+            part, _piece_size(part.local_batch, clips_per_video), num_workers, num_threads
         )
         self._thread = threading.Thread(
             target=self._produce,
@@ -311,7 +325,10 @@ class Batches:
         return itertools.chain(first, pieces)
 
     def _assemble(self, pieces: Iterator[Batch], local_batch: int) -> Batch | None:
-        """One batch, copied out of the workers' shared memory; None when it is time to stop."""
+        """One batch, copied out of the workers' shared memory; None when it is time to stop.
+
+        Pieces have axes of videos and of their clips, [p, R, ...]; a batch has one axis of clips.
+        """
         batch: Batch = {}
         filled = 0
         while filled < local_batch:
@@ -324,7 +341,7 @@ class Batches:
                     batch[name] = np.empty((local_batch, *values.shape[1:]), values.dtype)
                 batch[name][filled:end] = values
             filled = end
-        return batch
+        return {name: values.reshape(-1, *values.shape[2:]) for name, values in batch.items()}
 
     def _deliver(self, item: Batch | BaseException) -> bool:
         """Hands over a batch or an error; False when it is time to stop."""
@@ -338,12 +355,11 @@ class Batches:
 
 
 def _piece_iterator(
-    part: HostSlice, num_workers: int, num_threads: int
+    part: HostSlice, size: int, num_workers: int, num_threads: int
 ) -> grain.DatasetIterator[Batch]:
-    """Grain's iterator over the pieces of all batches, in order; nothing starts before its use."""
+    """Grain's iterator over all batches in pieces of ``size`` videos; starts when it is used."""
     if not flags.FLAGS.is_parsed():  # grain reads its flags: outside of absl.app they have defaults
         flags.FLAGS.mark_as_parsed()
-    size = _piece_size(part.local_batch)
     pieces = (
         grain.MapDataset.source(part)
         .batch(size)
@@ -360,7 +376,11 @@ def _piece_iterator(
     return iter(pieces)
 
 
-def _piece_size(batch: int) -> int:
-    """The largest divisor of ``batch`` up to `PIECE_CLIPS`; the whole batch if that is tiny."""
-    size = max(size for size in range(1, PIECE_CLIPS + 1) if batch % size == 0)
-    return size if size >= PIECE_CLIPS // 4 else batch
+def _piece_size(batch: int, clips_per_video: int) -> int:
+    """The largest divisor of ``batch`` up to `PIECE_CLIPS`; the whole batch if that is tiny.
+
+    Batch and result are in videos.
+    """
+    most = max(1, PIECE_CLIPS // clips_per_video)
+    size = max(size for size in range(1, most + 1) if batch % size == 0)
+    return size if size * clips_per_video >= PIECE_CLIPS // 4 else batch

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema
+from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
 from adamae_jax.data.tfrecord import BadRecordError, RecordReader, load_index
 from adamae_jax.errors import UserError
 
@@ -24,45 +24,26 @@ REQUIRED_FEATURES = (
     schema.HEIGHT,
     schema.WIDTH,
 )
+IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
 PREPARE = "python -m adamae_jax.prepare"
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One video as stored.
-
-    Attributes:
-        id: its name, unique within the dataset.
-        label: class index, or `schema.UNLABELLED`.
-        frames: one JPEG per frame, at least one.
-        rate: frames per second.
-        height: pixels of each frame.
-        width: pixels of each frame.
-        foreground: grey PNG of the frames' masks stacked from top to bottom, where there is one.
-    """
-
-    id: str
-    label: int
-    frames: tuple[bytes, ...]
-    rate: float
-    height: int
-    width: int
-    foreground: bytes | None
 
 
 class Dataset:
     """One split of a dataset directory, as a random-access sequence of records.
 
     The directory holds ``dataset_info.json``, ``features.json`` and TFRecord shards directly, as
-    ``tfds.builder_from_directory`` expects. An index of the records is kept beside the shards
-    (``.index-SPLIT.npz``); where the directory cannot be written it is rebuilt at every start.
-    Objects can be pickled and used in several threads and processes.
+    ``tfds.builder_from_directory`` expects: videos after `adamae_jax.data.schema`, or images as
+    TFDS prepared them itself (features ``image`` and, where there are any, ``label`` and ``id`` or
+    ``file_name``), which are read as videos of one frame. An index of the records is kept beside
+    the shards (``.index-SPLIT.npz``); where the directory cannot be written it is rebuilt at every
+    start. Objects can be pickled and used in several threads and processes.
 
     Attributes:
         directory: the dataset's directory.
         split: name of the split.
         label_names: class names by label; empty for a dataset without labels.
         has_foreground: whether records carry foreground masks.
+        holds_images: whether records are images, without frame rate.
         fingerprint: hexadecimal digest of ``dataset_info.json``, the shards' names and sizes and
             the number of records; another digest means other data.
     """
@@ -72,14 +53,17 @@ class Dataset:
 
         Raises:
             UserError: directory, split or a shard is missing, empty or damaged, or the dataset
-                does not follow `adamae_jax.data.schema`.
+                holds neither videos after `adamae_jax.data.schema` nor images.
         """
         self.directory = Path(directory)
         self.split = split
         info = _dataset_info(self.directory)
         split_info = _split_info(info, self.directory, split)
-        self.label_names = tuple(getattr(info.features[schema.LABEL], "names", None) or ())
-        self.has_foreground = schema.FOREGROUND in info.features
+        self._layout = _layout(info.features, self.directory)
+        self.holds_images = isinstance(self._layout, ImageLayout)
+        labelled = schema.LABEL in info.features
+        self.label_names = tuple(info.features[schema.LABEL].names or ()) if labelled else ()
+        self.has_foreground = not self.holds_images and schema.FOREGROUND in info.features
         paths = [Path(path) for path in split_info.filepaths]
         index = load_index(paths, split_info.shard_lengths, self.directory / f".index-{split}.npz")
         if not len(index):
@@ -102,9 +86,10 @@ class Dataset:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return _parse(self._reader.read(index), self.has_foreground)
+            record = self._layout.parse(self._reader.read(index))
         except BadRecordError as error:
             raise BadRecordError(f"{self.where(index)}: {error}") from error
+        return record if record.id else dataclasses.replace(record, id=f"{self.split}/{index}")
 
     def where(self, index: int) -> str:
         """Words for messages: which record of which file this is."""
@@ -129,7 +114,6 @@ def _dataset_info(directory: Path) -> Any:
     try:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
         info = tfds.builder_from_directory(directory).info
-        features = set(info.features or ())
     except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise UserError(
@@ -137,17 +121,44 @@ def _dataset_info(directory: Path) -> Any:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    if missing := [name for name in REQUIRED_FEATURES if name not in features]:
-        raise UserError(
-            f"the dataset at {directory} lacks the features {', '.join(missing)}: "
-            f"make one with {PREPARE}"
-        )
     if info.file_format.value != "tfrecord":
         raise UserError(
             f"the dataset at {directory} is stored as {info.file_format.value}, "
-            f"but only tfrecord is read: make one with {PREPARE}"
+            f"but only tfrecord is read: make one with {PREPARE}, or, of images, let TFDS prepare "
+            "it again with file_format='tfrecord'"
         )
     return info
+
+
+def _layout(features: Any, directory: Path) -> Layout:
+    """How the records are written down, after checking that their features are known."""
+    names = set(features or ())
+    if not (missing := [name for name in REQUIRED_FEATURES if name not in names]):
+        return VideoLayout(has_foreground=schema.FOREGROUND in names)
+    if schema.FRAMES in names or schema.IMAGE not in names:
+        raise UserError(
+            f"the dataset at {directory} holds neither videos as {PREPARE} writes them, for it "
+            f"lacks the features {', '.join(missing)}, nor images, as a feature {schema.IMAGE!r}"
+        )
+    return _image_layout({name: features[name] for name in names}, directory)
+
+
+def _image_layout(features: dict[str, Any], directory: Path) -> ImageLayout:
+    from tensorflow_datasets.core.features import ClassLabel, Image, Text
+
+    image, label = features[schema.IMAGE], features.get(schema.LABEL)
+    if not isinstance(image, Image) or image.np_dtype != np.uint8:
+        raise UserError(
+            f"feature {schema.IMAGE!r} of the dataset at {directory} is {image}, but must be an "
+            "image of 8 bits per channel: prepare it so with TFDS"
+        )
+    if not isinstance(label, ClassLabel | None):
+        raise UserError(
+            f"feature {schema.LABEL!r} of the dataset at {directory} is {label}, but must be the "
+            "one class of each image: prepare it so with TFDS, or without labels"
+        )
+    texts = [name for name in IMAGE_NAMES if isinstance(features.get(name), Text)]
+    return ImageLayout(texts[0] if texts else None, has_label=label is not None)
 
 
 def _split_info(info: Any, directory: Path, split: str) -> Any:
@@ -166,36 +177,3 @@ def _fingerprint(directory: Path, paths: list[Path], num_records: int) -> str:
         digest.update(f"\n{path.name} {path.stat().st_size}".encode())
     digest.update(f"\n{num_records}".encode())
     return digest.hexdigest()
-
-
-def _parse(payload: bytes, has_foreground: bool) -> Record:
-    try:
-        feature = tf_example_pb2.Example.FromString(payload).features.feature
-    except DecodeError as error:
-        raise BadRecordError("it is no tf.train.Example") from error
-
-    def value(name: str, kind: str) -> Any:
-        values = getattr(feature[name], kind).value if name in feature else []
-        if len(values) != 1:
-            raise BadRecordError(f"{name!r} has {len(values)} values of {kind} instead of one")
-        return values[0]
-
-    codec = value(schema.CODEC, "bytes_list").decode()
-    if codec != schema.CODEC_JPEG:
-        raise UserError(
-            f"frames are stored with codec {codec!r}, but only {schema.CODEC_JPEG!r} is read: "
-            f"update adamae_jax, or rebuild the dataset with {PREPARE}"
-        )
-    frames = tuple(feature[schema.FRAMES].bytes_list.value) if schema.FRAMES in feature else ()
-    num_frames = value(schema.NUM_FRAMES, "int64_list")
-    if not frames or len(frames) != num_frames:
-        raise BadRecordError(f"it has {len(frames)} frames and says that it has {num_frames}")
-    return Record(
-        id=value(schema.ID, "bytes_list").decode(errors="replace"),
-        label=value(schema.LABEL, "int64_list"),
-        frames=frames,
-        rate=value(schema.RATE, "float_list"),
-        height=value(schema.HEIGHT, "int64_list"),
-        width=value(schema.WIDTH, "int64_list"),
-        foreground=value(schema.FOREGROUND, "bytes_list") if has_foreground else None,
-    )

@@ -1,8 +1,9 @@
-"""The one schema that every dataset on disk follows, whatever its source and codec.
+"""The one schema that every video dataset on disk follows, whatever its source and codec.
 
 A dataset is a directory that ``tfds.builder_from_directory`` opens: ``dataset_info.json``,
 ``features.json`` and TFRecord shards of ``tf.train.Example`` with the features named here.
-Writers (`adamae_jax.data.writer`) and readers (`adamae_jax.data.records`) meet only in this file.
+Writers (`adamae_jax.data.writer`) and readers (`adamae_jax.data.examples`) meet only in this file.
+Image datasets are TFDS's own, and read by the names that most of them share.
 """
 
 ID = "id"  # text: unique within the dataset; for a video file, its path below the source folder
@@ -16,6 +17,10 @@ WIDTH = "width"  # int64
 # Optional. One grey PNG: the foreground masks of all frames, low resolution, stacked from top to
 # bottom ([num_frames * h, w] pixels, 0 background to 255 foreground).
 FOREGROUND = "foreground"
+
+# Of image datasets. LABEL, where there is one, and ID are named as those of videos.
+IMAGE = "image"  # bytes: a JPEG or PNG
+FILE_NAME = "file_name"  # text: names the image where there is no ID
 
 CODEC_JPEG = "jpeg"
 UNLABELLED = -1

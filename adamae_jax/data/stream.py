@@ -3,15 +3,19 @@
 Position ``g = step * videos_per_step + slot`` of the training stream belongs to epoch ``g // n``
 and holds what that epoch's order puts at ``g % n``. Everything about an element is a pure function
 of (seed, g), so that neither hosts, workers and threads nor a restart can change it.
+
+A position is a video's, and an element holds all clips of its video, one or more: arrays with a
+leading axis of clips, [R, ...]. So a video is read once, and its clips stay together.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from absl import logging
 
-from adamae_jax.data.clips import ClipSpec, make_clip
+from adamae_jax.data.clips import ClipSpec, check_clips, make_clips
 from adamae_jax.data.permutation import AUGMENT, REPLACE, generator, permuted
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
@@ -20,8 +24,8 @@ from adamae_jax.errors import UserError
 
 MAX_ATTEMPTS = 16
 ON_ERROR = ("replace", "raise")
-# Arrays and NumPy scalars only: anything else would travel between processes by pickling.
-Element = dict[str, Any]
+# Arrays only: anything else would travel between processes by pickling.
+Element = dict[str, np.ndarray]
 
 
 class Stream(Protocol):
@@ -35,13 +39,16 @@ class Stream(Protocol):
 class TrainStream:
     """The shuffled training stream, endless: epoch after epoch, each in an order of its own.
 
-    An element holds ``video`` (uint8 [T, H, W, 3]), ``foreground`` (uint8 [T, h, w], where the
-    dataset has masks) and, as int32 scalars, ``label``, ``example_index`` (of the record that was
-    used), ``slot`` (position in the global batch) and ``replaced``.
+    An element holds ``video`` (uint8 [R, T, H, W, 3]), ``foreground`` (uint8 [R, T, h, w], where
+    the dataset has masks) and, int32 [R], ``label``, ``example_index`` (of the record that was
+    used), ``slot`` (the video's place in the global batch), ``repeat`` (0 to R - 1) and
+    ``replaced``. Clip ``r`` has a start, crop and flip of its own, a pure function of
+    (seed, g, attempt, r): more repeats add clips and change none.
 
     A damaged record is replaced within the lookup by another one, drawn from (seed, g, attempt):
-    later positions are not moved by it. ``replaced`` is how many damaged records were met before
-    this element's (nearly always 0); each is logged once in each process.
+    later positions are not moved by it. What is damaged for one of the clips is replaced for all.
+    ``replaced`` is how many damaged records were met before this element's (nearly always 0); each
+    is logged once in each process.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class TrainStream:
         *,
         seed: int,
         videos_per_step: int,
+        repeats: int = 1,
         on_error: str = "replace",
     ):
         """Describes the stream; nothing is read.
@@ -60,21 +68,25 @@ class TrainStream:
             spec: what a clip is.
             seed: of order and augmentation, in [0, 2**63).
             videos_per_step: videos in one global batch.
+            repeats: clips of each video, ``R``.
             on_error: ``replace`` damaged records, or ``raise`` `BadRecordError` at the first.
 
         Raises:
-            UserError: a value is out of range.
+            UserError: a value is out of range, or the dataset cannot give such clips.
         """
+        check_clips(dataset, spec)
         if not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}, but must be at least 0 and below 2**63")
-        if videos_per_step < 1:
-            raise UserError(f"videos_per_step is {videos_per_step}, but must be at least 1")
+        for name, count in {"videos_per_step": videos_per_step, "repeats": repeats}.items():
+            if count < 1:
+                raise UserError(f"{name} is {count}, but must be at least 1")
         if on_error not in ON_ERROR:
             raise UserError(f"on_error is {on_error!r}, but must be one of: {', '.join(ON_ERROR)}")
         self._dataset = dataset
         self._spec = spec
         self._seed = seed
         self._videos_per_step = videos_per_step
+        self._repeats = repeats
         self._on_error = on_error
         self._logged: set[int] = set()
 
@@ -95,20 +107,30 @@ class TrainStream:
         """
         for attempt in range(MAX_ATTEMPTS):
             index = self.example_index(position, attempt)
-            rng = generator(self._seed, AUGMENT, position, attempt)
+            rngs = [
+                generator(self._seed, AUGMENT, position, attempt, repeat)
+                for repeat in range(self._repeats)
+            ]
             try:
-                clip = _load_clip(self._dataset, index, self._spec, rng)
+                clips = _load_clips(self._dataset, index, self._spec, rngs)
             except BadRecordError as error:
                 if self._on_error == "raise":
                     raise
                 self._log_once(index, error)
+                last = error
                 continue
-            slot = position % self._videos_per_step
-            return clip | {"slot": np.int32(slot), "replaced": np.int32(attempt)}
+            return clips | {
+                "slot": self._for_each_clip(position % self._videos_per_step),
+                "repeat": np.arange(self._repeats, dtype=np.int32),
+                "replaced": self._for_each_clip(attempt),
+            }
         raise BadRecordError(
-            f"{MAX_ATTEMPTS} damaged records in a row at position {position} of the stream, the "
-            f"last of them {self._dataset.where(index)}: copy the dataset again or rebuild it"
-        )
+            f"{MAX_ATTEMPTS} damaged records in a row at position {position} of the stream: copy "
+            f"the dataset again or rebuild it (the last of them: {last})"
+        ) from last
+
+    def _for_each_clip(self, value: int) -> np.ndarray:
+        return np.full(self._repeats, value, np.int32)
 
     def _log_once(self, index: int, error: BadRecordError) -> None:
         if index not in self._logged:
@@ -119,15 +141,20 @@ class TrainStream:
 class EvalStream:
     """The first ``num_examples`` records in order, then filling, as much as anybody asks for.
 
-    An element holds ``video`` and ``foreground`` as in `TrainStream` (middle frames, centre crop
-    unless ``spec.crop`` is ``none``), ``label``, ``example_index`` and ``slot`` as int32 scalars,
-    and two booleans: ``valid``, false for filling and for damaged records, and ``unreadable``,
-    true for damaged records. Where ``valid`` is false, video and masks are zero and the label is
-    `schema.UNLABELLED`; filling has ``example_index`` -1.
+    An element holds one clip: ``video`` and ``foreground`` as in `TrainStream` (middle frames,
+    centre crop unless ``spec.crop`` is ``none``), ``label``, ``example_index`` and ``slot``, int32
+    [1], and two booleans, [1]: ``valid``, false for filling and for damaged records, and
+    ``unreadable``, true for damaged records. Where ``valid`` is false, video and masks are zero and
+    the label is `schema.UNLABELLED`; filling has ``example_index`` -1.
     """
 
     def __init__(self, dataset: Dataset, spec: ClipSpec, *, batch_size: int, num_examples: int):
-        """Describes the list; nothing is read."""
+        """Describes the list; nothing is read.
+
+        Raises:
+            UserError: the dataset cannot give such clips.
+        """
+        check_clips(dataset, spec)
         self._dataset = dataset
         self._spec = spec
         self._batch_size = batch_size
@@ -143,25 +170,25 @@ class EvalStream:
         clip = None
         if position < self._num_examples:
             try:
-                clip = _load_clip(self._dataset, position, self._spec, None)
+                clip = _load_clips(self._dataset, position, self._spec, [None])
             except BadRecordError as error:
                 logging.warning("left out of the evaluation: %s", error)
                 unreadable = True
         return (clip or self._blank(position)) | {
-            "slot": np.int32(position % self._batch_size),
-            "valid": np.bool_(clip is not None),
-            "unreadable": np.bool_(unreadable),
+            "slot": np.array([position % self._batch_size], np.int32),
+            "valid": np.array([clip is not None]),
+            "unreadable": np.array([unreadable]),
         }
 
     def _blank(self, position: int) -> Element:
         index = position if position < self._num_examples else -1
         blank: Element = {
-            "video": np.zeros(self._spec.video_shape, np.uint8),
-            "label": np.int32(UNLABELLED),
-            "example_index": np.int32(index),
+            "video": np.zeros((1, *self._spec.video_shape), np.uint8),
+            "label": np.array([UNLABELLED], np.int32),
+            "example_index": np.array([index], np.int32),
         }
         if self._dataset.has_foreground:
-            blank["foreground"] = np.zeros(self._spec.foreground_shape, np.uint8)
+            blank["foreground"] = np.zeros((1, *self._spec.foreground_shape), np.uint8)
         return blank
 
 
@@ -169,12 +196,14 @@ class EvalStream:
 class HostSlice:
     """What one host reads of a stream: its contiguous part of each global batch, without end.
 
+    It counts in videos, like the stream, whatever the number of clips of each.
+
     Host ``p`` of ``P`` reads slots ``[p * B / P, (p + 1) * B / P)``, so that the hosts' batches,
     one after the other, are the global batch.
 
     Attributes:
         stream: the whole stream.
-        global_batch: ``B``, divisible by ``process_count``.
+        global_batch: ``B``, in videos, divisible by ``process_count``.
         process_index: ``p``.
         process_count: ``P``.
         first_step: where to start.
@@ -188,7 +217,7 @@ class HostSlice:
 
     @property
     def local_batch(self) -> int:
-        """Elements of one global batch that this host reads."""
+        """Videos of one global batch that this host reads."""
         return self.global_batch // self.process_count
 
     def __len__(self) -> int:
@@ -202,12 +231,15 @@ class HostSlice:
         return self.stream[first + self.process_index * self.local_batch + slot]
 
 
-def _load_clip(
-    dataset: Dataset, index: int, spec: ClipSpec, rng: np.random.Generator | None
+def _load_clips(
+    dataset: Dataset, index: int, spec: ClipSpec, rngs: Sequence[np.random.Generator | None]
 ) -> Element:
     record = dataset[index]
     try:
-        clip = make_clip(record, spec, rng)
+        clips = make_clips(record, spec, rngs)
     except BadRecordError as error:
         raise BadRecordError(f"{dataset.where(index)}, {record.id!r}: {error}") from error
-    return clip | {"label": np.int32(record.label), "example_index": np.int32(index)}
+    return clips | {
+        "label": np.full(len(rngs), record.label, np.int32),
+        "example_index": np.full(len(rngs), index, np.int32),
+    }

@@ -15,8 +15,6 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import layouts
 from adamae_jax.interop.layouts import Layout
 
-StateDict = Mapping[str, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -46,7 +44,7 @@ class Entry:
         layers = range(self.depth) if self.depth else range(1)
         return [part.format(layer) for layer in layers for part in self.parts]
 
-    def to_ours(self, state: StateDict) -> np.ndarray:
+    def to_ours(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
         """Our array, from theirs."""
         whole = isinstance(self.theirs, str)
         layers = []
@@ -115,7 +113,7 @@ class Table:
         return rows + [row.theirs for row in self.constants]
 
     def from_authors(
-        self, state: StateDict, shapes: Mapping[str, tuple[int, ...]] | None = None
+        self, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> dict[str, Any]:
         """The authors' state dict as our tree.
 
@@ -149,7 +147,7 @@ class Table:
             raise UserError("the weights do not fit the model: " + "; ".join(complaints))
         return traverse_util.unflatten_dict(flat, sep="/")
 
-    def _missing_and_unused(self, state: StateDict) -> list[str]:
+    def _missing_and_unused(self, state: Mapping[str, np.ndarray]) -> list[str]:
         expected = set(self.names)
         missing, unused = sorted(expected - set(state)), sorted(set(state) - expected)
         if not missing and not unused:

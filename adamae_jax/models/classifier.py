@@ -49,6 +49,10 @@ class Classifier(nn.Module):
 
         self.head = nn.Dense(self.num_classes, kernel_init=scaled)
 
+    def features(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
+        """The encoder's latents of all tokens of normalised clips, before mean and norm."""
+        return self.encoder(video)[:, int(self.class_token) :].astype(jnp.float32)
+
     def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b k"]:
         """The classes' logits of normalised clips, in float32."""
         latents = self.encoder(video)

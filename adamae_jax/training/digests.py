@@ -29,11 +29,15 @@ class DamagedError(Exception):
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces ``path`` by a file that holds ``data``: a reader sees the old or the new, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        raise
 
 
 def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:

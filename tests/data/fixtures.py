@@ -134,7 +134,7 @@ def flip_byte(path: Path, position: int) -> None:
 
 
 class ExitingStream:
-    """Elements of one number each; reading position ``last`` ends the process with status 0."""
+    """Elements of one clip's number; reading position ``last`` ends the process with status 0."""
 
     def __init__(self, last: int):
         self.last = last
@@ -142,4 +142,4 @@ class ExitingStream:
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position == self.last:
             os._exit(0)
-        return {"slot": np.int32(position)}
+        return {"slot": np.array([position], np.int32)}

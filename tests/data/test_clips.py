@@ -1,12 +1,31 @@
+import dataclasses
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
-from adamae_jax.data.clips import ClipSpec, make_clip
-from adamae_jax.data.records import Record, _parse
+from adamae_jax.data import clips
+from adamae_jax.data.clips import ClipSpec, make_clips
+from adamae_jax.data.crops import CROPS
+from adamae_jax.data.examples import Record, VideoLayout
+from adamae_jax.data.temporal import FRAME_SAMPLINGS
+from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, video
 
 CELL = 4  # pixels of a frame per cell of its mask
+
+
+def parsed(payload: bytes, has_foreground: bool) -> Record:
+    return VideoLayout(has_foreground).parse(payload)
+
+
+def make_clip(
+    record: Record, spec: ClipSpec, rng: np.random.Generator | None
+) -> dict[str, np.ndarray]:
+    """The only one."""
+    return {name: values[0] for name, values in make_clips(record, spec, [rng]).items()}
 
 
 def painted_record(num_frames: int, height: int, width: int) -> Record:
@@ -16,7 +35,7 @@ def painted_record(num_frames: int, height: int, width: int) -> Record:
         top, left = 1 + number % 5, 2 + 2 * number % (mask.shape[1] - 6)
         mask[top : top + 5, left : left + 6] = 255
     pixels = cells.repeat(CELL, axis=1).repeat(CELL, axis=2)[..., None].repeat(3, axis=3)
-    return _parse(serialize(pixels, masks=cells), has_foreground=True)
+    return parsed(serialize(pixels, masks=cells), True)
 
 
 def moment(grey: np.ndarray) -> np.ndarray:
@@ -26,13 +45,13 @@ def moment(grey: np.ndarray) -> np.ndarray:
     return np.stack([(weights * by).mean((1, 2)) for by in (np.ones_like(y), y, x)], axis=1)
 
 
-@pytest.mark.parametrize("crop", ["multi_scale_corner", "center", "none"])
+@pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("image_size", [(48, 48), (32, 56)])
-def test_masks_get_the_frames_and_the_crop_of_the_pixels(
+def test_masks_get_frames_crop_and_flip_of_the_pixels(
     crop: str, image_size: tuple[int, int]
 ) -> None:
     record = painted_record(12, 64, 80)
-    spec = ClipSpec(6, 2, image_size, crop)
+    spec = ClipSpec(6, 2, image_size, crop, horizontal_flip=True)
     boxes = set()
     for seed in range(8):
         clip = make_clip(record, spec, np.random.default_rng(seed))
@@ -42,12 +61,12 @@ def test_masks_get_the_frames_and_the_crop_of_the_pixels(
         pixels, masks = moment(clip["video"][..., 0]), moment(clip["foreground"])
         np.testing.assert_allclose(pixels, masks, atol=0.025)
         boxes.add(tuple(masks.round(3).ravel()))
-    assert len(boxes) > (5 if crop == "multi_scale_corner" else 0)
+    assert len(boxes) > (5 if crop in ("multi_scale_corner", "random_resized") else 1)
 
 
 def test_frames_follow_the_sampling() -> None:
     # The red channel counts frames: 10 * number + 5.
-    record = _parse(serialize(video(0, num_frames=20)), has_foreground=False)
+    record = parsed(serialize(video(0, num_frames=20)), False)
     spec = ClipSpec(4, 3, (24, 32), "none")
 
     def numbers(rng: np.random.Generator | None, spec: ClipSpec = spec) -> list[int]:
@@ -64,6 +83,105 @@ def test_frames_follow_the_sampling() -> None:
     assert numbers(None, ClipSpec(8, 4, (24, 32), "none")) == [0, 4, 8, 12, 16, 16, 16, 16]
 
 
+def test_frames_may_be_scaled_to_the_rate_of_the_video() -> None:
+    spec = ClipSpec(4, 3, (24, 32), "none", frame_sampling="time_scaled", target_fps=16.0)
+    # 8 frames per second, as the fixture says, so that 12 frames at 16 are 6 here.
+    record = parsed(serialize(video(0, num_frames=20)), False)
+    reds = make_clip(record, spec, None)["video"][..., 0].mean((1, 2))
+    assert [round((red - 5) / 10) for red in reds] == [7, 8, 10, 12]
+    for rate in (0.0, -1.0, math.nan, math.inf):
+        unknown = parsed(serialize(video(0), rate=rate), False)
+        with pytest.raises(BadRecordError, match=r"its frame rate is .*, unknown, .* 'dense'"):
+            make_clip(unknown, spec, None)
+        make_clip(unknown, ClipSpec(4, 3, (24, 32)), None)
+
+
+def test_one_frame_clips() -> None:
+    record = painted_record(12, 64, 80)
+    for sampling in FRAME_SAMPLINGS:
+        spec = ClipSpec(1, 1, (32, 32), frame_sampling=sampling)
+        clip = make_clip(record, spec, np.random.default_rng(0))
+        assert clip["video"].shape == (1, 32, 32, 3)
+        assert clip["foreground"].shape == (1, 8, 8)
+        np.testing.assert_allclose(
+            moment(clip["video"][..., 0]), moment(clip["foreground"]), atol=0.03
+        )
+
+
+def test_half_of_the_clips_are_mirrored() -> None:
+    pixels = np.zeros((3, 16, 32, 3), np.uint8)
+    pixels[:, :, :8] = 255  # bright on the left
+    record = parsed(serialize(pixels, masks=pixels[:, ::4, ::4, 0].copy()), True)
+    whole = ClipSpec(2, 1, (16, 32), "none")
+    mirrored = dataclasses.replace(whole, horizontal_flip=True)
+    plain = make_clip(record, whole, np.random.default_rng(0))
+    count = 0
+    for seed in range(200):
+        clip = make_clip(record, mirrored, np.random.default_rng(seed))
+        flipped = bool(clip["video"][0, 8, 4, 0] < 128)
+        count += flipped
+        for name, values in clip.items():
+            step = -1 if flipped else 1
+            np.testing.assert_array_equal(values[:, :, ::step], plain[name])
+    assert 70 < count < 130
+    evaluated = make_clip(record, mirrored, None)
+    np.testing.assert_array_equal(evaluated["video"], make_clip(record, whole, None)["video"])
+
+
+def test_clips_of_a_video_differ_and_do_not_depend_on_each_other() -> None:
+    record = painted_record(12, 64, 80)
+    spec = ClipSpec(4, 2, (32, 32), "random_resized", horizontal_flip=True)
+
+    def rngs() -> list[np.random.Generator]:
+        return [np.random.default_rng(seed) for seed in range(4)]
+
+    together = make_clips(record, spec, rngs())
+    assert together["video"].shape == (4, *spec.video_shape)
+    assert together["foreground"].shape == (4, *spec.foreground_shape)
+    assert len({clip.tobytes() for clip in together["video"]}) == 4
+    for number, rng in enumerate(rngs()):
+        for name, values in make_clip(record, spec, rng).items():
+            np.testing.assert_array_equal(together[name][number], values)
+
+
+def test_no_frame_is_decoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = clips.decode_frames
+
+    def noted(jpegs: Any, frames: Any, size: Any) -> Any:
+        decoded.extend(frames.tolist())
+        return decode(jpegs, frames, size)
+
+    monkeypatch.setattr(clips, "decode_frames", noted)
+    record = painted_record(6, 64, 80)
+    make_clips(record, ClipSpec(8, 1, (32, 32)), [np.random.default_rng(k) for k in range(3)])
+    assert decoded == sorted(set(decoded))
+
+
+def test_area_and_aspect_are_those_asked_for() -> None:
+    record = painted_record(6, 64, 80)
+    whole = make_clip(record, ClipSpec(6, 1, (32, 40), "none"), None)["video"]
+    spec = ClipSpec(6, 1, (32, 40), "random_resized", crop_area=(1, 1), crop_aspect=(1.25, 1.25))
+    narrow = dataclasses.replace(spec, crop_aspect=(0.5, 0.5))
+    for seed in range(4):
+        clip = make_clip(record, spec, np.random.default_rng(seed))["video"]
+        np.testing.assert_array_equal(clip, whole)
+        clip = make_clip(record, narrow, np.random.default_rng(seed))["video"]
+        assert (clip != whole).any()
+
+
+def test_interpolation_is_the_one_asked_for() -> None:
+    record = parsed(serialize(video(0)), False)
+    smooth, sharp = (
+        make_clip(record, ClipSpec(2, 1, (48, 64), "none", interpolation=name), None)["video"]
+        for name in ("bilinear", "bicubic")
+    )
+    assert (
+        np.abs(np.diff(sharp.astype(int), axis=2)).max()
+        > 1.1 * np.abs(np.diff(smooth.astype(int), axis=2)).max()
+    )
+
+
 def test_evaluation_takes_the_centre() -> None:
     record = painted_record(6, 64, 80)
     evaluated = make_clip(record, ClipSpec(6, 1, (32, 32)), None)["video"]
@@ -78,14 +196,24 @@ def test_evaluation_takes_the_centre() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("changes", "complaint"),
     [
-        ((0, 1, (8, 8)), "num_frames is 0, but must be at least 1"),
-        ((4, -1, (8, 8)), "sampling_rate is -1, but must be at least 1"),
-        ((4, 1, (8, 0)), r"image_size is \(8, 0\), but must be"),
-        ((4, 1, (8, 8), "random"), "crop is 'random', but must be one of: multi_scale_corner, "),
+        ({"num_frames": 0}, "num_frames is 0, but must be at least 1"),
+        ({"sampling_rate": -1}, "sampling_rate is -1, but must be at least 1"),
+        ({"image_size": (8, 0)}, r"image_size is \(8, 0\), but must be"),
+        ({"crop": "random"}, "crop is 'random', but must be one of: multi_scale_corner, random_"),
+        ({"crop_area": (0.0, 1.0)}, r"crop_area is \(0.0, 1.0\), but must be .* at most 1"),
+        ({"crop_area": (0.5, 1.1)}, "crop_area is"),
+        ({"crop_area": (0.9, 0.5)}, r"must be \(lowest, highest\)"),
+        ({"crop_area": (0.5,)}, "crop_area is"),
+        ({"crop_aspect": (math.nan, 2.0)}, "crop_aspect is"),
+        ({"crop_aspect": (0.5, math.inf)}, "crop_aspect is"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic', .* one of: bilinear, bicubic"),
+        ({"frame_sampling": "uniform"}, "frame_sampling is 'uniform', .* one of: dense, time_"),
+        ({"target_fps": 0.0}, "target_fps is 0.0"),
+        ({"target_fps": math.inf}, "target_fps is inf"),
     ],
 )
-def test_impossible_clips_are_refused(arguments: tuple, complaint: str) -> None:
+def test_impossible_clips_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        ClipSpec(*arguments)
+        dataclasses.replace(ClipSpec(4, 1, (8, 8)), **changes)

@@ -1,12 +1,17 @@
+import functools
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from adamae_jax.data.crops import CROPS, Box, choose_box, cut_frames, cut_masks
+from adamae_jax.data.crops import CROPS, Box
+from adamae_jax.data.crops import choose_box as choose_any_box
+from adamae_jax.data.permutation import AUGMENT, generator
+
+ASPECT = (3 / 4, 4 / 3)
+choose_box = functools.partial(choose_any_box, area=(0.5, 1.0), aspect=ASPECT)
 
 
 def draw(frame_size: tuple[int, int], image_size: tuple[int, int], count: int) -> list[Box]:
@@ -72,27 +77,94 @@ def test_center_and_whole_boxes() -> None:
     assert choose_box("none", (256, 340), (64, 128), None) == Box(0, 0, 340, 256)
 
 
-@pytest.mark.parametrize("image_size", [(24, 24), (16, 40), (30, 22)])
-def test_frames_are_cut_then_resized_as_pil_does(image_size: tuple[int, int]) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
-    cut = cut_frames(frames, Box(7, 5, 22, 30), image_size)
-    for frame, out in zip(frames, cut, strict=True):
-        image = Image.fromarray(frame).crop((7, 5, 29, 35))
-        expected = image.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(out, np.asarray(expected))
+# (height, width) of the frame, range of the area -> the boxes of the first four stream positions.
+RESIZED = {
+    ((256, 340), (0.5, 1.0)): [
+        (34, 9, 296, 230), (51, 0, 278, 249), (58, 1, 277, 223), (16, 8, 274, 208),
+    ],
+    ((256, 340), (0.2, 1.0)): [
+        (32, 0, 293, 253), (52, 8, 166, 214), (91, 3, 240, 193), (28, 14, 226, 171),
+    ],
+    ((224, 224), (0.2, 1.0)): [
+        (2, 2, 222, 192), (29, 12, 126, 163), (39, 4, 182, 147), (13, 15, 171, 130),
+    ],
+    ((120, 400), (0.2, 1.0)): [
+        (120, 0, 160, 120), (26, 1, 120, 118), (0, 5, 117, 95), (120, 0, 160, 120),
+    ],
+}  # fmt: skip
 
 
-def test_box_of_the_output_size_is_copied() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
-    np.testing.assert_array_equal(
-        cut_frames(frames, Box(3, 4, 20, 10), (10, 20)), frames[:, 4:14, 3:23]
+@pytest.mark.parametrize(("case", "expected"), RESIZED.items(), ids=str)
+def test_random_resized_table(
+    case: tuple[tuple[int, int], tuple[float, float]], expected: list[tuple[int, ...]]
+) -> None:
+    frame_size, area = case
+    rngs = [generator(0, AUGMENT, position) for position in range(4)]
+    boxes = [
+        choose_any_box("random_resized", frame_size, (224, 224), rng, area=area, aspect=ASPECT)
+        for rng in rngs
+    ]
+    assert boxes == expected
+
+
+@given(
+    st.integers(60, 300),
+    st.floats(0.7, 1.4),
+    st.floats(0.05, 1),
+    st.floats(0.05, 1),
+    st.floats(0.5, 2),
+    st.floats(0.5, 2),
+    st.integers(0, 2**32),
+)
+def test_random_resized_boxes_have_area_and_aspect_in_range(
+    height: int, shape: float, low: float, high: float, narrow: float, wide: float, seed: int
+) -> None:
+    width = round(height * shape)
+    area, aspect = (min(low, high), max(low, high)), (min(narrow, wide), max(narrow, wide))
+    rng = np.random.default_rng(seed)
+    box = choose_any_box("random_resized", (height, width), (8, 8), rng, area=area, aspect=aspect)
+    # Rounding moves a side by half a pixel; only the fallback leaves the area's range.
+    slack = 0.5 / box.width + 0.5 / box.height
+    share, ratio = box.width * box.height / (width * height), box.width / box.height
+    assert aspect[0] * (1 - 2 * slack) <= ratio <= aspect[1] * (1 + 2 * slack)
+    centred = box.left == (width - box.width) // 2 and box.top == (height - box.height) // 2
+    touches = box.width == width or box.height == height
+    assert (centred and touches) or (
+        area[0] * (1 - 2 * slack) <= share <= area[1] * (1 + 2 * slack)
     )
 
 
-def test_masks_are_cut_by_the_scaled_box() -> None:
-    masks = np.random.default_rng(0).integers(0, 256, (2, 10, 15), np.uint8)
-    # 40 x 60 pixels, so 4 pixels a cell: the box covers rows 2 to 7 and columns 5 to 14.
-    cut = cut_masks(masks, Box(20, 8, 36, 20), (40, 60), (5, 9))
-    np.testing.assert_array_equal(cut, masks[:, 2:7, 5:14])
-    half = cut_masks(np.full((1, 4, 4), 255, np.uint8), Box(0, 0, 16, 16), (16, 16), (2, 6))
-    np.testing.assert_array_equal(half, np.full((1, 2, 6), 255))
+def test_random_resized_boxes_are_spread_as_they_should() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array(
+        [
+            choose_any_box(
+                "random_resized", (1000, 1000), (8, 8), rng, area=(0.1, 0.5), aspect=(0.5, 2.0)
+            )
+            for _ in range(4000)
+        ]
+    )
+    left, top, width, height = boxes.T
+    shares = [
+        (width * height / 1e6 - 0.1) / 0.4,
+        (np.log(width / height) / np.log(2) + 1) / 2,
+        left / (1000 - width),
+        top / (1000 - height),
+    ]
+    for share in shares:  # four times uniform in [0, 1]
+        counts = np.histogram(share, 8, (-1e-3, 1.001))[0]
+        assert counts.sum() == 4000
+        assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
+
+
+def test_frames_too_wide_or_tall_give_their_centre() -> None:
+    rng = np.random.default_rng(0)
+    assert choose_box("random_resized", (100, 1000), (8, 8), rng) == Box(433, 0, 133, 100)
+    assert choose_box("random_resized", (1000, 90), (8, 8), rng) == Box(0, 440, 90, 120)
+    # No box of the whole area fits but the frame itself.
+    whole = functools.partial(choose_any_box, area=(1.0, 1.0), aspect=(0.5, 2.0))
+    assert whole("random_resized", (100, 80), (8, 8), rng) == Box(0, 0, 80, 100)
+
+
+def test_evaluation_cuts_the_centre_instead_of_a_random_box() -> None:
+    assert choose_box("random_resized", (256, 340), (224, 224), None) == Box(42, 0, 256, 256)

@@ -1,8 +1,13 @@
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
-from adamae_jax.data.frames import decode_foreground, decode_frames
+from adamae_jax.data import frames
+from adamae_jax.data.frames import decode_foreground, decode_frames, encoded_size
 from adamae_jax.data.tfrecord import BadRecordError
 from tests.data.fixtures import encode_png, video
 
@@ -22,7 +27,7 @@ def test_only_the_frames_asked_for_are_decoded() -> None:
 @pytest.mark.parametrize(
     ("jpeg", "complaint"),
     [
-        (b"rubbish", "frame 1 is no JPEG"),
+        (b"rubbish", "frame 1 is no JPEG or PNG"),
         (JPEGS[1][:-20], "frame 1 is damaged"),
         (simplejpeg.encode_jpeg(FRAMES[1][:16].copy()), r"frame 1 is of size \(16, 32\), not"),
     ],
@@ -32,9 +37,49 @@ def test_damaged_frames_are_bad_records(jpeg: bytes, complaint: str) -> None:
         decode_frames([JPEGS[0], jpeg], np.array([0, 1]), SIZE)
 
 
-def test_masks_are_taken_from_their_stack() -> None:
+def encode(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pngs_of_every_kind_become_rgb(mode: str) -> None:
+    image = Image.fromarray(FRAMES[0]).convert(mode)
+    png = encode(image, format="PNG")
+    assert encoded_size(png) == SIZE
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_frames([png], np.array([0]), SIZE)[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_of_every_kind_become_rgb(mode: str) -> None:
+    image = Image.fromarray(FRAMES[0]).convert(mode)
+    decoded = decode_frames([encode(image, format="JPEG", quality=98)], np.array([0]), SIZE)
+    assert np.abs(decoded[0].astype(int) - np.asarray(image.convert("RGB"))).mean() < 4
+
+
+def test_pngs_that_do_not_fit_are_bad_records() -> None:
+    deep = encode(Image.fromarray(np.zeros(SIZE, np.uint16)), format="PNG")
+    with pytest.raises(BadRecordError, match="frame 0 is damaged .*not of 8 bits"):
+        decode_frames([deep], np.array([0]), SIZE)
+    png = encode(Image.fromarray(FRAMES[0]), format="PNG")
+    with pytest.raises(BadRecordError, match="frame 0 is damaged"):
+        decode_frames([png[:-40]], np.array([0]), SIZE)
+    with pytest.raises(BadRecordError, match=r"frame 0 is of size \(24, 32\), not"):
+        decode_frames([png], np.array([0]), (24, 24))
+
+
+def test_enormous_images_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_PIXELS", 24 * 32 - 1)
+    for image in (JPEGS[0], encode(Image.fromarray(FRAMES[0]), format="PNG")):
+        with pytest.raises(BadRecordError, match=r"of size \(24, 32\), which is more than 767"):
+            encoded_size(image)
+
+
+def test_masks_are_taken_off_their_stack() -> None:
     png = encode_png(MASKS)
-    np.testing.assert_array_equal(decode_foreground(png, 6, np.array([0, 4])), MASKS[[0, 4]])
+    np.testing.assert_array_equal(decode_foreground(png, 6), MASKS)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +92,4 @@ def test_masks_are_taken_from_their_stack() -> None:
 )
 def test_damaged_masks_are_bad_records(png: bytes, num_frames: int, complaint: str) -> None:
     with pytest.raises(BadRecordError, match=complaint):
-        decode_foreground(png, num_frames, np.array([0]))
+        decode_foreground(png, num_frames)

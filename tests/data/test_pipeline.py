@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,30 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
+# CRC-32 of pixels and masks at a few steps, from the code before there were repeats: batches with
+# one clip of each video stay what they were, bit by bit.
+PINNED = {
+    (SPEC, 1, 8, 1): (609135086, 3078190036),
+    (SPEC, 1, 8, 2): (1118280111, 4130930032),
+    (SPEC, 1, 8, 10**9): (319888665, 3837440452),
+    (ClipSpec(3, 2, (12, 20), "center"), 7, 6, 5): (1178823101, 809267018),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), PINNED.items())
+def test_pinned_batches(
+    directory: Path, case: tuple[ClipSpec, int, int, int], expected: tuple[int, int]
+) -> None:
+    spec, seed, videos, step = case
+    arguments: dict[str, Any] = {"seed": seed, "videos_per_step": videos, "num_threads": 0}
+    with train_batches(
+        directory, "train", spec, first_step=step, num_steps=1, **arguments
+    ) as batches:
+        batch = next(batches)
+    found = zlib.crc32(batch["video"].tobytes()), zlib.crc32(batch["foreground"].tobytes())
+    assert found == expected
+
+
 def test_batches_are_the_stream_in_order(directory: Path) -> None:
     batches = train(directory)
     assert {name: (v.shape, v.dtype) for name, v in batches[0].items()} == {
@@ -72,11 +97,12 @@ def test_batches_are_the_stream_in_order(directory: Path) -> None:
         "foreground": ((8, 4, 4, 4), np.dtype(np.uint8)),
         **{
             name: ((8,), np.dtype(np.int32))
-            for name in ("label", "example_index", "slot", "replaced")
+            for name in ("label", "example_index", "slot", "repeat", "replaced")
         },
     }
     for batch in batches:
         assert batch["slot"].tolist() == list(range(8))
+        assert not batch["repeat"].any()
     indices = np.concatenate([batch["example_index"] for batch in batches])
     replaced = np.concatenate([batch["replaced"] for batch in batches])
     assert len(set(indices[:COUNT][replaced[:COUNT] == 0])) == COUNT - 1
@@ -84,12 +110,26 @@ def test_batches_are_the_stream_in_order(directory: Path) -> None:
     assert 5 not in indices
 
 
-def test_workers_and_threads_do_not_change_the_batches(directory: Path) -> None:
-    expected = train(directory, num_threads=0)
-    assert_same(train(directory, num_threads=3, prefetch=1), expected)
+def test_clips_of_a_video_stand_next_to_each_other(directory: Path) -> None:
+    once, thrice = train(directory), train(directory, repeats=3)
+    for single, batch in zip(once, thrice, strict=True):
+        assert batch["video"].shape == (24, *SPEC.video_shape)
+        assert batch["foreground"].shape == (24, *SPEC.foreground_shape)
+        assert batch["slot"].tolist() == [slot for slot in range(8) for _ in range(3)]
+        assert batch["repeat"].tolist() == [0, 1, 2] * 8
+        assert_same([{name: values[::3] for name, values in batch.items()}], [single])
+        assert len({clip.tobytes() for clip in batch["video"]}) > 20
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_workers_and_threads_do_not_change_the_batches(directory: Path, repeats: int) -> None:
+    expected = train(directory, num_threads=0, repeats=repeats)
+    assert_same(train(directory, num_threads=3, prefetch=1, repeats=repeats), expected)
     before = shared_memory()
     for num_workers, num_threads in ((1, 0), (2, 2)):
-        batches = train(directory, num_workers=num_workers, num_threads=num_threads)
+        batches = train(
+            directory, num_workers=num_workers, num_threads=num_threads, repeats=repeats
+        )
         assert_same(batches, expected)
         assert not multiprocessing.active_children()
         assert is_given_back(before)
@@ -101,14 +141,18 @@ def test_starting_at_a_step_is_skipping_to_it(directory: Path) -> None:
     assert late[0]["video"].any()
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_join_to_the_global_batch(directory: Path, hosts: int) -> None:
-    parts = [train(directory, 3, process_index=p, process_count=hosts) for p in range(hosts)]
+def test_hosts_join_to_the_global_batch(directory: Path, hosts: int, repeats: int) -> None:
+    parts = [
+        train(directory, 3, process_index=p, process_count=hosts, repeats=repeats)
+        for p in range(hosts)
+    ]
     joined = [
         {name: np.concatenate([part[name] for part in step]) for name in step[0]}
         for step in zip(*parts, strict=True)
     ]
-    assert_same(joined, train(directory, 3))
+    assert_same(joined, train(directory, 3, repeats=repeats))
 
 
 def test_evaluation_covers_the_split_once(directory: Path) -> None:
@@ -140,6 +184,7 @@ def test_what_cannot_be_is_refused(directory: Path) -> None:
         },
         "process_index is 2 of 2": {"process_index": 2, "process_count": 2},
         "first_step and num_steps are -1 and 6": {"first_step": -1},
+        "repeats is 0, but must be at least 1": {"repeats": 0},
         "num_workers, num_threads and prefetch are 0, 2 and 0": {"prefetch": 0},
     }.items():
         with pytest.raises(UserError, match=complaint):
@@ -255,7 +300,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_pieces_divide_the_batch() -> None:
-    sizes = {batch: _piece_size(batch) for batch in range(1, 100)}
+    sizes = {batch: _piece_size(batch, 1) for batch in range(1, 100)}
     assert all(batch % size == 0 for batch, size in sizes.items())
     assert [sizes[batch] for batch in (1, 3, 8, 32, 48, 40, 34, 17)] == [
         1,
@@ -267,3 +312,6 @@ def test_pieces_divide_the_batch() -> None:
         34,
         17,
     ]
+    # Of 4 clips to a video, pieces are of 4 videos; of 32 clips, of one.
+    assert [_piece_size(batch, 4) for batch in (1, 6, 8, 17)] == [1, 3, 4, 1]
+    assert _piece_size(8, 32) == 1

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.examples import Record
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.stream import Element, EvalStream, HostSlice, TrainStream
@@ -32,8 +34,12 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(write_dataset(directory, {"train": records}, with_masks=False), "train")
 
 
-def make_stream(dataset: Dataset, on_error: str = "replace", seed: int = 3) -> TrainStream:
-    return TrainStream(dataset, SPEC, seed=seed, videos_per_step=3, on_error=on_error)
+def make_stream(
+    dataset: Dataset, on_error: str = "replace", seed: int = 3, repeats: int = 1
+) -> TrainStream:
+    return TrainStream(
+        dataset, SPEC, seed=seed, videos_per_step=3, repeats=repeats, on_error=on_error
+    )
 
 
 def assert_same(first: Element, second: Element) -> None:
@@ -46,19 +52,70 @@ def test_elements_say_what_they_are(dataset: Dataset) -> None:
     stream = make_stream(dataset)
     for position in range(2 * COUNT):
         element = stream[position]
-        assert element["video"].shape == SPEC.video_shape
-        assert element["foreground"].shape == SPEC.foreground_shape
+        assert element["video"].shape == (1, *SPEC.video_shape)
+        assert element["foreground"].shape == (1, *SPEC.foreground_shape)
         assert element["label"] == element["example_index"] % 3
         assert element["slot"] == position % 3
-        assert element["replaced"] == 0
-        scalars = ("label", "example_index", "slot", "replaced")
-        assert {element[name].dtype for name in scalars} == {np.dtype(np.int32)}
+        assert element["repeat"] == element["replaced"] == 0
+        numbers = ("label", "example_index", "slot", "repeat", "replaced")
+        assert {(element[name].shape, element[name].dtype) for name in numbers} == {
+            ((1,), np.dtype(np.int32))
+        }
+
+
+def test_repeats_are_added_to_a_video(dataset: Dataset) -> None:
+    once, thrice = make_stream(dataset), make_stream(dataset, repeats=3)
+    for position in range(2 * COUNT):
+        element = thrice[position]
+        assert element["repeat"].tolist() == [0, 1, 2]
+        for name in ("label", "example_index", "slot", "replaced"):
+            assert element[name].tolist() == once[position][name].tolist() * 3
+        assert_same(
+            {name: values[:2] for name, values in element.items()},
+            make_stream(dataset, repeats=2)[position],
+        )
+        assert_same({name: values[:1] for name, values in element.items()}, once[position])
+    clips = {clip.tobytes() for position in range(COUNT) for clip in thrice[position]["video"]}
+    assert len(clips) == 3 * COUNT
+
+
+def test_a_video_is_read_once_for_all_repeats(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read = Dataset.__getitem__
+
+    def noted(self: Dataset, index: int) -> Record:
+        reads.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(Dataset, "__getitem__", noted)
+    element = make_stream(dataset, repeats=4)[5]
+    assert reads == [element["example_index"][0]]
+
+
+def test_a_frame_that_is_bad_for_one_repeat_replaces_the_video(tmp_path: Path) -> None:
+    # Of record 1 the last frame is damaged, which some clips of 4 frames need and some do not.
+    records = small_records(4, with_masks=False)
+    jpegs = [simplejpeg.encode_jpeg(frame) for frame in video(1)]
+    records[1] = serialize(video(1), "video-1", frames=[*jpegs[:-1], b"rubbish"])
+    dataset = Dataset(write_dataset(tmp_path, {"train": records}, with_masks=False), "train")
+    fates = set()
+    for position in range(60):
+        element = make_stream(dataset, repeats=2)[position]
+        assert len(set(element["example_index"].tolist())) == 1
+        assert len(set(element["replaced"].tolist())) == 1
+        if make_stream(dataset).example_index(position) == 1:
+            alone = make_stream(dataset)[position]["replaced"].tolist()
+            fates.add((alone == [0], element["replaced"].tolist() == [0, 0]))
+    assert {(True, False), (True, True)} <= fates
+    assert (False, True) not in fates
 
 
 def test_each_epoch_is_another_permutation(dataset: Dataset) -> None:
     stream = make_stream(dataset)
     epochs = [
-        tuple(int(stream[epoch * COUNT + k]["example_index"]) for k in range(COUNT))
+        tuple(int(stream[epoch * COUNT + k]["example_index"][0]) for k in range(COUNT))
         for epoch in range(4)
     ]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
@@ -94,8 +151,8 @@ def test_damaged_records_are_replaced_where_they_stand(
     stream = make_stream(damaged)
     wanted = [stream.example_index(position) for position in range(6 * COUNT)]
     elements = [stream[position] for position in range(6 * COUNT)]
-    used = [int(element["example_index"]) for element in elements]
-    replaced = [int(element["replaced"]) for element in elements]
+    used = [int(element["example_index"][0]) for element in elements]
+    replaced = [int(element["replaced"][0]) for element in elements]
     assert set(wanted) == set(range(COUNT))
     assert not {2, 4} & set(used)
     for before, after, count in zip(wanted, used, replaced, strict=True):
@@ -132,7 +189,8 @@ def test_damage_can_be_raised_instead(damaged: Dataset) -> None:
 
 def test_nothing_but_damage_ends_the_stream(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train": [b"\xff"] * 3}, with_masks=False)
-    with pytest.raises(BadRecordError, match="16 damaged records in a row at position 1"):
+    complaint = "16 damaged records in a row at position 1 .*: record . of .* no tf.train.Example"
+    with pytest.raises(BadRecordError, match=complaint):
         make_stream(Dataset(tmp_path, "train"))[1]
 
 
@@ -141,6 +199,8 @@ def test_impossible_streams_are_refused(dataset: Dataset) -> None:
         TrainStream(dataset, SPEC, seed=-1, videos_per_step=3)
     with pytest.raises(UserError, match="videos_per_step is 0"):
         TrainStream(dataset, SPEC, seed=0, videos_per_step=0)
+    with pytest.raises(UserError, match="repeats is 0, but must be at least 1"):
+        TrainStream(dataset, SPEC, seed=0, videos_per_step=3, repeats=0)
     with pytest.raises(UserError, match="on_error is 'skip', but must be one of: replace, raise"):
         TrainStream(dataset, SPEC, seed=0, videos_per_step=3, on_error="skip")
 
@@ -148,11 +208,12 @@ def test_impossible_streams_are_refused(dataset: Dataset) -> None:
 def test_evaluation_is_in_order_then_filled_up(dataset: Dataset) -> None:
     stream = EvalStream(dataset, SPEC, batch_size=4, num_examples=6)
     elements = [stream[position] for position in range(8)]
-    assert [int(e["example_index"]) for e in elements] == [0, 1, 2, 3, 4, 5, -1, -1]
-    assert [int(e["label"]) for e in elements] == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
-    assert [bool(e["valid"]) for e in elements] == [True] * 6 + [False] * 2
-    assert not any(e["unreadable"] for e in elements)
-    assert [int(e["slot"]) for e in elements] == [0, 1, 2, 3] * 2
+    joined = {name: np.concatenate([e[name] for e in elements]) for name in elements[0]}
+    assert joined["example_index"].tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
+    assert joined["label"].tolist() == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
+    assert joined["valid"].tolist() == [True] * 6 + [False] * 2
+    assert not joined["unreadable"].any()
+    assert joined["slot"].tolist() == [0, 1, 2, 3] * 2
     assert elements[0]["video"].any()
     assert not elements[7]["video"].any()
     shapes = [{name: (v.shape, v.dtype) for name, v in e.items()} for e in elements]
@@ -162,7 +223,7 @@ def test_evaluation_is_in_order_then_filled_up(dataset: Dataset) -> None:
 def test_unreadable_videos_are_marked_not_replaced(damaged: Dataset) -> None:
     stream = EvalStream(damaged, SPEC, batch_size=COUNT, num_examples=COUNT)
     elements = [stream[position] for position in range(COUNT)]
-    assert [int(e["example_index"]) for e in elements] == list(range(COUNT))
+    assert [e["example_index"].tolist() for e in elements] == [[k] for k in range(COUNT)]
     assert [k for k, e in enumerate(elements) if not e["valid"]] == [2, 4]
     assert [k for k, e in enumerate(elements) if e["unreadable"]] == [2, 4]
     assert not elements[2]["video"].any()
@@ -176,6 +237,6 @@ def test_hosts_read_consecutive_parts_of_each_batch(dataset: Dataset, process_co
         joined = [
             part[step * part.local_batch + k] for part in parts for k in range(part.local_batch)
         ]
-        assert [int(element["slot"]) for element in joined] == list(range(6))
+        assert [int(element["slot"][0]) for element in joined] == list(range(6))
         for slot, element in enumerate(joined):
             assert_same(element, stream[(2 + step) * 6 + slot])
