@@ -6,9 +6,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 usage() {
   cat <<END
-usage: bash launch/test.sh [--full | --smoke] [--accelerator=...] [-- PYTEST ARGUMENTS]
+usage: bash launch/test.sh [--full | --smoke] [--interop] [--accelerator=...] [-- PYTEST ARGUMENTS]
 
   --full    the long campaigns too: kills, statistics, long runs
+  --interop installs PyTorch (for the CPU) and transformers, and compares exported weights with
+            what they compute
   --smoke   parity and a short training run only, such as CI runs on the second Python
 Tests run on the CPU; with --accelerator=cuda (or auto, where a GPU is found) those that need a GPU
 run before them.
@@ -18,11 +20,16 @@ END
 
 asked=cpu
 smoke=""
+interop=""
 options=()
 while [ $# -gt 0 ]; do
   case $1 in
     --accelerator=*) asked=${1#*=} ;;
     --full) options+=(--full) ;;
+    --interop)
+      interop=yes
+      options+=(--interop)
+      ;;
     --smoke) smoke=yes ;;
     -h | --help)
       usage
@@ -32,7 +39,7 @@ while [ $# -gt 0 ]; do
       shift
       break
       ;;
-    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke and --accelerator=...;" \
+    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke, --interop and --accelerator=...;" \
       "pytest's own come after --" ;;
   esac
   shift
@@ -41,6 +48,10 @@ check_accelerator "$asked"
 
 setup "$asked" test
 cd "$root"
+if [ -n "$interop" ]; then
+  say "PyTorch and transformers, to compare with"
+  "$python" -m pip install -q -r requirements-interop.txt
+fi
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 if [ -n "$smoke" ]; then

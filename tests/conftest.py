@@ -27,16 +27,22 @@ hypothesis.settings.load_profile("adamae_jax")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--full``."""
+    """Adds ``--full`` and ``--interop``."""
     parser.addoption("--full", action="store_true", help="run the long campaigns too")
+    parser.addoption(
+        "--interop", action="store_true", help="compare with PyTorch and transformers too"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what was not asked for, or cannot run here, with the reason."""
     full = pytest.mark.skip(reason="a long campaign: run with --full")
+    interop = pytest.mark.skip(reason="compares with transformers: run with --interop")
     gpu = pytest.mark.skip(reason="needs a GPU: run with JAX_PLATFORMS=cuda -m gpu")
     for item in items:
         if "full" in item.keywords and not config.getoption("--full"):
             item.add_marker(full)
+        if "interop" in item.keywords and not config.getoption("--interop"):
+            item.add_marker(interop)
         if "gpu" in item.keywords and jax.default_backend() != "gpu":
             item.add_marker(gpu)

@@ -171,6 +171,20 @@ class _Sizes:
             self.remarks.append(f"{flag} {heads}: as in the published model of this size")
         return {"width": width, "depth": depth, "num_heads": heads}
 
+    def image(self, places: int, patch_size: int, table: str) -> tuple[int, int]:
+        """The image size of a position table over height and width."""
+        if self.given.image_size is None:
+            side = square_side(places, table) * patch_size
+            return side, side
+        height, width = self.given.image_size
+        if places != (height // patch_size) * (width // patch_size):
+            raise UserError(
+                f"{table} has {places} places, which is not an image of {height} x {width} in "
+                f"patches of {patch_size}: leave --image_size out, or correct it; "
+                "--to_image_size interpolates position tables to another size"
+            )
+        return height, width
+
     def clip(self, tubelet_size: int, patch_size: int, tokens: int | None) -> tuple[int, Any]:
         """Frames and image size where no table tells them apart."""
         frames, size = self.given.num_frames, self.given.image_size
@@ -267,7 +281,7 @@ def _set_model(
 
 def _set_clip(config: ConfigDict, sizes: _Sizes, family: str, is_classifier: bool) -> None:
     """Frames and image size, and what position tables tell of them."""
-    state, given, model, data = sizes.state, sizes.given, config.model, config.data
+    state, model, data = sizes.state, config.model, config.data
     t, p = model.tubelet_size, model.patch_size
     if family == "videomae":
         tokens = None
@@ -277,9 +291,8 @@ def _set_clip(config: ConfigDict, sizes: _Sizes, family: str, is_classifier: boo
         return
     has_class = "cls_token" in state
     if family == "mae":
-        places = sizes.shape("pos_embed", 3)[1] - 1
-        side = square_side(places, "pos_embed") * p if given.image_size is None else 0
-        data.num_frames, data.image_size = 1, given.image_size or (side, side)
+        places = sizes.shape("pos_embed", 3)[1] - has_class
+        data.num_frames, data.image_size = 1, sizes.image(places, p, "pos_embed")
         if is_classifier:
             model.positions = "learned"  # fine-tuning trains the table
         return
@@ -288,9 +301,8 @@ def _set_clip(config: ConfigDict, sizes: _Sizes, family: str, is_classifier: boo
     if "pos_embed_spatial" in state:
         places = sizes.shape("pos_embed_spatial", 3)[1]
         steps = sizes.shape("pos_embed_temporal", 3)[1]
-        side = square_side(places, "pos_embed_spatial") * p if given.image_size is None else 0
-        data.image_size = given.image_size or (side, side)
-        data.num_frames = given.num_frames or steps * t
+        data.image_size = sizes.image(places, p, "pos_embed_spatial")
+        data.num_frames = steps * t
     else:
         model.positions = "learned"
         places = sizes.shape("pos_embed", 3)[1] - has_class

@@ -62,6 +62,19 @@ def read(path: str | os.PathLike[str], *, strip_prefixes: bool = True) -> StateD
     return strip_common_prefixes(state) if strip_prefixes else state
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the header of a ``.safetensors`` file says beside the arrays.
+
+    Raises:
+      UserError: where it is missing or damaged.
+    """
+    try:
+        with safe_open(Path(path), framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no whole .safetensors file ({error})") from error
+
+
 def write(
     path: str | os.PathLike[str],
     state: Mapping[str, np.ndarray],

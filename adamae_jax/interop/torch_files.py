@@ -6,6 +6,7 @@ and, in the optimizer, NumPy numbers: `INERT` lists these classes, and an empty 
 for each of their values, so that not even NumPy's own unpickling sees the file's bytes.
 """
 
+import dataclasses
 import importlib
 import io
 import os
@@ -50,10 +51,36 @@ class _Inert:
     def __setstate__(self, _: Any) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+      state: the model's weights.
+      beside: further state dicts, by the names that were asked for, where they are there.
+      texts: the strings at the top of the file, by name.
+    """
+
+    state: StateDict
+    beside: Mapping[str, StateDict]
+    texts: Mapping[str, str]
+
+
 def read(
     path: str | os.PathLike[str], *, key: str | None = None, strip_prefixes: bool = True
 ) -> StateDict:
-    """Reads the weights of a PyTorch checkpoint.
+    """The weights of a PyTorch checkpoint; see `read_checkpoint`."""
+    return read_checkpoint(path, key=key, strip_prefixes=strip_prefixes).state
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    beside: Sequence[str] = (),
+    strip_prefixes: bool = True,
+) -> Checkpoint:
+    """Reads a PyTorch checkpoint.
 
     The state dict is the file's whole content or lies in it under one of `WRAPPERS`, of which one
     may hold another. All else in the file (optimizer, epoch, arguments) is left aside.
@@ -61,10 +88,11 @@ def read(
     Args:
       path: the file, as `torch.save` writes it.
       key: of a file with several state dicts, where the one to read lies, such as ``model_ema``.
+      beside: names of further state dicts to read, where they are there.
       strip_prefixes: take `safetensors_files.PREFIXES` away where all names have them.
 
     Returns:
-      The arrays by name, each with memory of its own. Half, bfloat16 and float64 become float32,
+      Arrays by name, each with memory of its own. Half, bfloat16 and float64 become float32,
       integers and booleans stay.
 
     Raises:
@@ -74,7 +102,22 @@ def read(
     """
     torch = _import_torch(path)
     contents = _load(torch, Path(path))
-    tensors = _find_state_dict(contents, key, path)
+    content = contents if isinstance(contents, Mapping) else {}
+    return Checkpoint(
+        _arrays(torch, _find_state_dict(contents, key, path), path, strip_prefixes),
+        {
+            name: _arrays(torch, _find_state_dict(contents, name, path), path, strip_prefixes)
+            for name in beside
+            if isinstance(content.get(name), Mapping)
+        },
+        {str(name): value for name, value in content.items() if isinstance(value, str)},
+    )
+
+
+def _arrays(
+    torch: Any, tensors: Mapping[str, Any], path: str | os.PathLike[str], strip_prefixes: bool
+) -> StateDict:
+    """A state dict in NumPy."""
     strange = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise UserError(
@@ -86,7 +129,11 @@ def read(
     return strip_common_prefixes(state) if strip_prefixes else state
 
 
-def write(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    state: Mapping[str, np.ndarray],
+    beside: Mapping[str, Mapping[str, np.ndarray] | str] | None = None,
+) -> None:
     """Writes ``{"model": state}`` as the authors' trainers do, for `torch.load` to read.
 
     The file is replaced whole or not at all.
@@ -94,18 +141,27 @@ def write(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None
     Args:
       path: the file; its directory is made where it is missing.
       state: the arrays by name; real numbers are written as float32 tensors.
+      beside: further state dicts and strings, at the top of the file like the model's.
 
     Raises:
       UserError: where PyTorch is not installed, an array is no plain one, or the file cannot be
         written.
     """
     torch = _import_torch(path)
-    # Copies: a tensor must not share memory with an array that may be read-only.
-    tensors = {
-        name: torch.from_numpy(np.array(as_plain(name, array))) for name, array in state.items()
+
+    def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        # Copies: a tensor must not share memory with an array that may be read-only.
+        return {
+            name: torch.from_numpy(np.array(as_plain(name, array)))
+            for name, array in arrays.items()
+        }
+
+    content = {
+        name: value if isinstance(value, str) else tensors(value)
+        for name, value in {"model": state, **(beside or {})}.items()
     }
     buffer = io.BytesIO()
-    torch.save({"model": tensors}, buffer)
+    torch.save(content, buffer)
     replace_file(Path(path), buffer.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from adamae_jax.models.encoder import Encoder
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
         )
         self.norm = LayerNorm(self.norm_epsilon)
 
-        def scaled(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        def scaled(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
             return self.head_scale * self.spec.init.dense(key, shape, dtype)
 
         self.head = nn.Dense(self.num_classes, kernel_init=scaled)

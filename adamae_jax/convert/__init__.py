@@ -1,0 +1,1 @@
+"""Weights in and out: python -m adamae_jax.convert import|export."""

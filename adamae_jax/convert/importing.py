@@ -1,0 +1,150 @@
+"""Imports a model: python -m adamae_jax.convert import --source=FILE --output=MODEL_DIR.
+
+The source is a PyTorch checkpoint or a .safetensors file with the authors' names, or a Hugging Face
+directory. The output is a model directory, which every job reads.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from adamae_jax import pretrained
+from adamae_jax.errors import UserError
+from adamae_jax.interop import imports, sources
+from adamae_jax.interop.architecture import VIT
+from adamae_jax.interop.imports import Imported
+from adamae_jax.interop.sources import Source
+
+# Fields of `architecture.Given` that have a flag of the same name.
+SIZES = ("num_frames", "num_heads", "decoder_num_heads", "sampler_num_heads")
+
+
+def define_flags() -> None:
+    """Defines this command's options; importing the module does not."""
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("source", None, "A .pth or .safetensors file, or a Hugging Face directory.", required=True)
+    text("output", None, "The model directory to make.", required=True)
+    text("key", None, "Of a .pth with several state dicts: which, such as model_ema.")
+    number("num_frames", None, "Frames of a clip, where the weights do not tell.", lower_bound=1)
+    flags.DEFINE_list("image_size", None, "Height,width in pixels, or one number for both.")
+    for name in ("num_heads", "decoder_num_heads", "sampler_num_heads"):
+        number(name, None, "Attention heads, where the weights do not tell.", lower_bound=1)
+    flags.DEFINE_float("mask_ratio", None, "Share of masked tokens; the authors', if not given.")
+    flags.DEFINE_float("norm_epsilon", None, "Of the layer norms; the authors', if not given.")
+    text("pretrained_vit", None, "Of AutoMAE: the checkpoint of the image MAE that it reads.")
+    number("num_classes", None, "Make a classifier: its classes.", lower_bound=1)
+    number("seed", 0, "Of what starts fresh in a classifier.")
+    text("label_names", None, "A file with one class name per line.")
+    text("license", None, "Of the weights, to be kept with them, such as cc-by-nc-4.0.")
+    number("to_num_frames", None, "Interpolate position tables to so many frames.", lower_bound=1)
+    flags.DEFINE_list("to_image_size", None, "Interpolate position tables to height,width.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads, checks, converts, and says what was done."""
+    del argv
+    values = flags.FLAGS
+    output = Path(values.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output={output} is there already: give a directory that is not")
+    imported = convert(values)
+    write(output, imported)
+    for remark in imported.remarks:
+        print(f"note: {remark}")
+    print(f"license: {imported.license or 'unknown; give --license where you know it'}")
+    print(output)
+
+
+def convert(values: Any) -> Imported:
+    """The imported model, as the flags describe it."""
+    source = sources.read(values.source, values.key)
+    given = {name: getattr(values, name) for name in (*SIZES, "mask_ratio", "norm_epsilon")}
+    given["image_size"] = image_size(values.image_size, "image_size")
+    said = {name: value for name, value in given.items() if value is not None}
+    if said and source.description is not None:
+        names = ", ".join(f"--{name}" for name in said)
+        raise UserError(
+            f"{values.source} describes its model itself: leave {names} out "
+            "(--to_num_frames and --to_image_size change the size)"
+        )
+    source = dataclasses.replace(source, given=dataclasses.replace(source.given, **said))
+    if values.pretrained_vit:
+        source = dataclasses.replace(source, state=with_vit(source, values.pretrained_vit))
+    if values.label_names:
+        lines = label_names(Path(values.label_names))
+        source = dataclasses.replace(source, label_names=lines)
+    imported = imports.convert(source)
+    if values.to_num_frames or values.to_image_size:
+        size = image_size(values.to_image_size, "to_image_size")
+        imported = imports.resize(imported, values.to_num_frames, size)
+    if values.num_classes:
+        imported = imports.into_classifier(imported, values.num_classes, values.seed)
+        if values.label_names:
+            imported = dataclasses.replace(imported, label_names=source.label_names)
+    classes = imported.config.classifier.num_classes
+    if values.label_names and len(imported.label_names) != classes:
+        raise UserError(
+            f"--label_names={values.label_names} has {len(imported.label_names)} names for "
+            f"{classes} classes"
+        )
+    return dataclasses.replace(imported, license=values.license or imported.license)
+
+
+def write(output: Path, imported: Imported) -> None:
+    """Makes the model directory whole, or not at all."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        pretrained.save(
+            temporary,
+            imported.variables,
+            imported.config,
+            imported.step,
+            imported.label_names,
+            imported.license,
+        )
+        if output.is_dir():
+            output.rmdir()  # it is empty
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
+    """Height and width from a flag."""
+    if words is None:
+        return None
+    try:
+        height, width = (int(word) for word in (words * 2 if len(words) == 1 else words))
+    except ValueError as error:
+        raise UserError(
+            f"--{flag}={','.join(words)} should be height,width in pixels, such as 224,224"
+        ) from error
+    return height, width
+
+
+def with_vit(source: Source, path: str) -> dict[str, Any]:
+    """The weights with the encoder of an image MAE beside them."""
+    if any(name.startswith(VIT) for name in source.state):
+        raise UserError(f"the source has a frozen ViT already: leave --pretrained_vit={path} out")
+    vit = sources.read(path).state
+    encoder = {
+        name: array
+        for name, array in vit.items()
+        if not name.startswith(("decoder", "mask_token", "scorer_pred"))
+    }
+    return {**source.state, **{VIT + name: array for name, array in encoder.items()}}
+
+
+def label_names(path: Path) -> tuple[str, ...]:
+    """One name per line."""
+    try:
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--label_names={path} cannot be read: {error}") from error

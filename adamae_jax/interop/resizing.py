@@ -1,0 +1,65 @@
+"""Learned position tables for clips of another size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from adamae_jax import experiment
+from adamae_jax.errors import UserError
+from adamae_jax.models.tubelets import Grid
+
+
+def resized_config(
+    config: ConfigDict, num_frames: int | None, image_size: tuple[int, int] | None
+) -> ConfigDict:
+    """The config with another clip size; predicted frames keep their share.
+
+    Raises:
+      UserError: where the tubelets do not divide it, or predicted frames could not keep theirs.
+    """
+    new = config.copy_and_resolve_references()
+    frames = config.data.num_frames
+    with new.unlocked():
+        new.data.num_frames = num_frames or frames
+        new.data.image_size = image_size or config.data.image_size
+        predicted, rest = divmod(config.model.predicted_frames * new.data.num_frames, frames)
+        if rest:
+            raise UserError(
+                f"{config.model.predicted_frames} of {frames} frames are predicted, a share that "
+                f"{new.data.num_frames} frames cannot keep: choose another number of frames"
+            )
+        new.model.predicted_frames = predicted
+    experiment.geometry(new)
+    return new
+
+
+def resize_tables(flat: Mapping[str, Any], old: Grid, new: Grid) -> dict[str, Any]:
+    """All variables by path, with position tables interpolated from one grid to another.
+
+    Cubic over height and width, linear over time; the class token's row stays as it is.
+    """
+    resized = dict(flat)
+    for name, table in flat.items():
+        *_, room, leaf = ("", "", *name.split("/"))
+        if leaf == "position_table" or (room == "positions" and leaf == "table"):
+            resized[name] = _interpolate(np.asarray(table), old, new)
+        elif room == "positions" and leaf == "spatial":
+            resized[name] = _interpolate(np.asarray(table), (1, *old[1:]), (1, *new[1:]))
+        elif room == "positions" and leaf == "temporal":
+            resized[name] = _interpolate(np.asarray(table), (old[0], 1, 1), (new[0], 1, 1))
+    return resized
+
+
+def _interpolate(table: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
+    if old == new:
+        return table
+    extra = len(table) - old[0] * old[1] * old[2]  # a class token's row, in front
+    rows, width = jnp.asarray(table[extra:]).reshape(*old, -1), table.shape[-1]
+    plane = (old[0], *new[1:], width)
+    rows = jax.image.resize(rows, plane, method="cubic", antialias=False)
+    rows = jax.image.resize(rows, (*new, width), method="linear", antialias=False)
+    return np.concatenate([table[:extra], np.asarray(rows).reshape(-1, width)])
