@@ -182,14 +182,25 @@ class Pretraining:
         }
 
     def mask_inputs(
-        self, params: Any, video: Float[Array, "b T H W C"]
+        self, params: Any, video: Float[Array, "b T H W C"], context: Any = None
     ) -> tuple[MaskInputs, Float[Array, "b n d"]]:
         """What the strategy sees, and the tokens with positions."""
         tokens = self.model.apply({"params": params}, video, method="tokenize")
         placed = self.model.apply({"params": params}, tokens, method="add_positions")
         seen = placed if self.strategy.sees_positions else tokens
         model = self.model
-        return MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype), placed
+        return (
+            MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype, context),
+            placed,
+        )
+
+    def context(self, frozen: Any, video: UInt8[Array, "b T H W C"]) -> Any:
+        """What the strategy can say of clips before anything is updated; None for most."""
+        model = self.model
+        pixels = normalize_pixels(video, self.objective)
+        no_tokens = jnp.zeros((len(video), 0, 0))
+        inputs = MaskInputs(pixels, no_tokens, model.geometry.grid, model.encoder_spec.dtype)
+        return self.strategy.context(frozen, inputs)
 
     def forward(
         self,
@@ -197,6 +208,7 @@ class Pretraining:
         video: UInt8[Array, "b T H W C"],
         keys: ExampleKeys,
         train: bool,
+        context: Any = None,
     ) -> Outcome:
         """Masks, encodes, decodes and judges a batch of clips.
 
@@ -205,9 +217,11 @@ class Pretraining:
           video: pixels.
           keys: one key per example.
           train: turns the strategy's dropout on.
+          context: what `context` gave for these clips, where it was asked.
         """
         params = variables["params"]["autoencoder"]
-        inputs, placed = self.mask_inputs(params, normalize_pixels(video, self.objective))
+        pixels = normalize_pixels(video, self.objective)
+        inputs, placed = self.mask_inputs(params, pixels, context)
         mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING), train)
         return self.reconstruct(params, video, placed, mask)
 
@@ -260,10 +274,12 @@ class Pretraining:
         video: UInt8[Array, "b T H W C"],
         keys: ExampleKeys,
         train: bool,
+        context: Any = None,
     ) -> tuple[Float[Array, "b"], Any]:
         """The strategy's adversary loss, with a draw of its own."""
         params = variables["params"]["autoencoder"]
-        inputs, _ = self.mask_inputs(params, normalize_pixels(video, self.objective))
+        pixels = normalize_pixels(video, self.objective)
+        inputs, _ = self.mask_inputs(params, pixels, context)
         return self.strategy.adversary_loss(
             masking_variables(variables), inputs, fold(keys, ADVERSARY), train
         )

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from adamae_jax import cli, experiment, pictures, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data import pipeline
+from adamae_jax.data.clips import check_clips
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.objectives import Pretraining
@@ -87,10 +88,13 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if checkpoints.latest_step() == config.steps and summary.is_file():
         logging.info("%s is complete at step %d", workdir, config.steps)
         return json.loads(summary.read_text())
+    frozen = None
+    if checkpoints.latest_step() is None:  # later it comes from the checkpoint
+        frozen = pretrained.frozen_variables(pretraining)
     first = jax.process_index() == 0
     use_compilation_cache(config.compilation_cache_dir)
     with rundir.claimed(workdir, config, write=first), checkpoints:
-        run = Run(config, workdir, pretraining, mesh, data, checkpoints)
+        run = Run(config, workdir, pretraining, mesh, data, checkpoints, frozen)
         with run.metrics, run.progress:
             state = run.train()
             checkpoints.wait()
@@ -157,6 +161,7 @@ class Data:
                 "`python -m adamae_jax.prepare`"
             )
         train = Dataset(directory, config.data.train_split)
+        check_clips(train, experiment.clip_spec(config))
         held_out = config.data.validation_split
         if not config.eval_every:
             return cls(config, train, None)
@@ -217,12 +222,13 @@ class Run:
         mesh: Mesh,
         data: Data,
         checkpoints: RunCheckpoints,
+        frozen: Any,
     ) -> None:
         """Restores the newest checkpoint or makes a new state, and opens the run's files."""
         self.config, self.workdir, self.pretraining = config, workdir, pretraining
         self.mesh, self.data, self.checkpoints = mesh, data, checkpoints
         self.optimizers = experiment.optimizers(config)
-        self.first_step, self.state = self._restore_or_create()
+        self.first_step, self.state = self._restore_or_create(frozen)
         seconds = rundir.seconds_so_far(workdir, self.first_step)
         self.metrics = RunMetrics(workdir, start_step=self.first_step)
         self.progress = Progress(
@@ -234,7 +240,7 @@ class Run:
         ).compile()
         self.features = knn.compile_features(pretraining, mesh)
 
-    def _restore_or_create(self) -> tuple[int, TrainState]:
+    def _restore_or_create(self, frozen: Any) -> tuple[int, TrainState]:
         create = functools.partial(
             create_state, self.pretraining, self.optimizers, self.config.seed
         )
@@ -249,7 +255,6 @@ class Run:
             logging.info("resumed from step %d", step)
             return step, state
         state = jax.jit(create, out_shardings=sharding)()
-        frozen = pretrained.frozen_variables(self.pretraining)
         if frozen is not None:
             state = state.replace(frozen=jax.device_put(frozen, sharding))
         parameter_overview.log_parameter_overview(state.params, include_stats=False)

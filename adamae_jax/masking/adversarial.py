@@ -172,7 +172,16 @@ class Strategy(base.MaskingStrategy):
         self, frozen: Mapping[str, Any], inputs: base.MaskInputs
     ) -> Float[Array, "frames heads n"]:
         """What the frozen ViT's class token attends to in each frame of ``b * T``."""
+        if inputs.context is not None:
+            return einops.rearrange(inputs.context, "b T k n -> (b T) k n")
         return class_attention(self._vit(inputs), frozen["vit"], middle_frames(inputs))
+
+    def context(
+        self, frozen: Mapping[str, Any], inputs: base.MaskInputs
+    ) -> Float[Array, "b T heads n"]:
+        """The attention maps: one pass of the frozen ViT serves both updates of a step."""
+        maps = self.attention(frozen, inputs)
+        return einops.rearrange(maps, "(b T) k n -> b T k n", T=inputs.grid[0])
 
     def mask_probabilities(
         self,

@@ -31,12 +31,14 @@ class MaskInputs(struct.PyTreeNode):
       tokens: embedded tubelets, before or after positions (`MaskingStrategy.sees_positions`).
       grid: tokens along time, height and width.
       dtype: the type that the model's matmuls are computed in.
+      context: what `MaskingStrategy.context` gave for these clips; None where it was not asked.
     """
 
     video: Float[Array, "b T H W C"]
     tokens: Float[Array, "b n d"]
     grid: Grid = struct.field(pytree_node=False)
     dtype: DTypeLike = struct.field(pytree_node=False, default=jnp.float32)
+    context: Any = None
 
 
 class TokenMask(struct.PyTreeNode):
@@ -124,6 +126,14 @@ class MaskingStrategy:
           UserError: where it does not fit.
         """
         raise NotImplementedError
+
+    def context(self, frozen: Any, inputs: MaskInputs) -> Any:
+        """What depends on the pixels and frozen networks alone, an array or tree ``[b, ...]``.
+
+        A step computes it once, for the adversary's update and the model's.
+        """
+        del frozen, inputs
+        return None
 
     def init(self, key: Array, inputs: MaskInputs) -> Variables:
         """The strategy's initial variables."""

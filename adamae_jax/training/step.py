@@ -23,6 +23,7 @@ from adamae_jax.training.state import ADVERSARY, MODEL, TrainState, merge_params
 # are repeated repeat int32 [B] and, where the dataset has masks, foreground uint8 [B, T, h, w];
 # replaced int32 [B] counts damaged records.
 Batch = Mapping[str, Array]
+CONTEXT = "context"  # what is added to a batch: see `MaskingStrategy.context`
 Metrics = dict[str, Num[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -156,6 +157,19 @@ class _Updates:
         """The keys of a batch's clips."""
         return example_keys(self.seed, step, batch["slot"], batch.get("repeat"))
 
+    def with_context(self, state: TrainState, batch: Batch) -> Batch:
+        """Adds what the strategy can say of the clips before anything is updated."""
+        count = self.accumulation
+
+        def context(video: Array) -> Any:
+            return self.pretraining.context(state.frozen, video)
+
+        if self.pretraining.strategy.adversary is None:
+            return batch  # one update: it computes what it needs
+        parts = jax.lax.map(context, microbatches({"video": batch["video"]}, count)["video"])
+        joined = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), parts)
+        return {**batch, CONTEXT: joined}
+
     def adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, Array, Metrics]:
         """Updates the strategy's adversary, with the model held still."""
         params, adversary = split_params(state.params, self.adversary_name)
@@ -166,7 +180,7 @@ class _Updates:
                 variables = {"params": merged, "state": model_state, "frozen": state.frozen}
                 keys = self.keys(state.step, part)
                 per_example, new_state = self.pretraining.adversary_loss(
-                    variables, part["video"], keys, True
+                    variables, part["video"], keys, True, part.get(CONTEXT)
                 )
                 kept = model_state if new_state is None else new_state
                 return per_example.mean(), (kept, per_example)
@@ -198,7 +212,9 @@ class _Updates:
                 merged = merge_params(params, self.adversary_name, adversary)
                 variables = {"params": merged, "state": model_state, "frozen": state.frozen}
                 keys = self.keys(state.step, part)
-                outcome = self.pretraining.forward(variables, part["video"], keys, True)
+                outcome = self.pretraining.forward(
+                    variables, part["video"], keys, True, part.get(CONTEXT)
+                )
                 return outcome.loss.mean(), outcome
 
             grads, outcome = jax.grad(loss, has_aux=True)(params)
@@ -254,6 +270,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics: Metrics = {}
+        batch = updates.with_context(state, batch)
         updated, finite = state, jnp.asarray(True)
         if adversary is not None:
             updated, finite, metrics = updates.adversary(updated, batch)
