@@ -89,6 +89,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         fail(error)
     except (flags.Error, ValueError) as error:
         fail(UserError(_last_line(error)))
+    except ImportError as error:
+        fail(UserError(f"--config={_config_path(argv)} cannot be loaded: {error}"))
     except (AttributeError, KeyError, TypeError) as error:
         fail(_field_error(error, argv))
 
@@ -101,8 +103,11 @@ def _check_config_given(argv: Sequence[str]) -> None:
     if path is None:
         raise UserError("no config is given: use --config=FILE.py, such as one of configs/")
     # Behind a colon ml_collections takes an argument for get_config.
-    if not Path(path.split(":", 1)[0]).is_file():
+    file = Path(path.split(":", 1)[0])
+    if not file.is_file():
         raise UserError(f"--config={path}: there is no such file")
+    # Recipes import what they share from the folder that they are in, wherever the job is started.
+    sys.path.append(str(file.resolve().parent.parent))
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

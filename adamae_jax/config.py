@@ -60,7 +60,8 @@ def _data() -> ConfigDict:
     data.sampling_rate = 4  # video frames from one clip frame to the next
     data.image_size = (224, 224)  # height and width in pixels
     # "dense": every sampling_rate-th frame. "time_scaled" (MAE-ST): the same span of time whatever
-    # the video's own rate, sampling_rate counting frames at target_fps.
+    # the video's own rate, sampling_rate counting frames at target_fps. "stretched": as VideoMAE is
+    # fine-tuned on Kinetics. "segments": one frame in each of num_frames equal parts (SSv2).
     data.frame_sampling = "dense"
     data.target_fps = 30.0
     data.repeats = 1  # clips from each decoded video (MAE-ST's repeated sampling)
@@ -72,7 +73,9 @@ def _data() -> ConfigDict:
     data.num_workers = 0  # worker processes; 0: threads of the main process
     data.num_threads = 8  # reading threads, of each worker or of the main process
     data.prefetch = 4  # batches kept ready
+    data.timeout_s = 25.0  # a worker that is silent for so long is taken for hung: the run ends
     data.on_error = "replace"  # a bad record is replaced by another and counted; or "raise"
+    data.max_bad_fraction = 0.01  # share of the dataset that may be damaged; more ends the run
     return data
 
 
@@ -85,6 +88,7 @@ def _model() -> ConfigDict:
     set_size(model, "B")
     model.mlp_ratio = 4.0
     model.norm_epsilon = 1e-6
+    model.decoder_norm_epsilon = 1e-6  # of the norm in front of the decoder's head
     model.layer_scale = 0.0  # initial factor per channel on each branch; 0: none
     # Frames of a clip that are predicted, evenly spread (MAE-ST's pred_t); 0: all.
     model.predicted_frames = 0

@@ -30,7 +30,7 @@ CHANNELS = 3  # videos are stored as RGB
 
 # What a field may be.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "data.frame_sampling": ("dense", "time_scaled"),
+    "data.frame_sampling": ("dense", "time_scaled", "stretched", "segments"),
     "data.crop": ("multi_scale_corner", "random_resized", "center", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.on_error": ("replace", "raise"),
@@ -60,12 +60,15 @@ LOWEST = {
     "data.num_threads": 0,
     "data.prefetch": 1,
     "data.repeats": 1,
+    "data.timeout_s": 1,
+    "data.max_bad_fraction": 0,
     "model.unroll": 1,
     "model.encoder.width": 1,
     "model.encoder.depth": 1,
     "model.decoder.width": 1,
     "model.decoder.depth": 1,
     "model.norm_epsilon": 0,
+    "model.decoder_norm_epsilon": 0,
     "model.layer_scale": 0,
     "model.predicted_frames": 0,
     "objective.sampling_loss_weight": 0,
@@ -146,6 +149,7 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
         positions=model.positions,
         class_token=model.class_token,
         projection_bias=model.projection_bias,
+        decoder_norm_epsilon=model.decoder_norm_epsilon,
         predicted_frames=model.predicted_frames,
     )
 

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from adamae_jax import cli, experiment, pictures, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data import pipeline
-from adamae_jax.data.clips import check_clips
-from adamae_jax.data.records import Dataset
+from adamae_jax.data.damage import EvaluationDamage, TrainingDamage
 from adamae_jax.errors import UserError
 from adamae_jax.objectives import Pretraining
+from adamae_jax.splits import Data, watched
 from adamae_jax.training import evaluation, knn, loop, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.mesh import check_batch, create_mesh, replicated
@@ -110,7 +110,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return rundir.summarize(workdir, config.steps, data.foreground_source)
 
 
-def check_data(checkpoints: RunCheckpoints, workdir: Path, data: "Data") -> None:
+def check_data(checkpoints: RunCheckpoints, workdir: Path, data: Data) -> None:
     """Raises a `UserError` where a run was trained on another dataset than this."""
     step = checkpoints.latest_step()
     if step is None:
@@ -131,84 +131,6 @@ def use_compilation_cache(directory: str) -> None:
     if directory:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The splits of a run, opened and checked, and the batches made from them.
-
-    Attributes:
-      config: the experiment.
-      train: what is trained on.
-      validation: what is held out; None where nothing is evaluated.
-    """
-
-    config: ConfigDict
-    train: Dataset
-    validation: Dataset | None
-
-    @classmethod
-    def open(cls, config: ConfigDict) -> "Data":
-        """Opens the dataset of a config.
-
-        Raises:
-          UserError: where there is none, or a split is missing.
-        """
-        directory = config.data.dir
-        if not directory:
-            raise UserError(
-                "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
-                "`python -m adamae_jax.prepare`"
-            )
-        train = Dataset(directory, config.data.train_split)
-        check_clips(train, experiment.clip_spec(config))
-        held_out = config.data.validation_split
-        if not config.eval_every:
-            return cls(config, train, None)
-        try:
-            return cls(config, train, Dataset(directory, held_out))
-        except UserError as error:
-            raise UserError(
-                f"{error}; or train without validation: --config.eval_every=0"
-            ) from error
-
-    @property
-    def foreground_source(self) -> str:
-        """What the lift is measured against: "masks" of the dataset, or "motion" in the clips."""
-        return "masks" if self.train.has_foreground else "motion"
-
-    def train_batches(self, first_step: int) -> pipeline.Batches:
-        """The training stream from a step on."""
-        config = self.config
-        return pipeline.train_batches(
-            config.data.dir,
-            config.data.train_split,
-            experiment.clip_spec(config),
-            seed=config.seed,
-            videos_per_step=config.batch_size // config.data.repeats,
-            repeats=config.data.repeats,
-            first_step=first_step,
-            num_steps=config.steps - first_step,
-            num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
-            prefetch=config.data.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            on_error=config.data.on_error,
-        )
-
-    def eval_batches(self, split: str, num_examples: int) -> pipeline.Batches:
-        """The first clips of a split, in order; 0 examples for all."""
-        return pipeline.eval_batches(
-            self.config.data.dir,
-            split,
-            experiment.clip_spec(self.config),
-            batch_size=self.config.eval.batch_size,
-            num_examples=num_examples or None,
-            num_threads=self.config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
 
 
 class Run:
@@ -275,6 +197,12 @@ class Run:
         if self.first_step == 0:
             self.metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self.draw(0, self.state, "start")
+        damage = TrainingDamage(
+            self.data.train,
+            config.data.max_bad_fraction,
+            self.workdir / rundir.DAMAGED,
+            jax.process_count(),
+        )
         with self.data.train_batches(self.first_step) as batches:
             state = loop.Loop(
                 train_step=train_step,
@@ -285,7 +213,7 @@ class Run:
                 validate=self.validate,
                 on_log=self.log,
                 actions=self._actions(),
-            ).run(self.state, self.first_step, batches)
+            ).run(self.state, self.first_step, watched(batches, damage.see))
         self.draw(config.steps, state, "end")
         return state
 
@@ -331,11 +259,19 @@ class Run:
         every, options = self.config.eval_every, self.config.eval
         if not every or (step % every and step != self.config.steps):
             return {}
+        assert self.data.validation is not None  # it is opened wherever eval_every is set
+        damage = EvaluationDamage(
+            self.data.validation,
+            self.config.data.max_bad_fraction,
+            self.workdir / rundir.DAMAGED,
+        )
         put = functools.partial(loop.device_put, mesh=self.mesh, names=EVAL_ARRAYS)
         with self.data.eval_batches(
             self.config.data.validation_split, options.num_examples
         ) as batches:
-            figures = evaluation.run(self.evaluate_sums, state, batches, put)
+            figures = evaluation.run(self.evaluate_sums, state, watched(batches, damage.see), put)
+        unreadable = int(figures["eval_unreadable"])
+        damage.check(unreadable, int(figures["eval_examples"]) + unreadable)
         if options.knn:
             figures["eval_knn_accuracy"] = self._knn_accuracy(state, put)
         return figures

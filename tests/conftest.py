@@ -40,9 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     interop = pytest.mark.skip(reason="compares with transformers: run with --interop")
     gpu = pytest.mark.skip(reason="needs a GPU: run with JAX_PLATFORMS=cuda -m gpu")
     for item in items:
-        if "full" in item.keywords and not config.getoption("--full"):
+        # Not by keyword: a folder's name is one too.
+        marked = {mark.name for mark in item.iter_markers()}
+        if "full" in marked and not config.getoption("--full"):
             item.add_marker(full)
-        if "interop" in item.keywords and not config.getoption("--interop"):
+        if "interop" in marked and not config.getoption("--interop"):
             item.add_marker(interop)
-        if "gpu" in item.keywords and jax.default_backend() != "gpu":
+        if "gpu" in marked and jax.default_backend() != "gpu":
             item.add_marker(gpu)

@@ -55,6 +55,38 @@ def test_the_other_spelling() -> None:
     assert done.stdout == "8 (16, 24) False\n", done.stderr
 
 
+def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
+    """It imports what recipes share from the folder beside it, not from the working directory."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "neighbour.py").write_text("SEED = 3\n")
+    recipe = tmp_path / "configs" / "recipe.py"
+    recipe.write_text(
+        "from adamae_jax.config import default_config\n"
+        "from {package} import neighbour\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.batch_size = neighbour.SEED\n"
+        "    return config\n".format(package="configs")
+    )
+    code = JOB.replace("from absl", "import sys; sys.path[:] = sys.path[1:]\nfrom absl", 1)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"--config={recipe}"],
+        cwd=tmp_path / "configs",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.startswith("3 "), done.stderr
+    recipe.write_text("import missing_neighbour\n")
+    done = start(f"--config={recipe}")
+    assert done.returncode == USER_ERROR_STATUS
+    assert done.stderr.count("\n") == 1
+    assert "cannot be loaded: No module named 'missing_neighbour'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

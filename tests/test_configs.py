@@ -1,4 +1,10 @@
-"""The authors' recipes: every number that a reader would compare with the paper."""
+"""The authors' recipes: every number that a reader would compare with paper and scripts."""
+
+import importlib
+import logging
+import pathlib
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,95 +14,346 @@ from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.config import resolve
+from adamae_jax.data import schema
+from adamae_jax.data.clips import make_clips
+from adamae_jax.data.crops import choose_box
+from adamae_jax.data.examples import VideoLayout
+from adamae_jax.errors import UserError
 from adamae_jax.training.optimizers import decay_mask
-from configs import adamae_demo, adamae_k400_vitb, adamae_ssv2_vitb
+from adamae_jax.training.state import split_params
+from tests.data import fixtures
 from tests.helpers import named
 
-RECIPES = {"ssv2": (adamae_ssv2_vitb, 82, 2), "k400": (adamae_k400_vitb, 117, 4)}
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
-@pytest.fixture(params=list(RECIPES))
-def recipe(request: pytest.FixtureRequest) -> tuple[ConfigDict, int, int]:
-    """A resolved config, its steps per epoch and its sampling rate."""
-    module, steps_per_epoch, sampling_rate = RECIPES[request.param]
-    return resolve(module.get_config(), 0), steps_per_epoch, sampling_rate
+class Expected(NamedTuple):
+    """What a recipe of some size has to come to."""
+
+    batch: int  # clips in an update
+    steps: int
+    warmup: int
+    rates: dict[int, float]  # by step
+    visible: int
+    encoder: int  # parameters
+    dtype: str = "bfloat16"
 
 
-def test_length(recipe: tuple[ConfigDict, int, int]) -> None:
-    config, steps_per_epoch, _ = recipe
-    assert config.batch_size == 2048
-    assert config.steps == 800 * steps_per_epoch
-    assert config.optimizer.warmup_steps == 40 * steps_per_epoch
-    clips = config.steps * config.batch_size
-    assert 0.98 < clips / (800 * config.data.num_examples) <= 1
+def rates(*at_1000_50000_and_half: float, peak: float, last: float, steps: int, warmup: int) -> Any:
+    """The written-out rates, with the steps that they belong to."""
+    at = (0, 1000, 50_000, steps // 2, warmup - 1, warmup, steps)
+    return dict(zip(at, (0.0, *at_1000_50000_and_half, peak, peak, last), strict=True))
 
 
-def test_learning_rate(recipe: tuple[ConfigDict, int, int]) -> None:
-    config, steps_per_epoch, _ = recipe
+# Encoders of VideoMAE and AdaMAE.
+S, B, L, H = 21_879_936, 86_227_200, 303_860_736, 631_607_040
+# Those of MAE-ST also have biases of the keys, a class token and position tables.
+MAE_ST = {"B": 86_394_624, "L": 304_096_256, "H": 631_911_680}
+MAE_B = 85_647_360
+
+# fmt: off
+ADAMAE_K400: dict[str, Any] = {"steps": 93_600, "warmup": 4_680, "visible": 78, "rates": rates(
+    2.56465e-4, 6.22987e-4, 6.86244e-4, peak=1.2e-3, last=8e-5, steps=93_600, warmup=4_680)}
+ADAMAE_SSV2: dict[str, Any] = {"steps": 65_600, "warmup": 3_280, "visible": 78, "rates": rates(
+    3.65965e-4, 2.44420e-4, 6.86244e-4, peak=1.2e-3, last=8e-5, steps=65_600, warmup=3_280)}
+# Of the two VideoMAE datasets, what belongs to 1,024 clips in an update.
+K400_1024: dict[str, Any] = {"steps": 374_400, "warmup": 9_360, "visible": 160, "rates": rates(
+    6.41094e-5, 5.83048e-4, 3.31274e-4, peak=6e-4, last=4e-5, steps=374_400, warmup=9_360)}
+SSV2_1024: dict[str, Any] = {"steps": 393_600, "warmup": 6_560, "visible": 160, "rates": rates(
+    9.14774e-5, 5.82774e-4, 3.27454e-4, peak=6e-4, last=4e-5, steps=393_600, warmup=6_560)}
+UCF101: dict[str, Any] = {"steps": 156_800, "warmup": 1_960, "visible": 392, "rates": rates(
+    1.14855e-4, 1.77304e-4, 1.18412e-4, peak=2.25e-4, last=7.5e-6, steps=156_800, warmup=1_960)}
+MAE_ST_400: dict[str, Any] = {"steps": 375_600, "warmup": 56_340, "visible": 156,
+    "dtype": "float32", "rates": rates(
+    2.83995e-5, 1.41998e-3, 1.01893e-3, peak=1.6e-3, last=0.0, steps=375_600, warmup=56_340)}
+IMAGENET = Expected(4096, 249_600, 12_480, rates(
+    1.92323e-4, 2.25476e-3, 1.29910e-3, peak=2.4e-3, last=0.0, steps=249_600, warmup=12_480),
+    49, MAE_B)
+
+RECIPES: dict[str, Expected] = {
+    "adamae_k400": Expected(2048, encoder=B, **ADAMAE_K400),
+    "adamae_k400:L": Expected(2048, encoder=L, **ADAMAE_K400),
+    "adamae_k400:H": Expected(2048, encoder=H, **ADAMAE_K400),
+    "adamae_ssv2": Expected(2048, encoder=B, **ADAMAE_SSV2),
+    "adamae_ssv2:L": Expected(2048, encoder=L, **ADAMAE_SSV2),
+    "adamae_ssv2:H": Expected(2048, encoder=H, **ADAMAE_SSV2),
+    "videomae_k400:S": Expected(1024, encoder=S, **K400_1024),
+    "videomae_k400": Expected(2048, 187_200, 4_680, rates(
+        2.56465e-4, 1.03809e-3, 6.62549e-4, peak=1.2e-3, last=8e-5, steps=187_200, warmup=4_680),
+        160, B),
+    "videomae_k400:L": Expected(512, 750_400, 18_760, rates(
+        1.59923e-5, 2.98742e-4, 1.65637e-4, peak=3e-4, last=2e-5, steps=750_400, warmup=18_760),
+        160, L),
+    "videomae_k400:H": Expected(1024, encoder=H, **K400_1024),
+    "videomae_ssv2:S": Expected(1024, encoder=S, **SSV2_1024),
+    "videomae_ssv2": Expected(2048, 196_800, 3_280, rates(
+        3.65965e-4, 1.04651e-3, 6.54907e-4, peak=1.2e-3, last=8e-5, steps=196_800, warmup=3_280),
+        160, B),
+    "videomae_ssv2:L": Expected(512, 789_600, 13_160, rates(
+        2.27981e-5, 2.98448e-4, 1.63727e-4, peak=3e-4, last=2e-5, steps=789_600, warmup=13_160),
+        160, L),
+    "videomae_ssv2:H": Expected(1024, encoder=H, **SSV2_1024),
+    "videomae_ucf101:S": Expected(192, encoder=S, **UCF101),
+    "videomae_ucf101": Expected(192, encoder=B, **UCF101),
+    "videomae_ucf101:L": Expected(192, encoder=L, **UCF101),
+    "videomae_ucf101:H": Expected(192, encoder=H, **UCF101),
+    "mae_st_k400": Expected(1024, 187_800, 56_340, rates(
+        2.83995e-5, 1.41998e-3, 1.29879e-3, peak=1.6e-3, last=0.0, steps=187_800, warmup=56_340),
+        156, MAE_ST["B"], "float32"),
+    "mae_st_k400:L": Expected(1024, encoder=MAE_ST["L"], **MAE_ST_400),
+    "mae_st_k400:H": Expected(1024, encoder=MAE_ST["H"], **MAE_ST_400),
+    "mae_imagenet": IMAGENET,
+    "automae_imagenet": IMAGENET,
+}
+# Passes over the training examples, and how many there are.
+LENGTHS = {
+    "adamae_k400": (800, 240_436), "adamae_ssv2": (800, 168_913),
+    "videomae_k400": (1600, 240_436), "videomae_ssv2": (2400, 168_913),
+    "videomae_ucf101": (3200, 9_537),
+    "mae_st_k400": (200, 240_436), "mae_st_k400:L": (400, 240_436), "mae_st_k400:H": (400, 240_436),
+    "mae_imagenet": (800, 1_281_167), "automae_imagenet": (800, 1_281_167),
+}
+# fmt: on
+SIZED = [path.stem for path in CONFIGS.glob("*.py") if "EXTRAPOLATED" in path.read_text()]
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(f"configs.{name}")
+
+
+def resolved(recipe: str) -> ConfigDict:
+    name, _, size = recipe.partition(":")
+    return resolve(module(name).get_config(*([size] if size else [])), 0)
+
+
+@pytest.fixture(params=list(RECIPES), scope="module")
+def recipe(request: pytest.FixtureRequest) -> tuple[str, ConfigDict]:
+    return request.param, resolved(request.param)
+
+
+def test_length_and_rates(recipe: tuple[str, ConfigDict]) -> None:
+    name, config = recipe
+    expected = RECIPES[name]
+    found = (config.batch_size, config.steps, config.optimizer.warmup_steps)
+    assert found == (expected.batch, expected.steps, expected.warmup)
     rate = experiment.optimizers(config)["model"].learning_rate
-    warmup, steps = 40 * steps_per_epoch, 800 * steps_per_epoch
-    peak, final = 1.2e-3, 8e-5
-    expected = {
-        0: 0.0,
-        1: peak / (warmup - 1),
-        warmup - 1: peak,
-        warmup: peak,
-        warmup + (steps - warmup) // 2: (peak + final) / 2,
-        warmup + (steps - warmup) // 4: final + (peak - final) * (1 + 0.5**0.5) / 2,
-        steps: final,
-    }
-    found = [float(rate(jnp.asarray(step))) for step in expected]
-    np.testing.assert_allclose(found, list(expected.values()), rtol=2e-5)
+    found_rates = [float(rate(jnp.asarray(step))) for step in expected.rates]
+    np.testing.assert_allclose(found_rates, list(expected.rates.values()), rtol=2e-5, atol=1e-12)
 
 
-def test_optimizer(recipe: tuple[ConfigDict, int, int]) -> None:
-    optimizer = recipe[0].optimizer
+def test_clips_and_epochs_seen(recipe: tuple[str, ConfigDict]) -> None:
+    name, config = recipe
+    epochs, examples = LENGTHS.get(name) or LENGTHS[name.partition(":")[0]]
+    repeats = 4 if name.startswith("mae_st") else 1
+    assert config.data.num_examples == examples
+    # What does not fill a batch at the end of an epoch is left out.
+    clips = config.steps * config.batch_size
+    assert 0.98 * epochs * examples * repeats < clips <= epochs * examples * repeats
+
+
+def test_optimizer(recipe: tuple[str, ConfigDict]) -> None:
+    name, config = recipe
+    optimizer = config.optimizer
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
-    assert (optimizer.weight_decay, optimizer.clip_grad_norm) == (0.05, 0.0)
+    clipping = 0.02 if name.startswith("mae_st") else 0.0
+    assert (optimizer.weight_decay, optimizer.clip_grad_norm) == (0.05, clipping)
 
 
-def test_clip_and_masking(recipe: tuple[ConfigDict, int, int]) -> None:
-    config, _, sampling_rate = recipe
+def test_model(recipe: tuple[str, ConfigDict]) -> None:
+    name, config = recipe
+    expected = RECIPES[name]
     pretraining = experiment.pretraining(config)
-    spec = experiment.clip_spec(config)
-    assert (spec.num_frames, spec.sampling_rate, spec.image_size) == (16, sampling_rate, (224, 224))
-    assert spec.crop == "multi_scale_corner"
-    assert pretraining.model.geometry.num_tokens == 1568
-    assert pretraining.strategy.num_visible(pretraining.model.geometry.grid) == 78
-    assert pretraining.model.encoder_spec.dtype == jnp.bfloat16
-    assert pretraining.objective.sampling_loss_weight == 1e-4
+    model = pretraining.model
+    images = "imagenet" in name
+    assert model.geometry.grid == ((1, 14, 14) if images else (8, 14, 14))
+    assert pretraining.strategy.num_visible(model.geometry.grid) == expected.visible
+    assert model.encoder_spec.dtype == jnp.dtype(expected.dtype)
+    assert model.target_geometry.num_frames == {"mae_st": 8}.get(name[:6], 1 if images else 16)
+    shapes = jax.eval_shape(pretraining.init, jax.random.key(0))["params"]["autoencoder"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["encoder"])) == expected.encoder
 
 
-def test_parameters_and_decay(recipe: tuple[ConfigDict, int, int]) -> None:
-    config, _, _ = recipe
+DECODERS = {
+    "adamae_k400": (384, 4, 6), "adamae_ssv2:L": (512, 4, 8), "adamae_k400:H": (640, 4, 8),
+    "videomae_k400:S": (192, 4, 3), "videomae_ssv2": (384, 4, 6),
+    "videomae_k400:L": (512, 12, 8), "videomae_ucf101:H": (640, 12, 8),
+    "mae_st_k400": (512, 4, 16), "mae_st_k400:H": (512, 4, 16),
+    "mae_imagenet": (512, 8, 16), "automae_imagenet": (512, 8, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_decoder(name: str) -> None:
+    spec = experiment.pretraining(resolved(name)).model.decoder_spec
+    assert (spec.width, spec.depth, spec.num_heads) == DECODERS[name]
+
+
+BLOCKS = ("attention/projection/kernel", "attention/qkv_kernel", "mlp/fc1/kernel", "mlp/fc2/kernel")
+KERNELS = {
+    *(f"{half}/transformer/blocks/{name}" for half in ("encoder", "decoder") for name in BLOCKS),
+    *("encoder/embedding/projection/kernel", "decoder/projection/kernel", "decoder/head/kernel"),
+}
+TOKENS = {"encoder/class_token", "decoder/mask_token"}
+TABLES = {
+    f"{half}/positions/{name}"
+    for half in ("encoder", "decoder")
+    for name in ("spatial", "temporal", "class_token")
+}
+SAMPLER = {
+    *(f"masking/transformer/blocks/{name}" for name in BLOCKS),
+    *("masking/position_table", "masking/head/kernel"),
+}
+DECAYED: dict[str, set[str]] = {
+    "adamae": KERNELS | SAMPLER,
+    "videomae": KERNELS,
+    "mae_st": KERNELS | TOKENS | TABLES | {"decoder/class_token"},
+    "mae": KERNELS | TOKENS,
+    "automae": KERNELS | TOKENS | {f"masking/generator/conv{i}/kernel" for i in (1, 2)},
+}
+
+
+def test_decay(recipe: tuple[str, ConfigDict]) -> None:
+    """The whole set of decayed parameters; all others are biases, norms and VideoMAE's token."""
+    name, config = recipe
+    method = name.rpartition("_")[0]
     pretraining = experiment.pretraining(config)
     params = jax.eval_shape(pretraining.init, jax.random.key(0))["params"]
-    sizes = {name: leaf.size for name, leaf in named(params).items()}
-    encoder = sum(size for name, size in sizes.items() if name.startswith("autoencoder/encoder/"))
-    width, values = 768, 2 * 16 * 16 * 3
-    # Kernels of a block, its biases (none for the keys) and norms; the embedding; the last norm.
-    assert encoder == 12 * (12 * width**2 + 12 * width) + (values + 1) * width + 2 * width
-    assert 86e6 < encoder < 87e6
-    sampler = sum(size for name, size in sizes.items() if name.startswith("masking/"))
-    # Positions, one block (no bias for queries, keys and values) and the linear layer to a logit.
-    assert sampler == 1568 * width + 12 * width**2 + 10 * width + width + 1
-
-    decayed = named(decay_mask(params, tuple(config.optimizer.decay)))
-    kept = {name for name, is_decayed in decayed.items() if not is_decayed}
-    endings = ("bias", "scale", "mask_token")
-    assert kept == {name for name in sizes if name.endswith(endings)}
-    assert decayed["masking/position_table"]
-    assert not decayed["autoencoder/decoder/mask_token"]
-    assert decayed["autoencoder/encoder/transformer/blocks/attention/qkv_kernel"]
+    own, _ = split_params(params, pretraining.strategy.adversary)
+    decayed = named(decay_mask(own, tuple(config.optimizer.decay)))
+    found = {path.removeprefix("autoencoder/") for path, decays in decayed.items() if decays}
+    assert found == DECAYED[method]
+    spared = {path.rpartition("/")[2] for path, decays in decayed.items() if not decays}
+    token = {"mask_token"} if method in ("adamae", "videomae") else set()
+    assert spared == {"bias", "qkv_bias", "scale"} | token
 
 
-@pytest.mark.parametrize("masking", ["adaptive", "random", "tube", "frame"])
-def test_the_demo_runs_with_any_masking(masking: str) -> None:
-    config = resolve(adamae_demo.get_config(masking), 1536)
-    strategy = experiment.pretraining(config).strategy
-    assert type(strategy).__module__ == f"adamae_jax.masking.{masking}"
-    assert 0 < strategy.num_visible((4, 6, 6)) < 144
+def test_objective(recipe: tuple[str, ConfigDict]) -> None:
+    name, config = recipe
+    objective = experiment.pretraining(config).objective
+    channels = name.startswith(("adamae", "videomae"))
+    assert objective.normalize_targets == ("channel" if channels else "tubelet")
+    assert objective.target_pixels == ("unit" if channels else "normalized")
+    plain = name.startswith("mae_st")
+    assert objective.pixel_mean == ((0.45,) * 3 if plain else (0.485, 0.456, 0.406))
+    assert objective.pixel_std == ((0.225,) * 3 if plain else (0.229, 0.224, 0.225))
+    assert objective.sampling_loss_weight == 1e-4
 
 
-def test_the_demo_is_adamae() -> None:
-    assert adamae_demo.get_config().masking.name == "adaptive"
+def test_masking() -> None:
+    assert dict(resolved("adamae_k400").masking.options) == {
+        "network": "attention", "width": 0, "depth": 1, "num_heads": 8, "dropout": 0.1,
+        "norm_epsilon": 1e-5,
+    }  # fmt: skip
+    assert dict(resolved("automae_imagenet").masking.options) == {
+        "pretrained": "", "vit_width": 768, "vit_depth": 12, "vit_num_heads": 12,
+        "vit_norm_epsilon": 1e-6, "mask_factor": 0.5, "adversarial_weight": 0.2, "gumbel_tau": 1.0,
+    }  # fmt: skip
+    names = {name.partition(":")[0]: resolved(name).masking.name for name in RECIPES}
+    kinds = {"adamae": "adaptive", "videomae": "tube", "automae": "adversarial"}
+    assert names == {name: kinds.get(name.partition("_")[0], "random") for name in names}
+
+
+def coloured_record(num_frames: int, rate: float) -> Any:
+    """A video whose frames have their number in red and green."""
+    numbers = np.arange(num_frames)
+    colours = 16 * np.stack([numbers % 16, numbers // 16, 0 * numbers], -1) + 8
+    pixels = colours[:, None, None].astype(np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+    changes: dict[str, Any] = {schema.RATE: rate}
+    payload = fixtures.serialize(pixels, **changes)
+    return VideoLayout(has_foreground=False).parse(payload)
+
+
+# In the middle of a video: frames, rate, and which are taken.
+# fmt: off
+DENSE_4 = [
+    (240, 25.0, list(range(88, 152, 4))),
+    (64, 25.0, list(range(0, 64, 4))),
+    (20, 25.0, [0, 4, 8, 12] + 12 * [16]),
+    (1, 25.0, 16 * [0]),
+]
+DENSE_2 = [
+    (240, 12.0, list(range(104, 136, 2))),
+    (40, 12.0, list(range(4, 36, 2))),
+    (20, 12.0, [0, 2, 4, 6, 8, 10, 12, 14, 16] + 7 * [18]),
+]
+SCALED = [
+    (240, 30.0, [88, 92, 96, 100, 104, 109, 113, 117, 121, 125, 130, 134, 138, 142, 146, 151]),
+    (240, 25.0, [93, 96, 99, 103, 106, 110, 113, 117, 120, 124, 127, 131, 134, 138, 141, 145]),
+    (240, 29.97, [88, 92, 96, 100, 104, 108, 113, 117, 121, 125, 129, 134, 138, 142, 146, 150]),
+    (20, 30.0, [0, 4, 8, 12, 16] + 11 * [19]),
+]
+FRAMES: dict[str, list[tuple[int, float, list[int]]]] = {
+    "adamae_k400": DENSE_4, "videomae_k400": DENSE_4, "videomae_ucf101": DENSE_4,
+    "adamae_ssv2": DENSE_2, "videomae_ssv2": DENSE_2, "mae_st_k400": SCALED,
+    "mae_imagenet": [(1, 0.0, [0])], "automae_imagenet": [(1, 0.0, [0])],
+}
+# Height and width of a frame, and the boxes (left, top, width, height): the middle one, then those
+# of the first seeds.
+CORNERS = {
+    (240, 320): [(40, 0, 240, 240), (140, 80, 180, 158), (0, 28, 180, 210), (0, 40, 180, 158)],
+    (256, 340): [(42, 0, 256, 256), (148, 88, 192, 168), (0, 32, 192, 224), (0, 44, 192, 168)],
+}
+HALF_OR_MORE = {
+    (240, 320): [(40, 0, 240, 240), (119, 1, 174, 230), (6, 1, 274, 212), (92, 3, 208, 233)],
+    (256, 900): [(322, 0, 256, 256), (279, 0, 341, 256), (279, 0, 341, 256)],
+}
+A_FIFTH_OR_MORE = {
+    (375, 500): [(62, 0, 375, 375), (259, 23, 182, 240), (16, 2, 385, 297), (195, 33, 261, 294)],
+    (64, 500): [(218, 0, 64, 64), (207, 0, 85, 64)],
+}
+# fmt: on
+BOXES: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int]]]] = {
+    **{name: CORNERS for name in FRAMES if name.startswith(("adamae", "videomae"))},
+    "mae_st_k400": HALF_OR_MORE,
+    **{name: A_FIFTH_OR_MORE for name in FRAMES if name.endswith("imagenet")},
+}
+
+
+@pytest.mark.parametrize("name", list(FRAMES))
+def test_frames(name: str) -> None:
+    """Read off the clips that the recipe's own specification makes."""
+    spec = experiment.clip_spec(resolved(name))
+    for count, rate, expected in FRAMES[name]:
+        (video,) = make_clips(coloured_record(count, rate), spec, [None])["video"]
+        assert video.shape == (len(expected), 224, 224, 3)
+        red, green, _ = video[:, 112, 112].T // 16
+        assert (red + 16 * green).tolist() == expected, (count, rate)
+
+
+@pytest.mark.parametrize("name", list(BOXES))
+def test_crops(name: str) -> None:
+    spec = experiment.clip_spec(resolved(name))
+    assert spec.horizontal_flip == (not name.startswith(("adamae", "videomae")))
+    assert spec.interpolation == ("bicubic" if "imagenet" in name else "bilinear")
+    for frame_size, expected in BOXES[name].items():
+        rngs = [None, *map(np.random.default_rng, range(len(expected) - 1))]
+        ranges = {"area": spec.crop_area, "aspect": spec.crop_aspect}
+        found = [choose_box(spec.crop, frame_size, (224, 224), rng, **ranges) for rng in rngs]
+        assert found == expected
+
+
+def test_every_recipe_is_tested() -> None:
+    found = {path.stem for path in CONFIGS.glob("*.py") if not path.stem.endswith("demo")}
+    assert found - {"common"} == {name.partition(":")[0] for name in RECIPES} == set(FRAMES)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_sizes_beyond_the_authors_are_marked(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = module(name)
+    sizes = {*recipe.PUBLISHED, *recipe.EXTRAPOLATED}
+    tested = {key.partition(":")[2] or "B" for key in RECIPES if key.partition(":")[0] == name}
+    assert sizes == tested
+    assert "B" in recipe.PUBLISHED
+    text = " ".join((recipe.__doc__ or "").split())
+    assert ("extrapolated" in text) == bool(recipe.EXTRAPOLATED)
+    for size in sizes:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "absl"):
+            recipe.get_config(size)
+        assert (f"{name}.py:{size} is extrapolated" in caplog.text) == (size in recipe.EXTRAPOLATED)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_an_unknown_size_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"configs/{name}.py has no size 'XL': use one of .*B"):
+        module(name).get_config("XL")

@@ -11,6 +11,7 @@ import pytest
 
 from adamae_jax import masking, objectives
 from adamae_jax.masking import TokenMask, adaptive
+from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Objective, Outcome, Pretraining
 from tests import helpers
 from tests.models.test_tubelets import tubelets_by_hand
@@ -92,6 +93,26 @@ def test_a_tubelet_of_one_colour_has_a_finite_target() -> None:
     assert np.isfinite(targets).all()
     # Rounding of the mean, over 1e-6.
     assert np.abs(targets).max() < 1.0
+
+
+def test_targets_of_fewer_frames_are_those_of_mae_st() -> None:
+    """Every second frame or so of the clip, as tubelets of half the depth, all values together."""
+    geometry = ClipGeometry(16, (8, 12), 2, 4)
+    model = dataclasses.replace(helpers.autoencoder(), geometry=geometry, predicted_frames=8)
+    objective = Objective("mse", "tubelet", "normalized", 0.0, (0.45,) * 3, (0.225,) * 3)
+    video = helpers.clips(2, geometry=geometry)
+    queries = np.asarray([[5, 0, 47], [7, 8, 11]])
+    found = objectives.targets_at(jnp.asarray(video), jnp.asarray(queries), model, objective)
+    assert found.shape == (2, 3, 48)
+    frames = (0, 2, 4, 6, 8, 10, 12, 15)
+    for clip in range(2):
+        for row, token in enumerate(queries[clip]):
+            time, place = divmod(int(token), 6)
+            top, left = 4 * (place // 3), 4 * (place % 3)
+            patch = video[clip, frames[time], top : top + 4, left : left + 4] / 255.0
+            values = ((patch - 0.45) / 0.225).ravel()  # (p, p, C)
+            expected = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
+            np.testing.assert_allclose(found[clip, row], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_sampling_loss_takes_the_error_as_given() -> None:

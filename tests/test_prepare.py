@@ -2,6 +2,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
-from adamae_jax import prepare
 from adamae_jax.data import schema, synthetic
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import build, job, progress
 from tests.data.videos import blot, make_audio, make_video
 
 TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
@@ -26,11 +27,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "SIZES", {"demo": TINY})
 
 
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run(*arguments: str, num_workers: int = 0) -> None:
     values = flags.FlagValues()
-    prepare.define_flags(values)
+    job.define_flags(values)
     values(["prepare", f"--num_workers={num_workers}", *arguments])
-    prepare.main(["prepare"], values)
+    job.main(["prepare"], values)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -87,7 +92,7 @@ def test_a_folder_of_videos(
     assert truncated["reason"].startswith(f"after {truncated['frames']} frames")
     assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frames, fewer than 16"
     printed = capsys.readouterr().out
-    for word in ["13 videos", "5 videos", "torn.mp4 (cannot be ", "1 video: damaged.mkv (after "]:
+    for word in ["13 videos", "5 items", "torn.mp4 (cannot be ", "1 item: damaged.mkv (after "]:
         assert word in printed
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.FRAMES].shape[1:] == (24, 32, 3)
@@ -126,19 +131,25 @@ def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.38")
     message = str(caught.value)
-    assert message.startswith("5 of 13 videos cannot be used, a fraction of 0.385, more than ")
+    assert message.startswith("5 of 13 videos cannot be used")
+    assert "a fraction of 0.385, more than --max_skipped=0.38; " in message
     assert all(name in message for name in USELESS)
     assert "damaged.mkv" not in message
     assert "\n" not in message
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [".output.unfinished"]
+    with open(tmp_path / ".output.unfinished" / "skipped.csv", newline="") as file:
+        assert {row["id"] for row in csv.DictReader(file)} >= set(USELESS)
+    # With more patience the same command goes on.
+    run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.4")
+    assert os.listdir(tmp_path) == ["output"]
 
 
 def test_only_useless_videos(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the 1 video can be used: a.mp4 \(cannot be open"):
+    with pytest.raises(UserError, match=r"none of the 1 item can be used: a.mp4 \(cannot be open"):
         run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}", "--max_skipped=1")
-    assert os.listdir(tmp_path) == ["videos"]
+    assert sorted(os.listdir(tmp_path)) == [".a.unfinished", "videos"]
 
 
 def test_one_video_is_for_training(tmp_path: Path) -> None:
@@ -167,8 +178,11 @@ def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "either --source=FOLDER or --embedded=demo"),
-        (["--source=VIDEOS", "--embedded=demo"], "either --source=FOLDER or --embedded=demo"),
+        ([], "--source=FOLDER, --tfds=FOLDER or --embedded=demo"),
+        (
+            ["--source=VIDEOS", "--embedded=demo"],
+            "--source=FOLDER, --tfds=FOLDER or --embedded=demo",
+        ),
         (["--embedded=demo", "--output="], "--output=DIR is missing"),
         (["--embedded=huge"], "--embedded=huge is unknown: choose demo"),
         (["--embedded=demo", "--seed=-1"], "--seed=-1 must be 0 or more"),
@@ -229,10 +243,108 @@ def test_a_killed_job_leaves_no_dataset_and_no_worker(tmp_path: Path) -> None:
     assert len(ids(output, "train")) == 16
 
 
+def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
+    source, output = tmp_path / "videos", tmp_path / "a"
+    first = make_video(source / "0.mp4", 60, 240, 320)
+    for index in range(1, 10):
+        shutil.copy(first, source / f"{index}.mp4")
+    arguments = [f"--source={source}", f"--output={output}", "--shard_mb=1", "--num_workers=1"]
+    journal = tmp_path / ".a.unfinished" / "build" / "shards" / "journal.jsonl"
+    with subprocess.Popen([*JOB, *arguments], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (journal.is_file() and journal.read_text().count("\n") > 1):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert sorted(os.listdir(tmp_path)) == [".a.unfinished", "videos"]
+    assert not list(tmp_path.rglob("dataset_info.json"))
+    names = [json.loads(line)["name"] for line in journal.read_text().splitlines()[:2]]
+    finished = [(journal.parent / name).stat().st_mtime_ns for name in names]
+    run(*arguments)
+    made = {path.stat().st_mtime_ns for path in output.glob("*tfrecord*")}
+    assert set(finished) <= made  # they were moved, not written again
+    run(f"--source={source}", f"--output={tmp_path / 'b'}", "--shard_mb=1")
+    assert snapshot(output) == snapshot(tmp_path / "b")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "videos"]
+
+
+def test_another_job_does_not_go_on_with_foreign_shards(tmp_path: Path) -> None:
+    source, output = tmp_path / "videos", tmp_path / "a"
+    for name in "bcd":
+        make_video(source / f"{name}.mp4", 20)
+    (source / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be used"):
+        run(f"--source={source}", f"--output={output}", "--max_skipped=0")
+    run(f"--source={source}", f"--output={output}", "--max_skipped=1", "--short_side=24")
+    example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
+    assert example[schema.HEIGHT] == 24
+
+
+@pytest.mark.parametrize("step", ["write_metadata", "write_flaws", "publish"])
+def test_a_job_that_is_killed_while_it_names_its_shards(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = tmp_path / "videos", tmp_path / "a"
+    for index in range(3):
+        make_video(source / f"{index}.mp4", 20)
+    arguments = [f"--source={source}", f"--output={output}"]
+    places = {"write_metadata": build.writer, "publish": build.folders, "write_flaws": build}
+    with monkeypatch.context() as patch:
+        patch.setattr(places[step], step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(*arguments)
+    assert not output.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "transform", interrupt)  # nothing is read again
+        run(*arguments)
+    run(f"--source={source}", f"--output={tmp_path / 'b'}")
+    assert snapshot(output) == snapshot(tmp_path / "b")
+
+
+FULL = """
+import resource, sys
+from adamae_jax.cli import run
+from adamae_jax.prepare import build, job, progress
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+job.define_flags()
+run(job.main)
+"""
+
+
+def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
+    source, output, earlier = tmp_path / "videos", tmp_path / "a", tmp_path / "b"
+    for index in range(3):
+        make_video(source / f"{index}.mp4", 30, 240, 320)
+    run(f"--source={source}", f"--output={earlier}")
+    before = snapshot(earlier)
+    command = [sys.executable, "-c", FULL, f"--source={source}", f"--output={output}"]
+    done = subprocess.run([*command, "--num_workers=0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --output={output} cannot be written, since the disk")
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()
+    assert snapshot(earlier) == before
+    run(f"--source={source}", f"--output={output}")  # there is room now
+    assert len(ids(output, "train")) == 2
+
+
+def test_a_log_tells_how_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 10.0)
+    clock = iter(range(0, 100, 5))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    assert list(progress.progress("abcd", done=6, total=10)) == list("abcd")
+    assert capsys.readouterr().err.splitlines() == [
+        "8 of 10 read, 0.2 clips/s, 00:10 left",
+        "10 of 10 read, 0.2 clips/s, 00:00 left",
+    ]
+
+
 def test_importing_twice_is_harmless() -> None:
-    importlib.reload(prepare)
-    importlib.reload(prepare)
+    importlib.reload(job)
+    importlib.reload(job)
     values = flags.FlagValues()
-    prepare.define_flags(values)
+    job.define_flags(values)
     assert "embedded" in values
     assert "embedded" not in flags.FLAGS

@@ -297,9 +297,22 @@ def test_a_damaged_record_stops_a_run_that_asks_for_it(damaged: Path, tmp_path: 
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
+def test_too_many_damaged_records_end_a_run_with_the_list(damaged: Path, tmp_path: Path) -> None:
+    done = run(tmp_path / "run", damaged, "--config.eval_every=0")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "2 damaged records of 16 records are more than max_bad_fraction 0.01" in message
+    listed = (tmp_path / "run" / "damaged_records.txt").read_text().splitlines()
+    assert len(listed) == 2
+
+
 def test_a_run_over_damaged_records_counts_them(damaged: Path, tmp_path: Path) -> None:
     """By the way: the schedule is that of the data at hand, whatever a recipe's number is."""
-    options = ("--config.steps=0", "--config.epochs=4", "--config.data.num_examples=240000")
+    options = (
+        *("--config.steps=0", "--config.epochs=4", "--config.data.num_examples=240000"),
+        "--config.data.max_bad_fraction=0.5",
+    )
     done = run(tmp_path / "run", damaged, *options)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())

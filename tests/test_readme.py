@@ -63,7 +63,8 @@ def test_the_commands_are_found() -> None:
     jobs = [command[2] for command in commands()]
     assert jobs == [
         *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
-        *("adamae_jax.visualize", "adamae_jax.benchmark", "tests.parity"),
+        *("adamae_jax.visualize", *["adamae_jax.convert"] * 3),
+        *("adamae_jax.benchmark", "tests.parity"),
     ]
 
 
@@ -78,11 +79,14 @@ def test_the_commands_work(tmp_path: Path) -> None:
         "runs/mine": str(tmp_path / "mine"),
         "runs/small": small,
         "runs/demo": small,
+        "adamae.safetensors": str(tmp_path / "adamae.safetensors"),
+        "exported": str(tmp_path / "exported"),
+        "models/adamae": str(tmp_path / "imported"),
     }
     extra = {
-        ("adamae_jax.pretrain", "configs/adamae_k400_vitb.py"): [*SMALL, *QUICK],
+        ("adamae_jax.pretrain", "configs/adamae_k400.py"): [*SMALL, *QUICK],
         ("adamae_jax.pretrain", "configs/adamae_demo.py"): QUICK,
-        ("adamae_jax.benchmark", "configs/adamae_ssv2_vitb.py"): [*SMALL, "--steps=1"],
+        ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
     }
     # Most of the time goes into compiling: what is compiled here is run a few times only.
     quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -104,6 +108,8 @@ def test_the_commands_work(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     assert list((tmp_path / "small" / "pictures").glob("step_0000003_*.png"))
+    assert (tmp_path / "exported" / "config.json").is_file()
+    assert (tmp_path / "imported" / "model.json").is_file()
 
 
 def test_the_python_lines_work(tmp_path: Path) -> None:

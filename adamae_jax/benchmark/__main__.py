@@ -2,7 +2,7 @@
 
 from adamae_jax.cli import run_command
 
-COMMANDS = {"step": "adamae_jax.benchmark.step"}
+COMMANDS = {"step": "adamae_jax.benchmark.step", "data": "adamae_jax.benchmark.data"}
 
 if __name__ == "__main__":
     run_command(COMMANDS)

@@ -1,6 +1,6 @@
 """Times the real train step on random data: no dataset, no data libraries.
 
-    python -m adamae_jax.benchmark step --config=configs/adamae_ssv2_vitb.py --batch_size=2
+    python -m adamae_jax.benchmark step --config=configs/adamae_ssv2.py --batch_size=2
 
 Prints a line for people and one JSON object. It includes neither input nor transfers: the batch
 stays on the devices.

@@ -11,8 +11,12 @@ from pathlib import Path
 from absl import flags
 
 from adamae_jax import pretrained
+from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
-from adamae_jax.interop import exports
+from adamae_jax.interop import exports, sources
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 
 
 def define_flags() -> None:
@@ -28,19 +32,33 @@ def main(argv: Sequence[str]) -> None:
     """Loads, writes, and says what was done."""
     del argv
     values = flags.FLAGS
-    loaded = pretrained.load(values.source, step=values.step)
-    output = Path(values.output)
-    remarks: list[str] = []
-    if values.format == "huggingface":
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"--output={output} is there already: give a directory that is not")
-        remarks = exports.write_hugging_face(loaded, output)
-    else:
-        if output.is_dir():
-            raise UserError(f"--output={output} is a directory: give a .pth or .safetensors file")
-        exports.write_authors(loaded, output)
+    source, output = Path(values.source), Path(values.output)
+    check_new(output)
+    check_name(output, values.format)
+    if source.is_file() or sources.is_hugging_face(source):
+        raise UserError(
+            f"--source={source} is a model in somebody else's form: import it first, and give the "
+            "model directory, or the workdir of a run"
+        )
+    loaded = pretrained.load(source, step=values.step)
+    with whole(output) as place:
+        if values.format == "huggingface":
+            remarks = exports.write_hugging_face(loaded, place)
+        else:
+            remarks = exports.write_authors(loaded, place)
     for remark in remarks:
         print(f"note: {remark}")
-    if loaded.license:
-        print(f"license: {loaded.license}")
+    print(f"license: {loaded.license or 'unknown'}")
     print(output)
+
+
+def check_name(output: Path, form: str) -> None:
+    """Raises a `UserError` where the output's name promises another form."""
+    is_file = output.suffix in SUFFIXES
+    if form == "huggingface" and is_file:
+        raise UserError(f"--output={output} is called like a file: huggingface makes a directory")
+    if form == "authors" and not is_file:
+        raise UserError(
+            f"--output={output} should be a file that ends in one of {', '.join(SUFFIXES)}: the "
+            "last needs no PyTorch"
+        )

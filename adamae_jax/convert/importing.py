@@ -5,8 +5,7 @@ directory. The output is a model directory, which every job reads.
 """
 
 import dataclasses
-import os
-import shutil
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 from absl import flags
 
 from adamae_jax import pretrained
+from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
 from adamae_jax.interop import imports, sources
-from adamae_jax.interop.architecture import VIT
+from adamae_jax.interop.architecture import GENERATOR, VIT
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
 
@@ -34,8 +34,9 @@ def define_flags() -> None:
     flags.DEFINE_list("image_size", None, "Height,width in pixels, or one number for both.")
     for name in ("num_heads", "decoder_num_heads", "sampler_num_heads"):
         number(name, None, "Attention heads, where the weights do not tell.", lower_bound=1)
-    flags.DEFINE_float("mask_ratio", None, "Share of masked tokens; the authors', if not given.")
-    flags.DEFINE_float("norm_epsilon", None, "Of the layer norms; the authors', if not given.")
+    real = functools.partial(flags.DEFINE_float, lower_bound=0.0)
+    real("mask_ratio", None, "Share of masked tokens; the authors', if not given.")
+    real("norm_epsilon", None, "Of the layer norms; the authors', if not given.")
     text("pretrained_vit", None, "Of AutoMAE: the checkpoint of the image MAE that it reads.")
     number("num_classes", None, "Make a classifier: its classes.", lower_bound=1)
     number("seed", 0, "Of what starts fresh in a classifier.")
@@ -50,10 +51,17 @@ def main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     output = Path(values.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output} is there already: give a directory that is not")
+    check_new(output)
     imported = convert(values)
-    write(output, imported)
+    with whole(output) as place:
+        pretrained.save(
+            place,
+            imported.variables,
+            imported.config,
+            imported.step,
+            imported.label_names,
+            imported.license,
+        )
     for remark in imported.remarks:
         print(f"note: {remark}")
     print(f"license: {imported.license or 'unknown; give --license where you know it'}")
@@ -62,7 +70,36 @@ def main(argv: Sequence[str]) -> None:
 
 def convert(values: Any) -> Imported:
     """The imported model, as the flags describe it."""
-    source = sources.read(values.source, values.key)
+    source = with_given(sources.read(values.source, values.key), values)
+    if values.pretrained_vit:
+        source = dataclasses.replace(source, state=with_vit(source, values.pretrained_vit))
+    imported = imports.convert(source)
+    if values.to_num_frames or values.to_image_size:
+        size = image_size(values.to_image_size, "to_image_size")
+        imported = imports.resize(imported, values.to_num_frames, size)
+    if values.num_classes:
+        imported = imports.into_classifier(imported, values.num_classes, values.seed)
+    elif imported.kind == "encoder":
+        raise UserError(
+            f"{values.source} holds an encoder alone, without what pretraining needs: give "
+            "--num_classes to make a classifier of it, or give it to AutoMAE as --pretrained_vit"
+        )
+    if values.label_names:
+        if imported.kind != "classifier":
+            raise UserError(
+                f"--label_names={values.label_names} names classes, and the model has none: give "
+                "--num_classes, or leave it out"
+            )
+        imported = imports.with_label_names(imported, label_names(Path(values.label_names)))
+    return dataclasses.replace(imported, license=values.license or imported.license)
+
+
+def with_given(source: Source, values: Any) -> Source:
+    """The source with what the flags say of its model.
+
+    Raises:
+      UserError: where it says so itself, or something else.
+    """
     given = {name: getattr(values, name) for name in (*SIZES, "mask_ratio", "norm_epsilon")}
     given["image_size"] = image_size(values.image_size, "image_size")
     said = {name: value for name, value in given.items() if value is not None}
@@ -72,48 +109,13 @@ def convert(values: Any) -> Imported:
             f"{values.source} describes its model itself: leave {names} out "
             "(--to_num_frames and --to_image_size change the size)"
         )
-    source = dataclasses.replace(source, given=dataclasses.replace(source.given, **said))
-    if values.pretrained_vit:
-        source = dataclasses.replace(source, state=with_vit(source, values.pretrained_vit))
-    if values.label_names:
-        lines = label_names(Path(values.label_names))
-        source = dataclasses.replace(source, label_names=lines)
-    imported = imports.convert(source)
-    if values.to_num_frames or values.to_image_size:
-        size = image_size(values.to_image_size, "to_image_size")
-        imported = imports.resize(imported, values.to_num_frames, size)
-    if values.num_classes:
-        imported = imports.into_classifier(imported, values.num_classes, values.seed)
-        if values.label_names:
-            imported = dataclasses.replace(imported, label_names=source.label_names)
-    classes = imported.config.classifier.num_classes
-    if values.label_names and len(imported.label_names) != classes:
-        raise UserError(
-            f"--label_names={values.label_names} has {len(imported.label_names)} names for "
-            f"{classes} classes"
-        )
-    return dataclasses.replace(imported, license=values.license or imported.license)
-
-
-def write(output: Path, imported: Imported) -> None:
-    """Makes the model directory whole, or not at all."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        pretrained.save(
-            temporary,
-            imported.variables,
-            imported.config,
-            imported.step,
-            imported.label_names,
-            imported.license,
-        )
-        if output.is_dir():
-            output.rmdir()  # it is empty
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    for name, value in said.items():
+        found = getattr(source.given, name)
+        if found not in (None, value):
+            raise UserError(
+                f"{values.source} says that {name} is {found}, not {value}: leave --{name} out"
+            )
+    return dataclasses.replace(source, given=dataclasses.replace(source.given, **said))
 
 
 def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
@@ -131,13 +133,15 @@ def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
 
 def with_vit(source: Source, path: str) -> dict[str, Any]:
     """The weights with the encoder of an image MAE beside them."""
+    if not any(name.startswith(GENERATOR) for name in source.state):
+        raise UserError(f"the source is no AutoMAE: leave --pretrained_vit={path} out")
     if any(name.startswith(VIT) for name in source.state):
         raise UserError(f"the source has a frozen ViT already: leave --pretrained_vit={path} out")
     vit = sources.read(path).state
     encoder = {
         name: array
         for name, array in vit.items()
-        if not name.startswith(("decoder", "mask_token", "scorer_pred"))
+        if not name.startswith(("decoder_", "mask_token"))
     }
     return {**source.state, **{VIT + name: array for name, array in encoder.items()}}
 

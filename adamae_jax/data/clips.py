@@ -8,13 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from adamae_jax.data.crops import CROPS, Box, choose_box
+from adamae_jax.data.crops import CROPS, Box, choose_box, spread_boxes
 from adamae_jax.data.cutting import INTERPOLATIONS, cut_frames, cut_masks
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_foreground, decode_frames
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.temporal import FRAME_SAMPLINGS, dense_frames, time_scaled_frames
+from adamae_jax.data.temporal import (
+    FRAME_SAMPLINGS,
+    dense_frames,
+    segment_frames,
+    stretched_frames,
+    time_scaled_frames,
+)
 from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.views import Views, view_frames
 from adamae_jax.errors import UserError
 
 MASK_STRIDE = 4  # pixels of the clip per cell of its foreground mask
@@ -35,9 +42,12 @@ class ClipSpec:
         crop_aspect: lowest and highest width / height of a ``random_resized`` crop.
         interpolation: how crops are resized: ``bilinear`` or ``bicubic``.
         horizontal_flip: whether every other training clip, at random, is mirrored.
-        frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (VideoMAE and
-            AdaMAE), ``time_scaled`` in frames at ``target_fps``, so that clips of all videos last
-            equally long (MAE-ST).
+        frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (pre-training of
+            VideoMAE and AdaMAE), ``stretched`` too, but reaches to both ends of the
+            ``num_frames * sampling_rate`` frames (their fine-tuning on Kinetics); ``time_scaled``
+            counts it in frames at ``target_fps``, so that clips of all videos last equally long
+            (MAE-ST); ``segments`` takes one frame of each of ``num_frames`` segments of the whole
+            video and has no use for ``sampling_rate`` (fine-tuning on Something-Something).
         target_fps: frames per second, for ``time_scaled``.
 
     Raises:
@@ -148,7 +158,40 @@ def make_clips(
         BadRecordError: a needed frame, or the masks, cannot be decoded, or the sampling needs a
             frame rate and the record has none.
     """
-    draws = [_draw(record, spec, rng) for rng in rngs]
+    return _cut_clips(record, spec, [_draw(record, spec, rng) for rng in rngs])
+
+
+def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.ndarray]:
+    """Cuts the clips of an evaluation out of a video, decoding no frame twice.
+
+    Args:
+        record: the video.
+        spec: what a clip is; of its ``crop``, only ``none`` matters.
+        views: how many; the crops of a start stand next to each other.
+
+    Returns:
+        As `make_clips`, with ``R = views.per_video``.
+
+    Raises:
+        BadRecordError: see `make_clips`.
+    """
+    starts = view_frames(
+        spec.frame_sampling,
+        len(record.frames),
+        spec.num_frames,
+        spec.sampling_rate,
+        views.starts,
+        fps=_rate(record) if spec.frame_sampling == "time_scaled" else spec.target_fps,
+        target_fps=spec.target_fps,
+    )
+    frame_size = (record.height, record.width)
+    boxes = spread_boxes(frame_size, spec.image_size, views.crops)
+    if spec.crop == "none":
+        boxes = [Box(0, 0, record.width, record.height)]
+    return _cut_clips(record, spec, [_Draw(t, box, False) for t in starts for box in boxes])
+
+
+def _cut_clips(record: Record, spec: ClipSpec, draws: Sequence[_Draw]) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
     needed = np.unique(np.concatenate([draw.frames for draw in draws]))
     pixels = decode_frames(record.frames, needed, frame_size)
@@ -182,12 +225,20 @@ def _choose_frames(
     counts = len(record.frames), spec.num_frames, spec.sampling_rate
     if spec.frame_sampling == "dense":
         return dense_frames(*counts, rng)
+    if spec.frame_sampling == "stretched":
+        return stretched_frames(*counts, rng)
+    if spec.frame_sampling == "segments":
+        return segment_frames(len(record.frames), spec.num_frames, rng)
+    return time_scaled_frames(*counts, rng, fps=_rate(record), target_fps=spec.target_fps)
+
+
+def _rate(record: Record) -> float:
     if not 0 < record.rate < math.inf:
         raise BadRecordError(
             f"its frame rate is {record.rate}, unknown, but frame_sampling 'time_scaled' needs it: "
             "prepare the dataset from files that state their rate, or use frame_sampling 'dense'"
         )
-    return time_scaled_frames(*counts, rng, fps=record.rate, target_fps=spec.target_fps)
+    return record.rate
 
 
 def _cut_video(

@@ -64,6 +64,27 @@ def choose_box(
     return _multi_scale_corner_box(frame_size, image_size, rng)
 
 
+def spread_boxes(frame_size: tuple[int, int], image_size: tuple[int, int], count: int) -> list[Box]:
+    """Largest boxes with the proportions of the output, from one end of the frame to the other.
+
+    Along its longer side: left to right or top to bottom, as in the evaluations of VideoMAE and
+    MAE-ST; a single one is in the centre.
+
+    Args:
+        frame_size: (height, width) of the stored frames.
+        image_size: (height, width) of the output.
+        count: number of boxes.
+    """
+    center = _center_box(frame_size, image_size)
+    if count == 1:
+        return [center]
+    free_y, free_x = frame_size[0] - center.height, frame_size[1] - center.width
+    return [
+        center._replace(left=k * free_x // (count - 1), top=k * free_y // (count - 1))
+        for k in range(count)
+    ]
+
+
 def _center_box(frame_size: tuple[int, int], image_size: tuple[int, int]) -> Box:
     height, width = frame_size
     scale = min(height / image_size[0], width / image_size[1])

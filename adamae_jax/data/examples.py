@@ -11,6 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema
 from adamae_jax.data.frames import encoded_size
+from adamae_jax.data.stored_video import StoredVideo
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 
@@ -22,7 +23,7 @@ class Record:
     Attributes:
         id: its name, unique within the dataset; empty where the dataset has no names.
         label: class index, or `schema.UNLABELLED`.
-        frames: one JPEG or PNG per frame, at least one.
+        frames: one JPEG or PNG per frame, or a video file; at least one frame.
         rate: frames per second; 0 where it is not known.
         height: pixels of each frame.
         width: pixels of each frame.
@@ -31,7 +32,7 @@ class Record:
 
     id: str
     label: int
-    frames: tuple[bytes, ...]
+    frames: tuple[bytes, ...] | StoredVideo
     rate: float
     height: int
     width: int
@@ -65,14 +66,21 @@ class VideoLayout:
         """See `Layout`."""
         example = _Example(payload)
         codec = example.text(schema.CODEC)
-        if codec != schema.CODEC_JPEG:
+        if codec not in schema.CODECS:
             raise UserError(
-                f"frames are stored with codec {codec!r}, but only {schema.CODEC_JPEG!r} is read: "
-                "update adamae_jax, or rebuild the dataset with python -m adamae_jax.prepare"
+                f"frames are stored with codec {codec!r}, but only {', '.join(schema.CODECS)} are "
+                "read: update adamae_jax, or rebuild the dataset with python -m adamae_jax.prepare"
             )
-        frames = example.many(schema.FRAMES)
+        frames: tuple[bytes, ...] | StoredVideo = example.many(schema.FRAMES)
         num_frames = example.integer(schema.NUM_FRAMES)
-        if not frames or len(frames) != num_frames:
+        if codec != schema.CODEC_JPEG:
+            frames = StoredVideo(
+                example.bytes(schema.FRAMES),
+                num_frames,
+                example.integers(schema.TIMES),
+                example.integers(schema.KEYFRAMES),
+            )
+        if num_frames < 1 or len(frames) != num_frames:
             raise BadRecordError(f"it has {len(frames)} frames and says that it has {num_frames}")
         return Record(
             id=example.text(schema.ID),
@@ -134,6 +142,9 @@ class _Example:
         if len(values) != 1:
             raise BadRecordError(f"{name!r} has {len(values)} values of {kind} instead of one")
         return values[0]
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        return tuple(self._features[name].int64_list.value) if name in self._features else ()
 
     def integer(self, name: str) -> int:
         return int(self.one(name, "int64_list"))

@@ -8,6 +8,7 @@ import simplejpeg
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from adamae_jax.data.stored_video import StoredVideo
 from adamae_jax.data.tfrecord import BadRecordError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -36,13 +37,19 @@ def encoded_size(image: bytes) -> tuple[int, int]:
 
 
 def decode_frames(
-    encoded: Sequence[bytes], frames: Int64[np.ndarray, "t"], frame_size: tuple[int, int]
+    encoded: Sequence[bytes] | StoredVideo,
+    frames: Int64[np.ndarray, "t"],
+    frame_size: tuple[int, int],
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decodes the JPEGs or PNGs numbered ``frames`` to RGB; transparency is dropped.
+    """Decodes the frames numbered ``frames``, of JPEGs, PNGs or a video file, to RGB.
+
+    Transparency is dropped.
 
     Raises:
         BadRecordError: one of them is damaged, or is not of (height, width) ``frame_size``.
     """
+    if isinstance(encoded, StoredVideo):
+        return encoded.decode(frames, frame_size)
     # All headers first: a wrong size must not make anybody allocate it.
     for number in frames:
         try:

@@ -2,11 +2,12 @@
 
 A dataset is built in a hidden folder beside its destination and then renamed, which the file system
 does in one step. A process that is killed leaves only the hidden folder, and the next one that
-writes to the same destination clears it away. A lock, which the kernel drops with its owner, tells
-a dead process from one that is still writing.
+writes to the same destination continues there if it is to make the same, or clears it away. A lock,
+which the kernel drops with its owner, tells a dead process from one that is still writing.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from adamae_jax.errors import UserError
 
 # Written last, beside the shards: what the dataset was made with, and the size of every file.
 RECORD_NAME = "prepare.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
@@ -72,13 +74,20 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def workspace(output: Path) -> Iterator[Path]:
-    """A folder to build `output` in, on the same file system; gone afterwards, whatever happens.
+def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """A folder to build `output` in, on the same file system; gone when the work is done.
+
+    Args:
+        output: see `already_written`.
+        resume: what determines the dataset. A failure then leaves the folder, and the next process
+            that asks for the same finds it as it was. None always starts with an empty folder and
+            leaves none.
 
     Raises:
-        UserError: another process is writing to the same `output`, or the folder cannot be made.
+        UserError: another process is writing to the same `output`, the folder cannot be made, or
+            the disk is full.
     """
-    folder = output.parent / f".{output.name}.unfinished"
+    folder = unfinished(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below, when its folder is gone)
@@ -91,13 +100,40 @@ def workspace(output: Path) -> Iterator[Path]:
             raise UserError(
                 f"another process is writing --output={output}: wait for it, or stop it"
             ) from None
+        keep = False
         try:
-            leftovers = folder / "build"
-            shutil.rmtree(leftovers, ignore_errors=True)
-            leftovers.mkdir()
-            yield leftovers
+            keep = resume is not None
+            yield _leftovers(folder, resume)
+            keep = False
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            kept = f"; what is finished is kept in {folder}" if keep else ""
+            raise UserError(
+                f"--output={output} cannot be written, since the disk (or a quota) is full: "
+                f"{error}{kept}: make room and run the same command again"
+            ) from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished(output: Path) -> Path:
+    """The hidden folder in which `output` is built."""
+    return output.parent / f".{output.name}.unfinished"
+
+
+def _leftovers(folder: Path, resume: Mapping[str, Any] | None) -> Path:
+    """The folder to build in: as a process before left it if that did the same, else empty."""
+    build, note = folder / "build", folder / "arguments.json"
+    wanted = json.dumps(resume, sort_keys=True)
+    same = resume is not None and note.is_file() and note.read_text() == wanted
+    if not same:
+        note.unlink(missing_ok=True)  # first, so that a kill in between does not mix two jobs
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir()
+        note.write_text(wanted)
+    return build
 
 
 def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: Any) -> None:

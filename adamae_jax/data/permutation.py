@@ -7,6 +7,7 @@ import numpy as np
 AUGMENT = 1  # where a clip starts, what is cut out, whether it is mirrored
 SHUFFLE = 2  # the order of an epoch
 REPLACE = 3  # which record stands in for a damaged one
+MIX = 4  # which dataset has its turn
 ROUNDS = 8
 _MASK64 = (1 << 64) - 1
 
@@ -24,17 +25,19 @@ def generator(seed: int, purpose: int, *address: int) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def permuted(position: int, size: int, seed: int, epoch: int) -> int:
+def permuted(
+    position: int, size: int, seed: int, epoch: int, *, purpose: int = SHUFFLE, stream: int = 0
+) -> int:
     """Where ``position`` lands in the epoch's pseudo-random order of ``range(size)``.
 
-    For a fixed (size, seed, epoch) a bijection of ``range(size)``, in constant memory and without
-    anything that another version of a library could order differently: a Feistel network (Luby
-    and Rackoff, 1988) on the smallest even number of bits that holds ``size``, applied again
-    until it lands inside (fewer than four times on average).
+    For a fixed (size, seed, epoch, purpose, stream) a bijection of ``range(size)``, in constant
+    memory and without anything that another version of a library could order differently: a Feistel
+    network (Luby and Rackoff, 1988) on the smallest even number of bits that holds ``size``,
+    applied again until it lands inside (fewer than four times on average).
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
-    keys = _round_keys(seed, epoch)
+    keys = _round_keys(seed, purpose, epoch, stream)
     while True:
         left, right = position >> half_bits, position & half_mask
         for key in keys:
@@ -44,9 +47,9 @@ def permuted(position: int, size: int, seed: int, epoch: int) -> int:
             return position
 
 
-@functools.lru_cache(maxsize=16)
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    raw = generator(seed, SHUFFLE, epoch).bit_generator.random_raw(ROUNDS)
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, *address: int) -> tuple[int, ...]:
+    raw = generator(seed, *address).bit_generator.random_raw(ROUNDS)
     return tuple(int(key) for key in raw)
 
 

@@ -1,17 +1,20 @@
 """A dataset on disk as a list of records: opened as TFDS opens it, read without TensorFlow."""
 
 import dataclasses
+import functools
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from adamae_jax.data import schema
+from adamae_jax.data import schema, storage
 from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
-from adamae_jax.data.tfrecord import BadRecordError, RecordReader, load_index
+from adamae_jax.data.record_reader import RecordReader
+from adamae_jax.data.tfrecord import BadRecordError, load_index
 from adamae_jax.errors import UserError
 
 REQUIRED_FEATURES = (
@@ -25,6 +28,8 @@ REQUIRED_FEATURES = (
     schema.WIDTH,
 )
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
+INFO = "dataset_info.json"
+DESCRIPTIONS = (".json", ".txt")  # what TFDS writes beside the shards
 PREPARE = "python -m adamae_jax.prepare"
 
 
@@ -34,12 +39,13 @@ class Dataset:
     The directory holds ``dataset_info.json``, ``features.json`` and TFRecord shards directly, as
     ``tfds.builder_from_directory`` expects: videos after `adamae_jax.data.schema`, or images as
     TFDS prepared them itself (features ``image`` and, where there are any, ``label`` and ``id`` or
-    ``file_name``), which are read as videos of one frame. An index of the records is kept beside
-    the shards (``.index-SPLIT.npz``); where the directory cannot be written it is rebuilt at every
-    start. Objects can be pickled and used in several threads and processes.
+    ``file_name``), which are read as videos of one frame. It may be on a file system that fsspec
+    knows (``gs://bucket/folder``). An index of the records is kept beside the shards
+    (``.index-SPLIT.npy``; see `load_index`). Objects can be pickled and used in several threads and
+    processes.
 
     Attributes:
-        directory: the dataset's directory.
+        directory: the dataset's directory, or its address.
         split: name of the split.
         label_names: class names by label; empty for a dataset without labels.
         has_foreground: whether records carry foreground masks.
@@ -55,7 +61,7 @@ class Dataset:
             UserError: directory, split or a shard is missing, empty or damaged, or the dataset
                 holds neither videos after `adamae_jax.data.schema` nor images.
         """
-        self.directory = Path(directory)
+        self.directory = os.fspath(directory)
         self.split = split
         info = _dataset_info(self.directory)
         split_info = _split_info(info, self.directory, split)
@@ -64,8 +70,11 @@ class Dataset:
         labelled = schema.LABEL in info.features
         self.label_names = tuple(info.features[schema.LABEL].names or ()) if labelled else ()
         self.has_foreground = not self.holds_images and schema.FOREGROUND in info.features
-        paths = [Path(path) for path in split_info.filepaths]
-        index = load_index(paths, split_info.shard_lengths, self.directory / f".index-{split}.npz")
+        paths = [
+            storage.join(self.directory, os.path.basename(path)) for path in split_info.filepaths
+        ]
+        cache = storage.join(self.directory, f".index-{split}.npy")
+        index = load_index(paths, split_info.shard_lengths, cache)
         if not len(index):
             raise UserError(f"split {split!r} of {self.directory} is empty: rebuild with {PREPARE}")
         self._reader = RecordReader(index)
@@ -101,19 +110,43 @@ class Dataset:
         )
 
 
-def _dataset_info(directory: Path) -> Any:
+def _dataset_info(directory: str) -> Any:
     """TFDS's description of the dataset, after checking what its own errors leave unclear."""
-    if not (directory / "dataset_info.json").is_file():
-        inside = sorted(path.parent for path in directory.glob("*/**/dataset_info.json"))
-        hint = f"did you mean {inside[-1]}?" if inside else f"make one with {PREPARE} --output=DIR"
-        what = "holds no dataset_info.json" if directory.is_dir() else "is no directory"
-        raise UserError(f"no dataset at {directory}, which {what}: {hint}")
+    try:
+        if INFO not in (files := storage.list_directory(directory)):
+            raise UserError(_no_dataset(directory))
+        if not storage.is_remote(directory):
+            return _builder_info(directory, directory)
+        with tempfile.TemporaryDirectory() as copy:
+            # What describes the data is small: so TFDS needs to know no remote file system.
+            for name in files:
+                if name.endswith(DESCRIPTIONS):
+                    path = storage.join(directory, name)
+                    content = storage.retried(functools.partial(storage.read_file, path), path)
+                    Path(copy, name).write_bytes(content)
+            return _builder_info(copy, directory)
+    except OSError as error:
+        raise UserError(f"the dataset at {directory} cannot be read: {error}") from error
+
+
+def _no_dataset(directory: str) -> str:
+    hint = f"make one with {PREPARE} --output=DIR"
+    if storage.is_remote(directory):
+        return f"no dataset at {directory}, which holds no {INFO}: {hint}, and copy it there"
+    inside = sorted(path.parent for path in Path(directory).glob(f"*/**/{INFO}"))
+    hint = f"did you mean {inside[-1]}?" if inside else hint
+    what = f"holds no {INFO}" if os.path.isdir(directory) else "is no directory"
+    return f"no dataset at {directory}, which {what}: {hint}"
+
+
+def _builder_info(folder: str, directory: str) -> Any:
+    """What TFDS reads from a local folder, the directory itself or a copy of its descriptions."""
     import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
 
     verbosity = logging.get_verbosity()
     try:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
-        info = tfds.builder_from_directory(directory).info
+        info = tfds.builder_from_directory(folder).info
     except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise UserError(
@@ -130,7 +163,7 @@ def _dataset_info(directory: Path) -> Any:
     return info
 
 
-def _layout(features: Any, directory: Path) -> Layout:
+def _layout(features: Any, directory: str) -> Layout:
     """How the records are written down, after checking that their features are known."""
     names = set(features or ())
     if not (missing := [name for name in REQUIRED_FEATURES if name not in names]):
@@ -143,7 +176,7 @@ def _layout(features: Any, directory: Path) -> Layout:
     return _image_layout({name: features[name] for name in names}, directory)
 
 
-def _image_layout(features: dict[str, Any], directory: Path) -> ImageLayout:
+def _image_layout(features: dict[str, Any], directory: str) -> ImageLayout:
     from tensorflow_datasets.core.features import ClassLabel, Image, Text
 
     image, label = features[schema.IMAGE], features.get(schema.LABEL)
@@ -161,7 +194,7 @@ def _image_layout(features: dict[str, Any], directory: Path) -> ImageLayout:
     return ImageLayout(texts[0] if texts else None, has_label=label is not None)
 
 
-def _split_info(info: Any, directory: Path, split: str) -> Any:
+def _split_info(info: Any, directory: str, split: str) -> Any:
     if split not in info.splits:
         names = ", ".join(sorted(info.splits)) or "none"
         raise UserError(f"the dataset at {directory} has no split {split!r}; it has: {names}")
@@ -171,9 +204,9 @@ def _split_info(info: Any, directory: Path, split: str) -> Any:
     return split_info
 
 
-def _fingerprint(directory: Path, paths: list[Path], num_records: int) -> str:
-    digest = hashlib.sha256((directory / "dataset_info.json").read_bytes())
-    for path in paths:
-        digest.update(f"\n{path.name} {path.stat().st_size}".encode())
+def _fingerprint(directory: str, paths: list[str], num_records: int) -> str:
+    digest = hashlib.sha256(storage.read_file(storage.join(directory, INFO)))
+    for path, state in zip(paths, storage.file_states(paths), strict=True):
+        digest.update(f"\n{os.path.basename(path)} {state.size}".encode())
     digest.update(f"\n{num_records}".encode())
     return digest.hexdigest()

@@ -8,12 +8,17 @@ Image datasets are TFDS's own, and read by the names that most of them share.
 
 ID = "id"  # text: unique within the dataset; for a video file, its path below the source folder
 LABEL = "label"  # int64: class index, -1 where the dataset has no labels
-FRAMES = "frames"  # bytes: one JPEG per frame (codec "jpeg")
-CODEC = "codec"  # text: how FRAMES is stored
+FRAMES = "frames"  # bytes: one JPEG per frame; of the other codecs, one video file
+CODEC = "codec"  # text: one of CODECS
 NUM_FRAMES = "num_frames"  # int64
 RATE = "rate"  # float32: frames per second
 HEIGHT = "height"  # int64: pixels of the stored frames
 WIDTH = "width"  # int64
+# Of codecs that store a video file: when each frame is shown, in ticks of the stream (none where
+# the file does not say), and the numbers of the frames from which decoding gives what it gives from
+# the front. Frame numbers count the frames in the order in which they are shown.
+TIMES = "frame_times"  # int64, one per frame or none
+KEYFRAMES = "keyframes"  # int64, sorted
 # Optional. One grey PNG: the foreground masks of all frames, low resolution, stacked from top to
 # bottom ([num_frames * h, w] pixels, 0 background to 255 foreground).
 FOREGROUND = "foreground"
@@ -23,4 +28,7 @@ IMAGE = "image"  # bytes: a JPEG or PNG
 FILE_NAME = "file_name"  # text: names the image where there is no ID
 
 CODEC_JPEG = "jpeg"
+CODEC_H264 = "h264"  # re-encoded with few frames between keyframes, in MP4
+CODEC_ORIGINAL = "original"  # the source's own file, untouched
+CODECS = (CODEC_JPEG, CODEC_H264, CODEC_ORIGINAL)
 UNLABELLED = -1

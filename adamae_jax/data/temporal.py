@@ -1,9 +1,12 @@
-"""Which frames of a video make a clip: dense, or scaled to the video's frame rate.
+"""Which frames of a video make a clip, for training or as the one clip for evaluation.
 
 Sources: for `dense_frames`, `VideoMAE._sample_train_indices` and `_video_TSN_decord_batch_loader`
-in ``kinetics.py`` of the code released with AdaMAE (arXiv 2211.09120); for `time_scaled_frames`,
-`get_start_end_idx` and `temporal_sampling` in ``util/decoder/decoder.py`` of the code released
-with MAE-ST (arXiv 2205.09113).
+in ``kinetics.py`` of the code released with AdaMAE (arXiv 2211.09120); for `stretched_frames` and
+`segment_frames`, the fine-tuning loaders for Kinetics-400 (``kinetics.py``) and Something-Something
+v2 (``ssv2.py``) of the code released with VideoMAE (arXiv 2203.12602), the latter after Temporal
+Segment Networks (arXiv 1608.00859); for `time_scaled_frames`, `get_start_end_idx` and
+`temporal_sampling` in ``util/decoder/decoder.py`` of the code released with MAE-ST (arXiv
+2205.09113). `adamae_jax.data.views` has the several clips of an evaluation.
 """
 
 from typing import Literal, get_args
@@ -11,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Int64
 
-FrameSampling = Literal["dense", "time_scaled"]
+FrameSampling = Literal["dense", "stretched", "segments", "time_scaled"]
 FRAME_SAMPLINGS: tuple[str, ...] = get_args(FrameSampling)
 
 
@@ -41,6 +44,53 @@ def dense_frames(
     return start + sampling_rate * steps
 
 
+def stretched_frames(
+    available: int, num_frames: int, sampling_rate: int, rng: np.random.Generator | None
+) -> Int64[np.ndarray, "t"]:
+    """Frames spread over ``t * rate`` frames of the video, from the very first to the very last.
+
+    Args:
+        available: frames in the video, at least 1. Where they are no more than ``t * rate``, they
+            are taken in about equal steps, and the last one fills up the clip.
+        num_frames: frames in the clip, ``t``.
+        sampling_rate: frames of the video for each frame of the clip.
+        rng: gives the start, a whole number in ``[0, available - t * rate)``. None puts the clip in
+            the middle, for evaluation.
+    """
+    length = num_frames * sampling_rate
+    if available <= length:
+        taken = available // sampling_rate
+        positions = np.full(num_frames, float(available))
+        positions[:taken] = np.linspace(0, available, taken)
+        return np.clip(positions, 0, available - 1).astype(np.int64)
+    slack = available - length
+    start = slack // 2 if rng is None else int(rng.integers(slack))
+    positions = np.linspace(start, start + length, num_frames)
+    return np.clip(positions, start, start + length - 1).astype(np.int64)
+
+
+def segment_frames(
+    available: int, num_frames: int, rng: np.random.Generator | None
+) -> Int64[np.ndarray, "t"]:
+    """One frame of each of ``t`` equal segments of the video, whatever its length.
+
+    Args:
+        available: frames in the video, at least 1.
+        num_frames: frames in the clip, ``t``.
+        rng: chooses in each segment of ``available // t`` frames; a video with fewer frames than
+            the clip gives its first one only. None takes the middle of each segment of
+            ``available / t`` frames, for evaluation.
+    """
+    numbers = np.arange(num_frames)
+    if rng is None:
+        tick = available / num_frames
+        return (tick / 2 + tick * numbers).astype(np.int64)
+    length = available // num_frames
+    if not length:
+        return np.zeros(num_frames, np.int64)
+    return numbers * length + rng.integers(length, size=num_frames)
+
+
 def time_scaled_frames(
     available: int,
     num_frames: int,
@@ -67,6 +117,13 @@ def time_scaled_frames(
     length = sampling_rate * num_frames * fps / target_fps
     slack = max(available - length, 0.0)
     start = slack // 2 if rng is None else rng.uniform(0, slack)
+    return spaced_frames(start, length, available, num_frames)
+
+
+def spaced_frames(
+    start: float, length: float, available: int, num_frames: int
+) -> Int64[np.ndarray, "t"]:
+    """Frames evenly from ``start`` to the end of ``length`` frames, both real numbers."""
     # A clip shorter than one frame would run backwards in the released code.
     positions = np.linspace(start, start + max(length - 1, 0.0), num_frames)
     # Through float32, as there: a whole number that float64 misses by its last bit stays whole.

@@ -1,154 +1,197 @@
-"""One video file, whatever FFmpeg reads, as JPEG frames."""
+"""One video file, whatever FFmpeg reads, frame by frame up to its first damage."""
 
-import dataclasses
+import io
 import os
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, Self
 
 import av
 import av.container
 import av.error
 import av.video
 import numpy as np
-import simplejpeg
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-# All frames of a video are one record, and the protocol buffers that hold it end at 2 GiB.
-MAX_BYTES = 1 << 30
 # A file whose header announces more is called damaged if less than this share of it is there. (Not
 # all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
 _WHOLE = 0.95
+# Of one frame; more is a header that lies, and would make the decoder allocate what it says.
+MAX_PIXELS = 1 << 26
 
 
 class UnreadableVideoError(Exception):
     """Not a single frame can be had from a file; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedVideo:
-    """A video as it goes into a dataset.
-
-    Attributes:
-        frames: one JPEG per frame, in the order in which they are shown.
-        rate: frames per second; 0 where the file does not say.
-        height: of all frames, in pixels.
-        width: of all frames, in pixels.
-        damage: where and why the frames end before the video does; None for a whole video.
-    """
-
-    frames: list[bytes]
-    rate: float
-    height: int
-    width: int
-    damage: str | None
-
-
-def read_video(
-    path: str | os.PathLike[str],
-    short_side: int = 256,
-    quality: int = 90,
-    max_bytes: int = MAX_BYTES,
-) -> EncodedVideo:
-    """Decodes the first video stream of a file, frame by frame, up to the first damage.
+class VideoFile:
+    """The first video stream of a file, opened to be decoded once; a context manager.
 
     Damage is what the decoder reports, and a file that holds fewer frames than its header says.
     Where a container skips lost data and says nothing, as AVI can, some pictures behind the gap may
     be wrong; the video is reported as damaged, but its place is not known.
 
-    Frames are turned as the file's metadata says and made smaller, never larger, so that the
-    shorter side has `short_side` pixels. Non-square pixels are taken as square.
-
-    Args:
-        path: of the video.
-        short_side: of the stored frames, in pixels.
-        quality: of the JPEGs, 1 to 100.
-        max_bytes: of all JPEGs together; what comes after counts as damaged.
-
-    Raises:
-        UnreadableVideoError: nothing can be decoded.
+    Attributes:
+        rate: frames per second; 0 where the file does not say.
+        num_frames: how many have been decoded.
+        damage: after the last frame, where and why the frames end before the video does; None for
+            a whole video.
     """
-    try:
-        container = _open(path)
-    except av.error.FFmpegError as error:
-        raise UnreadableVideoError(f"cannot be opened: {_reason(error)}") from error
-    with container:
-        if not container.streams.video:
+
+    def __init__(self, file: str | os.PathLike[str] | bytes):
+        """Opens a file by its path, or one that is held in memory.
+
+        Raises:
+            UnreadableVideoError: it cannot be opened, or has no video that can be decoded.
+        """
+        try:
+            self.container = _open(file)
+        except av.error.FFmpegError as error:
+            raise UnreadableVideoError(f"cannot be opened: {_reason(error)}") from error
+        try:
+            self.stream = self._stream()
+        except BaseException:
+            self.container.close()
+            raise
+        self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 0)
+        self.num_frames = 0
+        self.damage: str | None = None
+        self._first_s: float | None = None  # when the first and the latest frame are shown
+        self._last_s: float | None = None
+
+    def _stream(self) -> av.video.VideoStream:
+        if not self.container.streams.video:
             raise UnreadableVideoError("holds no video stream")
-        if container.streams.video[0].codec_context is None:
+        stream = self.container.streams.video[0]
+        if stream.codec_context is None:
             raise UnreadableVideoError("FFmpeg has no decoder for its codec")
-        return _decode(container, short_side, quality, max_bytes)
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+            raise UnreadableVideoError(f"its frames claim to have {size} pixels")
+        stream.codec_context.thread_count = 1  # the caller reads several videos at a time
+        # Without the first, decoders patch damaged pictures with what they have and say nothing.
+        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+        return stream
+
+    def __enter__(self) -> Self:
+        """Itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        self.container.close()
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Frames in the order in which they are shown, up to the first damage.
+
+        Raises:
+            UnreadableVideoError: there is not a single one.
+        """
+        try:
+            for frame in self.container.decode(self.stream):
+                if not self.num_frames:
+                    self._first_s = frame.time
+                self._last_s = frame.time
+                self.num_frames += 1
+                yield frame
+            self.damage = self._missing_frames()
+        except (av.error.FFmpegError, MemoryError) as error:
+            if not self.num_frames:
+                raise UnreadableVideoError(f"cannot be decoded: {_reason(error)}") from error
+            self.damage = f"{self.place()}: {_reason(error)}"
+        if not self.num_frames:
+            raise UnreadableVideoError("holds no frame")
+
+    def place(self) -> str:
+        """Words on how much has been decoded."""
+        seconds = f" ({float(self.num_frames / self.rate):.2f} s)" if self.rate else ""
+        return f"after {self.num_frames} frames{seconds}"
+
+    def _missing_frames(self) -> str | None:
+        """What is wrong with a file that was read without an error, but holds less than it says."""
+        announced = self.stream.frames
+        if not announced and self.container.duration:
+            announced = int(self.container.duration / av.time_base * self.rate)
+            if self._shown_s() >= _WHOLE * self.container.duration / av.time_base:
+                return None  # its rate varies
+        if self.num_frames >= _WHOLE * announced:
+            return None
+        return f"only {self.num_frames} of the {announced} frames that its header announces"
+
+    def _shown_s(self) -> float:
+        """For how long the frames before the last are shown; 0 where it is not known."""
+        if self._first_s is None or self._last_s is None:
+            return 0.0
+        return self._last_s - self._first_s
 
 
-def _open(path: str | os.PathLike[str]) -> av.container.InputContainer:
+def _open(file: str | os.PathLike[str] | bytes) -> av.container.InputContainer:
     # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and the list keeps
     # playlists from reaching out to the network.
-    url, options = f"file:{os.fspath(path)}", {"protocol_whitelist": "file"}
+    options = {"protocol_whitelist": "file"}
+
+    def source() -> Any:  # PyAV's types know paths and files, but not that both are read
+        return io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
+
     try:
-        return av.open(url, container_options=options)
+        return av.open(source(), "r", container_options=options)
     except UnicodeDecodeError:  # PyAV before version 19 refuses a title that is not UTF-8
-        return av.open(url, container_options=options, metadata_errors="replace")
+        return av.open(source(), "r", container_options=options, metadata_errors="replace")
 
 
-def _decode(
-    container: av.container.InputContainer, short_side: int, quality: int, max_bytes: int
-) -> EncodedVideo:
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # the caller reads several videos at a time
-    # Without this, decoders patch damaged pictures with what they have and say nothing.
-    stream.codec_context.options = {"err_detect": "explode"}
-    encoder = _FrameEncoder(short_side, quality)
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    frames: list[bytes] = []
-    num_bytes, damage = 0, None
-    try:
-        for frame in container.decode(stream):
-            frames.append(encoder(frame))
-            num_bytes += len(frames[-1])
-            if num_bytes > max_bytes:
-                damage = f"after {len(frames)} frames: more than {max_bytes} bytes of JPEGs"
-                break
-        else:
-            damage = _missing_frames(container, stream, rate, len(frames))
-    except av.error.FFmpegError as error:
-        if not frames:
-            raise UnreadableVideoError(f"cannot be decoded: {_reason(error)}") from error
-        seconds = f" ({len(frames) / rate:.2f} s)" if rate else ""
-        damage = f"after {len(frames)} frames{seconds}: {_reason(error)}"
-    if not frames:
-        raise UnreadableVideoError("holds no frame")
-    return EncodedVideo(frames, rate, encoder.height, encoder.width, damage)
+def _reason(error: Exception) -> str:
+    """What FFmpeg says, without the number and the path that it adds."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _missing_frames(
-    container: av.container.InputContainer,
-    stream: av.video.VideoStream,
-    rate: float,
-    num_frames: int,
-) -> str | None:
-    """What is wrong with a file that was read without an error, but holds less than it says."""
-    announced = stream.frames
-    if not announced and container.duration:
-        announced = int(container.duration / av.time_base * rate)
-    if num_frames >= _WHOLE * announced:
-        return None
-    return f"only {num_frames} of the {announced} frames that its header announces"
+def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) of a frame, turned as its metadata says."""
+    lies = round(frame.rotation / 90) % 2 == 1
+    return (frame.width, frame.height) if lies else (frame.height, frame.width)
 
 
-class _FrameEncoder:
-    """Turns decoded frames into JPEGs, all of the size that the first one determines."""
+class Upright:
+    """Turns decoded frames as their metadata says and makes them smaller, never larger.
 
-    def __init__(self, short_side: int, quality: int):
+    All get the size that the first one determines: the shorter side `short_side` pixels, or as many
+    as it has. Non-square pixels are taken as square.
+
+    Attributes:
+        height: of the frames, in pixels; 0 before the first.
+        width: of the frames, in pixels.
+    """
+
+    def __init__(
+        self,
+        short_side: int | None = None,
+        multiple: int = 1,
+        size: tuple[int, int] = (0, 0),
+    ):
+        """Starts a video.
+
+        Args:
+            short_side: in pixels; None keeps the size.
+            multiple: of which height and width are to be.
+            size: (height, width), if it is known without the first frame.
+        """
         self._short_side = short_side
-        self._quality = quality
+        self._multiple = multiple
         self._reformatter = VideoReformatter()
-        self.height = 0
-        self.width = 0
+        self.height, self.width = size
 
-    def __call__(self, frame: av.VideoFrame) -> bytes:
+    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of one frame, RGB."""
         quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
         lies = quarter_turns % 2 == 1  # decoded with height and width exchanged
         if not self.height:
-            shown = (frame.width, frame.height) if lies else (frame.height, frame.width)
-            self.height, self.width = self._shrink(*shown)
+            self.height, self.width = self._shrink(*shown_size(frame))
         small = self._reformatter.reformat(
             frame,
             width=self.height if lies else self.width,
@@ -156,16 +199,10 @@ class _FrameEncoder:
             format="rgb24",
             interpolation="AREA",
         )
-        pixels: UInt8[np.ndarray, "h w 3"] = np.rot90(small.to_ndarray(), quarter_turns)
-        return simplejpeg.encode_jpeg(
-            np.ascontiguousarray(pixels), quality=self._quality, colorsubsampling="420"
-        )
+        return np.ascontiguousarray(np.rot90(small.to_ndarray(), quarter_turns))
 
     def _shrink(self, height: int, width: int) -> tuple[int, int]:
-        scale = min(1.0, self._short_side / min(height, width))
-        return round(height * scale), round(width * scale)
-
-
-def _reason(error: Exception) -> str:
-    """What FFmpeg says, without the number and the path that it adds."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        scale = min(1.0, self._short_side / min(height, width)) if self._short_side else 1.0
+        units = (max(1, round(side * scale / self._multiple)) for side in (height, width))
+        rows, columns = (unit * self._multiple for unit in units)
+        return rows, columns

@@ -1,6 +1,8 @@
 """The manners of grain's worker processes: they start light and do not outlive their parent."""
 
 import contextlib
+import ctypes
+import faulthandler
 import importlib.machinery
 import multiprocessing
 import multiprocessing.process
@@ -11,9 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+from adamae_jax.data.watchdog import Heartbeat
 from adamae_jax.errors import UserError
 
 PARENT_CHECK_S = 0.5
+TELL_STACK = signal.SIGUSR1
+TELL_S = 0.5
+KEPT_BYTES = 128 << 20
+LARGEST_REUSED = 32 << 20  # the most that glibc takes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _GRAIN_WORKER = "grain-process-prefetch"
 _starting = threading.Lock()
 
@@ -35,6 +43,27 @@ def init_worker(worker_index: int, worker_count: int) -> None:
         ).start()
 
 
+def init_reader(heartbeat: Heartbeat, worker_index: int, worker_count: int) -> None:
+    """Runs in each worker of a pipeline: as `init_worker`; if it hangs, it can be asked where."""
+    init_worker(worker_index, worker_count)
+    keep_freed_memory()
+    faulthandler.register(TELL_STACK)  # even where the interpreter is stuck
+    heartbeat.introduce(worker_index)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library reuse large blocks of memory instead of giving them back each time.
+
+    Records have megabytes, and are read, parsed and dropped one after the other: fetching their
+    pages from the kernel anew took longer than all else that is done to a record. What is kept is
+    at most `KEPT_BYTES` above what is in use, of each of the allocator's arenas.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_REUSED)
+
+
 def _exit_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
@@ -42,7 +71,7 @@ def _exit_without(parent: int) -> None:
 
 
 class WorkerDeathError(UserError, RuntimeError):
-    """A worker process has ended while it was needed."""
+    """A worker process has ended, or hangs, while it was needed."""
 
 
 class Workers:
@@ -50,6 +79,7 @@ class Workers:
 
     def __init__(self) -> None:
         """None have started."""
+        self._others: set[multiprocessing.process.BaseProcess] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
 
     @contextlib.contextmanager
@@ -62,7 +92,7 @@ class Workers:
         takes such a name for the time being.
         """
         with _starting:
-            before = set(multiprocessing.active_children())
+            self._others = set(multiprocessing.active_children())
             main = sys.modules["__main__"]
             spec = getattr(main, "__spec__", None)
             main.__spec__ = importlib.machinery.ModuleSpec("adamae_jax.__main__", None)
@@ -70,11 +100,17 @@ class Workers:
                 yield
             finally:
                 main.__spec__ = spec
-                self._processes = [
-                    process
-                    for process in multiprocessing.active_children()
-                    if process not in before and process.name.startswith(_GRAIN_WORKER)
-                ]
+                self._processes = self._children()
+
+    def _children(self) -> list[multiprocessing.process.BaseProcess]:
+        """Those of this pipeline among the processes that run."""
+        if self._others is None:
+            return []
+        return [
+            process
+            for process in multiprocessing.active_children()
+            if process not in self._others and process.name.startswith(_GRAIN_WORKER)
+        ]
 
     def death(self) -> str | None:
         """Words on the first dead worker, if there is one; grain itself misses exit status 0."""
@@ -87,7 +123,15 @@ class Workers:
                 )
         return None
 
+    def tell_stack(self, pid: int) -> bool:
+        """Makes a worker print where it is; whether it is one of these workers."""
+        if pid not in {process.pid for process in self._processes}:
+            return False
+        os.kill(pid, TELL_STACK)
+        time.sleep(TELL_S)
+        return True
+
     def kill(self) -> None:
-        """Ends those that are left, without their consent."""
-        for process in self._processes:
+        """Ends those that are left or just starting, without their consent."""
+        for process in self._processes or self._children():
             process.kill()

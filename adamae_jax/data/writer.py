@@ -1,4 +1,4 @@
-"""Datasets written as TFRecord shards by TensorFlow Datasets, all after one schema.
+"""Datasets as TensorFlow Datasets describes them, all after one schema.
 
 Importing this module does not import TensorFlow; writing does.
 """
@@ -6,7 +6,7 @@ Importing this module does not import TensorFlow; writing does.
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import tqdm
 from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema, synthetic
+from adamae_jax.data.encoding import EncodedVideo
 from adamae_jax.data.parallel import ordered_map
 
 Example = dict[str, Any]  # the features of one clip, by their names in the schema
@@ -28,30 +30,47 @@ _MAX_SHARD_BYTES = 512 << 20
 
 
 def features(
-    label_names: Sequence[str] = (), foreground: bool = False
+    label_names: Sequence[str] = (), foreground: bool = False, codec: str = schema.CODEC_JPEG
 ) -> tfds.features.FeaturesDict:
     """The schema of `adamae_jax.data.schema` in terms of TFDS.
 
     Args:
         label_names: the classes; none where clips have no labels.
         foreground: whether clips come with foreground masks.
+        codec: how their frames are stored.
     """
     image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    jpegs = codec == schema.CODEC_JPEG
     described: dict[str, Any] = {
         schema.ID: tfds.features.Text(),
         schema.LABEL: tfds.features.ClassLabel(names=list(label_names)),
-        schema.FRAMES: tfds.features.Sequence(image),
+        # TFDS calls a string of bytes a text.
+        schema.FRAMES: tfds.features.Sequence(image) if jpegs else tfds.features.Text(),
         schema.CODEC: tfds.features.Text(),
         schema.NUM_FRAMES: np.int64,
         schema.RATE: np.float32,
         schema.HEIGHT: np.int64,
         schema.WIDTH: np.int64,
     }
+    if not jpegs:
+        described[schema.TIMES] = tfds.features.Sequence(np.int64)
+        described[schema.KEYFRAMES] = tfds.features.Sequence(np.int64)
     if foreground:
         described[schema.FOREGROUND] = tfds.features.Image(
             shape=(None, None, 1), encoding_format="png"
         )
     return tfds.features.FeaturesDict(described)
+
+
+def image_features(label_names: Sequence[str] = ()) -> tfds.features.FeaturesDict:
+    """The features of a dataset of images; see `features`."""
+    return tfds.features.FeaturesDict(
+        {
+            schema.ID: tfds.features.Text(),
+            schema.LABEL: tfds.features.ClassLabel(names=list(label_names)),
+            schema.IMAGE: tfds.features.Image(shape=(None, None, 3)),
+        }
+    )
 
 
 def make_example(
@@ -63,7 +82,7 @@ def make_example(
     label: int = schema.UNLABELLED,
     foreground: bytes | None = None,
 ) -> Example:
-    """One clip as `features` describes it.
+    """One clip of JPEG frames as `features` describes it.
 
     Args:
         identity: unique within the dataset.
@@ -74,32 +93,99 @@ def make_example(
         label: class index, `schema.UNLABELLED` where there is none.
         foreground: PNG of all masks, see `schema.FOREGROUND`.
     """
-    example: Example = {
-        schema.ID: identity,
-        schema.LABEL: label,
-        schema.FRAMES: list(frames),
-        schema.CODEC: schema.CODEC_JPEG,
-        schema.NUM_FRAMES: len(frames),
-        schema.RATE: rate,
-        schema.HEIGHT: height,
-        schema.WIDTH: width,
-    }
+    video = EncodedVideo(list(frames), len(frames), rate, height, width, None)
+    example = video_example(identity, label, schema.CODEC_JPEG, video)
     if foreground is not None:
         example[schema.FOREGROUND] = foreground
     return example
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What both builders share."""
+def video_example(identity: str, label: int, codec: str, video: EncodedVideo) -> Example:
+    """One video as `features` describes it; its codec is one of `schema.CODECS`."""
+    example: Example = {
+        schema.ID: identity,
+        schema.LABEL: label,
+        schema.FRAMES: video.frames,
+        schema.CODEC: codec,
+        schema.NUM_FRAMES: video.num_frames,
+        schema.RATE: video.rate,
+        schema.HEIGHT: video.height,
+        schema.WIDTH: video.width,
+    }
+    if codec != schema.CODEC_JPEG:
+        example[schema.TIMES] = list(video.times)
+        example[schema.KEYFRAMES] = list(video.keyframes)
+    return example
+
+
+def serialize(example: Example) -> bytes:
+    """The bytes of a ``tf.train.Example``; the same features always give the same bytes."""
+    message = tf_example_pb2.Example()
+    for name, value in example.items():
+        values = value if isinstance(value, list) else [value]
+        feature = message.features.feature[name]
+        if name in (schema.TIMES, schema.KEYFRAMES) or isinstance(value, int):
+            feature.int64_list.value.extend(values)
+        elif isinstance(value, float):
+            feature.float_list.value.extend(values)
+        else:
+            texts = (item.encode() if isinstance(item, str) else item for item in values)
+            feature.bytes_list.value.extend(texts)
+    return bytes(message.SerializeToString(deterministic=True))
+
+
+def write_metadata(
+    folder: Path,
+    described: tfds.features.FeaturesDict,
+    splits: Mapping[str, Sequence[tuple[int, int]]],
+    file_format: str,
+    name: str,
+    description: str,
+) -> None:
+    """Makes a folder of shards into a dataset that TFDS opens.
+
+    Args:
+        folder: with all shards, named as `shard_name` names them.
+        described: the features.
+        splits: for each split, the number of records and bytes of each shard.
+        file_format: of the shards, as TFDS calls it.
+        name: of the dataset.
+        description: one sentence.
+    """
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, filetype_suffix=file_format
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[records for records, _ in shards],
+            num_bytes=sum(num_bytes for _, num_bytes in shards),
+            filename_template=template.replace(split=split),
+        )
+        for split, shards in splits.items()
+    ]
+    with _quiet():
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=described,
+            split_infos=infos,
+            filename_template=template,
+            check_data=False,
+            description=description,
+        )
+
+
+def shard_name(name: str, split: str, file_format: str, number: int, count: int) -> str:
+    """The name of one of the `count` shards of a split."""
+    return f"{name}-{split}.{file_format}-{number:05d}-of-{count:05d}"
+
+
+class MovingObjects(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """The embedded dataset, made from a seed (see `adamae_jax.data.synthetic`)."""
 
     # TFDS looks beside a builder's code for checksums of downloads, by way of a package that it
     # does not require; here nothing is downloaded.
     code_path = None
-
-
-class MovingObjects(_Builder):
-    """The embedded dataset, made from a seed (see `adamae_jax.data.synthetic`)."""
-
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS looks for a list)
         tfds.core.BuilderConfig(name=name, description=f"{size.side}x{size.side} pixels")
@@ -137,35 +223,6 @@ class MovingObjects(_Builder):
         # disable=None: a progress bar on a terminal only.
         for fields in tqdm.tqdm(encoded, f"making {split} clips", count, disable=None):
             yield fields["identity"], make_example(**fields)
-
-
-class VideoFolder(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Videos that somebody else reads, without labels."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, splits: Mapping[str, Iterable[Example]], **arguments: Any):
-        """Like any TFDS builder, with one argument more.
-
-        Args:
-            splits: the examples of each split; consumed one split after another, in this order.
-            **arguments: of `tfds.core.GeneratorBasedBuilder`.
-        """
-        self._splits = splits
-        super().__init__(**arguments)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, description="Videos of a folder, as JPEG frames.", features=features()
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
-        del dl_manager
-        return {name: self._generate_examples(videos) for name, videos in self._splits.items()}
-
-    def _generate_examples(self, videos: Iterable[Example]) -> Iterator[tuple[str, Example]]:
-        for example in videos:
-            yield example[schema.ID], example
 
 
 def encode_clip(address: tuple[str, int, str, int]) -> dict[str, Any]:

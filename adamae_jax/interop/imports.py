@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment, pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, authors, resizing
+from adamae_jax.interop.architecture import Kind
 from adamae_jax.interop.sources import Source
 from adamae_jax.interop.tables import Table
+
+ENCODER = "params/autoencoder/encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +25,16 @@ class Imported:
     """A model in our form.
 
     Attributes:
+      kind: which part of a system it is; an encoder alone is no model yet (`into_classifier`).
       variables: as `adamae_jax.pretrained.save` takes them.
       config: the experiment it would be.
       step: updates that it was trained for, where known.
-      label_names: of a classifier's classes.
+      label_names: of the classes, where known.
       license: where known.
       remarks: what the user should know.
     """
 
+    kind: Kind
     variables: dict[str, Any]
     config: ConfigDict
     step: int
@@ -37,8 +43,12 @@ class Imported:
     remarks: tuple[str, ...]
 
 
-def table_of(config: ConfigDict) -> Table:
-    """The names of all of a model's variables."""
+def table_of(config: ConfigDict, kind: Kind | None = None) -> Table:
+    """The names of all of a model's variables, or of its encoder alone."""
+    if kind == "encoder":
+        model = experiment.autoencoder(config)
+        dialect = authors.dialect_of(model.positions, model.geometry)
+        return authors.encoder_table(model.encoder_definition, dialect).under(ENCODER)
     if config.classifier.num_classes:
         return authors.classifier_table(experiment.classifier(config)).under("params")
     return authors.pretraining_table(experiment.pretraining(config))
@@ -51,19 +61,39 @@ def convert(source: Source) -> Imported:
       UserError: where the model is unknown, something has to be given, or tensors do not fit.
     """
     if source.description is not None:
-        config = _described_config(source.description)
-        step, remarks = int(source.description.get("step", 0)), tuple[str, ...]()
+        config, step, table, shapes = _described(source.description)
+        kind: Kind = "classifier" if config.classifier.num_classes else "pretraining"
+        remarks: tuple[str, ...] = ()
     else:
-        inferred = architecture.infer(source.state, source.given, source.label_names)
-        config, step, remarks = inferred.config, 0, inferred.remarks
-    tree = table_of(config).from_authors(source.state, pretrained.expected_shapes(config))
-    return Imported(tree, config, step, source.label_names, source.license, remarks)
+        inferred = architecture.infer(source.state, source.given)
+        kind, config, step = inferred.kind, inferred.config, 0
+        remarks = source.remarks + inferred.remarks
+        table, shapes = table_of(config, kind), pretrained.expected_shapes(config)
+    variables = table.from_authors(source.state, shapes)
+    imported = Imported(kind, variables, config, step, (), source.license, remarks)
+    return with_label_names(imported, source.label_names)
 
 
-def _described_config(description: Any) -> ConfigDict:
+def with_label_names(imported: Imported, names: tuple[str, ...]) -> Imported:
+    """The same model with names of its classes; () where they are not known.
+
+    Raises:
+      UserError: where a classifier has another number of classes.
+    """
+    classes = imported.config.classifier.num_classes
+    if names and classes and len(names) != classes:
+        raise UserError(f"there are {len(names)} label names for {classes} classes: give as many")
+    return dataclasses.replace(imported, label_names=names)
+
+
+def _described(description: Any) -> tuple[ConfigDict, int, Table, dict[str, tuple[int, ...]]]:
+    """Config, step, names and shapes of a file that this package wrote, and others may damage."""
     try:
-        return pretrained.described_config(description)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        config, step = pretrained.described_config(description), description.get("step", 0)
+        if not isinstance(step, int):
+            raise TypeError(f"step is {step!r}")
+        return config, step, table_of(config), pretrained.expected_shapes(config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"the file's description of the model is damaged ({type(error).__name__}: {error})"
         ) from error
@@ -81,15 +111,16 @@ def resize(
     old, new = (experiment.geometry(each).grid for each in (imported.config, config))
     flat = pretrained.flatten(imported.variables)
     resized = resizing.resize_tables(flat, old, new)
-    changed = sorted(name for name in flat if flat[name].shape != resized[name].shape)
-    remark = f"position tables from a grid of {old} to {new}: " + (
-        f"{', '.join(changed)} interpolated" if changed else "all are fixed, and computed anew"
-    )
+    changed = sorted(name for name in flat if resized[name] is not flat[name])
+    said = [f"{', '.join(changed)} interpolated"] if changed else []
+    if config.model.positions.startswith("sincos"):
+        said.append("fixed ones computed anew")
+    remark = f"position tables from a grid of {old} to {new}: {', '.join(said)}"
     return dataclasses.replace(
         imported,
         variables=traverse_util.unflatten_dict(resized, sep="/"),
         config=config,
-        remarks=(*imported.remarks, remark),
+        remarks=(*imported.remarks, remark) if old != new else imported.remarks,
     )
 
 
@@ -102,7 +133,7 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
     """A classifier with a pretrained encoder; what has no pretrained weights starts fresh.
 
     Args:
-      imported: a model of pretraining.
+      imported: a model of pretraining, or its encoder alone.
       num_classes: outputs of the head.
       seed: of what starts fresh.
 
@@ -123,25 +154,48 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
     encoder = dict(imported.variables["params"]["autoencoder"]["encoder"])
     if fixed_2d:
         encoder["positions"] = {"table": _fixed_table(imported.config)}
-    classifier = experiment.classifier(config)
-    clip = jnp.zeros((1, *classifier.geometry.clip_shape))
-    fresh = jax.jit(classifier.init)(jax.random.key(seed), clip)["params"]
     taken = {name: encoder[name] for name in TAKEN if name in encoder}
-    params = {**jax.tree.map(np.asarray, fresh), "encoder": taken}
+    params = {**_fresh(config, seed), "encoder": taken}
     if _is_mae_st(config):
         params["norm"] = encoder["norm"]
-    all_taken = [f"encoder/{name}" for name in taken] + ["norm"] * _is_mae_st(config)
-    remarks = (
-        f"taken from pretraining: {', '.join(all_taken)}",
-        f"fresh: {', '.join(sorted({'norm', 'head'} - set(all_taken)))}",
-    )
     return dataclasses.replace(
         imported,
+        kind="classifier",
         variables={"params": params},
         config=config,
         label_names=(),
-        remarks=(*imported.remarks, *remarks),
+        remarks=(*imported.remarks, *_transfer(imported.variables, params, fixed_2d)),
     )
+
+
+def _fresh(config: ConfigDict, seed: int) -> dict[str, Any]:
+    """Initial norm and head of a classifier; its encoder, asked for by no one, is not computed."""
+    classifier = experiment.classifier(config)
+    clip = jnp.zeros((1, *classifier.geometry.clip_shape))
+
+    @jax.jit
+    def start(key: Array) -> dict[str, Any]:
+        params = classifier.init(key, clip)["params"]
+        return {name: params[name] for name in ("norm", "head")}
+
+    return jax.tree.map(np.asarray, start(jax.random.key(seed)))
+
+
+def _transfer(variables: Any, params: Any, fixed_positions: bool) -> list[str]:
+    """What became of the parts of a pretrained model, in the words of its parameters."""
+    encoder = variables["params"]["autoencoder"]["encoder"]
+    norm_taken = params["norm"] is encoder["norm"]
+    taken = [f"encoder/{name}" for name in params["encoder"] if name in encoder]
+    parts = [name for name in variables["params"]["autoencoder"] if name != "encoder"]
+    left = ["encoder/norm"] * (not norm_taken) + parts
+    left += ["masking"] * bool(jax.tree.leaves(variables["params"].get("masking", {})))
+    remarks = [
+        f"taken from pretraining: {', '.join(taken + ['encoder/norm'] * norm_taken)}",
+        f"fresh: {'head' if norm_taken else 'head, norm'}",
+    ]
+    if fixed_positions:
+        remarks.append("encoder/positions: trained from now on, from the fixed table")
+    return remarks + [f"left out: {', '.join(left)}"] * bool(left)
 
 
 def _is_mae_st(config: ConfigDict) -> bool:

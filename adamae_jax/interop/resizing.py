@@ -19,7 +19,8 @@ def resized_config(
     """The config with another clip size; predicted frames keep their share.
 
     Raises:
-      UserError: where the tubelets do not divide it, or predicted frames could not keep theirs.
+      UserError: where the tubelets do not divide it, predicted frames could not keep their share,
+        or the masking cannot take its grid.
     """
     new = config.copy_and_resolve_references()
     frames = config.data.num_frames
@@ -33,7 +34,11 @@ def resized_config(
                 f"{new.data.num_frames} frames cannot keep: choose another number of frames"
             )
         new.model.predicted_frames = predicted
-    experiment.geometry(new)
+    # Masking may ask for more than a grid that tubelets divide.
+    if new.classifier.num_classes:
+        experiment.classifier(new)
+    else:
+        experiment.pretraining(new)
     return new
 
 

@@ -1,22 +1,27 @@
 """Reads a model that others stored: weights under the authors' names, and what stands beside."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adamae_jax import pretrained
 from adamae_jax.errors import UserError
-from adamae_jax.interop import huggingface, safetensors_files, torch_files
+from adamae_jax.interop import huggingface, huggingface_files, safetensors_files, torch_files
 from adamae_jax.interop.architecture import DISCRIMINATOR, VIT, Given
+from adamae_jax.interop.huggingface import Kind
+from adamae_jax.interop.huggingface_facts import FC_NORM_EPSILON
 from adamae_jax.interop.safetensors_files import StateDict
 
 # What our own exports add: the content of model.json as a string, and in a Hugging Face directory
 # the weights that its classes have no place for.
 DESCRIPTION = "adamae_jax"
 MASKING_FILE, DESCRIPTION_FILE = "adamae_jax_masking.safetensors", "adamae_jax.json"
-MODEL_CARD = "README.md"
+MODEL_CARD, CONFIG_DIGEST = "README.md", "config_sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Source:
       label_names: of a classifier's classes, where they are known.
       license: where it is known.
       description: the content of ``model.json``, in files that this package wrote.
+      remarks: what the user should know.
     """
 
     state: StateDict
@@ -37,6 +43,7 @@ class Source:
     label_names: tuple[str, ...] = ()
     license: str = ""
     description: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def read(path: str | Path, key: str | None = None) -> Source:
@@ -50,11 +57,14 @@ def read(path: str | Path, key: str | None = None) -> Source:
       UserError: where it cannot be read.
     """
     path = Path(path)
+    is_torch = not path.is_dir() and path.suffix != ".safetensors"
+    if key is not None and not is_torch:
+        raise UserError(f"--key={key} is for PyTorch checkpoints, and {path} is none: leave it out")
     if path.is_dir():
-        return _read_hugging_face(path)
-    if path.suffix == ".safetensors":
-        metadata = safetensors_files.read_metadata(path)
+        return _read_directory(path)
+    if not is_torch:
         state = without_duplicates(safetensors_files.read(path))
+        metadata = safetensors_files.read_metadata(path)
         description = _parse(metadata.get(DESCRIPTION), path)
         return _described(Source(state, license=metadata.get("license", "")), description)
     checkpoint = torch_files.read_checkpoint(path, key=key, beside=(DISCRIMINATOR[:-1], VIT[:-1]))
@@ -64,6 +74,12 @@ def read(path: str | Path, key: str | None = None) -> Source:
     return _described(
         Source(without_duplicates(state)), _parse(checkpoint.texts.get(DESCRIPTION), path)
     )
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a directory is a Hugging Face model: its ``config.json`` names a class."""
+    config = path / huggingface.CONFIG
+    return config.is_file() and "architectures" in huggingface_files.read_json(config)
 
 
 def without_duplicates(state: StateDict) -> StateDict:
@@ -87,7 +103,7 @@ def _parse(text: str | None, path: Path) -> Mapping[str, Any] | None:
         return None
     try:
         description = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: what it says of the model is no JSON ({error})") from error
     if not isinstance(description, dict):
         raise UserError(f"{path}: what it says of the model is no JSON object")
@@ -97,16 +113,28 @@ def _parse(text: str | None, path: Path) -> Mapping[str, Any] | None:
 def _described(source: Source, description: Mapping[str, Any] | None) -> Source:
     if description is None:
         return source
-    names = description.get("label_names", ())
-    license = description.get("license", "")
-    if not isinstance(license, str) or not all(isinstance(name, str) for name in names):
+    names, license = description.get("label_names", []), description.get("license", "")
+    is_text = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_text or not isinstance(license, str):
         raise UserError("the description of the model is damaged: license and label names are text")
     return dataclasses.replace(
         source,
         description=description,
-        label_names=tuple(names) or source.label_names,
+        label_names=tuple(names),
         license=license or source.license,
     )
+
+
+def _read_directory(directory: Path) -> Source:
+    """A Hugging Face directory, and none of our own."""
+    ours = (directory / pretrained.MODEL_JSON, directory / pretrained.CONFIG_JSON)
+    if ours[0].is_file() or (ours[1].is_file() and not is_hugging_face(directory)):
+        what = "model directory" if ours[0].is_file() else "run"
+        raise UserError(
+            f"{directory} is a {what} of this package, which every job reads as it is: import is "
+            "for the files of others"
+        )
+    return _read_hugging_face(directory)
 
 
 def _read_hugging_face(directory: Path) -> Source:
@@ -132,18 +160,59 @@ def _read_hugging_face(directory: Path) -> Source:
         decoder_num_heads=None if facts.decoder is None else facts.decoder.num_heads,
         mask_ratio=facts.mask_ratio,
         norm_epsilon=facts.norm_epsilon,
+        decoder_norm_epsilon=(
+            FC_NORM_EPSILON if model.kind == "videomae_pretraining" else facts.norm_epsilon
+        ),
         classifier_norm_epsilon=facts.classifier_norm_epsilon,
         pixels=pixels,
         normalize_targets=normalized if facts.norm_pix_loss else "none",
     )
-    source = Source(without_duplicates(state), given, facts.label_names, _card_license(directory))
+    names = () if is_placeholder(facts.label_names) else facts.label_names
+    source = Source(without_duplicates(state), given, names, _card_license(directory))
     described = directory / DESCRIPTION_FILE
-    return _described(source, _parse(_text(described), described))
+    description = _parse(_text(described), described)
+    if description is not None:
+        if description.get(CONFIG_DIGEST) != config_digest(directory):
+            raise UserError(
+                f"{directory / huggingface.CONFIG} is not the one that {described.name} was "
+                f"written beside: remove {described}, to import what transformers says of the model"
+            )
+        return _described(source, description)
+    return source
+
+
+def config_digest(directory: Path) -> str:
+    """Of ``config.json``: where transformers saves over our export, our description is stale."""
+    return hashlib.sha256((directory / huggingface.CONFIG).read_bytes()).hexdigest()
+
+
+def decoder_remarks(kind: Kind, norm_epsilon: float) -> tuple[str, ...]:
+    """What one layer norm of theirs, whose epsilon no config changes, does otherwise.
+
+    `VideoMAEForPreTraining` makes its decoder's last norm with PyTorch's default, as
+    `VideoMAEForVideoClassification` its ``fc_norm``; the authors have one for all norms.
+    """
+    if kind != "videomae_pretraining" or math.isclose(norm_epsilon, FC_NORM_EPSILON):
+        return ()
+    return (
+        f"{huggingface.CLASSES[kind]} has the epsilon {FC_NORM_EPSILON:g} in decoder.norm, this "
+        f"model {norm_epsilon:g}: its predictions differ slightly",
+    )
+
+
+def placeholders(num_classes: int) -> tuple[str, ...]:
+    """The names that Hugging Face gives to classes without names."""
+    return tuple(f"LABEL_{label}" for label in range(num_classes))
+
+
+def is_placeholder(names: tuple[str, ...]) -> bool:
+    """Whether these names say nothing."""
+    return names == placeholders(len(names))
 
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text() if path.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -151,6 +220,9 @@ def _text(path: Path) -> str | None:
 def _card_license(directory: Path) -> str:
     """The licence that a model card names in its front matter; "" where it names none."""
     text = _text(directory / MODEL_CARD) or ""
-    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE) if front else None
-    return found[1] if found else ""
+    front = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+    lines = front[1].splitlines() if front else []
+    fields = dict(re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)[ \t]*$", "\n".join(lines), re.M))
+    license = fields.get("license", "").strip("\"'")
+    # "other" is followed by a name of the authors' own.
+    return fields.get("license_name", license).strip("\"'") if license == "other" else license

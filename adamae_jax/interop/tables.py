@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import einops
 import numpy as np
 from flax import traverse_util
 
@@ -131,7 +132,7 @@ class Table:
                 continue
             try:
                 flat[entry.ours] = entry.to_ours(state)
-            except ValueError:
+            except (ValueError, einops.EinopsError):
                 sizes = ", ".join(f"{name} {np.shape(state[name])}" for name in entry.names[:3])
                 complaints.append(f"misshapen {sizes}")
                 continue

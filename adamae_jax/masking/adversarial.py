@@ -16,7 +16,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
@@ -209,7 +209,7 @@ class Strategy(base.MaskingStrategy):
         return answer, new["state"]
 
     def select(
-        self, soft: Float[Array, "frames n"], uniform: Float[Array, "frames n"], grid: Grid
+        self, soft: Float[Array, "frames p"], uniform: Float[Array, "frames p"], grid: Grid
     ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
         """The noise that decides, smallest first, and which tokens stay visible (1 or 0).
 
@@ -218,7 +218,7 @@ class Strategy(base.MaskingStrategy):
         """
         count = self._visible_patches(grid)
 
-        def largest(values: Float[Array, "frames n"]) -> Float[Array, "frames n"]:
+        def largest(values: Float[Array, "frames p"]) -> Float[Array, "frames p"]:
             _, chosen = jax.lax.top_k(values, count)
             rows = jnp.arange(len(values))[:, None]
             return jnp.zeros(values.shape).at[rows, chosen].set(1.0)
@@ -280,7 +280,7 @@ def middle_frames(inputs: base.MaskInputs) -> Float[Array, "frames 1 H W C"]:
     return einops.rearrange(frames, "b T H W C -> (b T) 1 H W C")
 
 
-def frame_keys(rng: ExampleKeys, steps: int) -> ExampleKeys:
+def frame_keys(rng: ExampleKeys, steps: int) -> Key[Array, "frames"]:
     """One key for each time step of each clip."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return jax.vmap(lambda key: fold(key, jnp.arange(steps)))(rng).reshape(-1)

@@ -36,6 +36,7 @@ class Autoencoder(nn.Module):
       positions: of encoder and decoder; see `Positions`.
       class_token: see `Decoder`.
       projection_bias: see `Decoder`.
+      decoder_norm_epsilon: see `Decoder`.
       predicted_frames: frames of a clip that are predicted, evenly spread (MAE-ST's ``pred_t``);
         0 for all.
     """
@@ -47,6 +48,7 @@ class Autoencoder(nn.Module):
     class_token: ClassToken = "none"
     projection_bias: bool = False
     predicted_frames: int = 0
+    decoder_norm_epsilon: float | None = None
 
     @property
     def encoder_definition(self) -> Encoder:
@@ -81,6 +83,7 @@ class Autoencoder(nn.Module):
             self.positions,
             self.class_token,
             self.projection_bias,
+            self.decoder_norm_epsilon,
         )
 
     def tokenize(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:

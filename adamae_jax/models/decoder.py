@@ -31,6 +31,7 @@ class Decoder(nn.Module):
       class_token: "none"; "shared": the encoder's goes on through the decoder (MAE); "separate":
         the encoder's is dropped and the decoder has one of its own (MAE-ST).
       projection_bias: whether the projection from the encoder's width has a bias.
+      norm_epsilon: of the norm in front of the head; the blocks' where None.
     """
 
     grid: Grid
@@ -39,6 +40,7 @@ class Decoder(nn.Module):
     positions: PositionKind = "sincos_1d"
     class_token: ClassToken = "none"
     projection_bias: bool = False
+    norm_epsilon: float | None = None
 
     @nn.compact
     def __call__(
@@ -91,7 +93,8 @@ class Decoder(nn.Module):
             x, key_valid = prepend(own + class_row, x, key_valid)
         x = Transformer(spec, name="transformer")(x, key_valid=key_valid, keys=keys)
         x = x[:, int(has_class) + (0 if predict_visible else visible.shape[1]) :]
-        x = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm")(x)
+        epsilon = spec.norm_epsilon if self.norm_epsilon is None else self.norm_epsilon
+        x = LayerNorm(epsilon, spec.dtype, name="norm")(x)
         return nn.Dense(
             self.values,
             kernel_init=init.dense,

@@ -38,7 +38,7 @@ class Optimizer:
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, steps: int) -> Schedule:
-    """The schedule of MAE's, VideoMAE's and AdaMAE's code.
+    """The schedule of VideoMAE's and AdaMAE's code; MAE's comes to the peak one step later.
 
     ``linspace(0, peak, warmup_steps)``, both ends included, then
     ``final + (peak - final) / 2 * (1 + cos(pi i / n))`` over the ``n`` steps that are left.

@@ -18,6 +18,7 @@ from adamae_jax.training.digests import write_atomically
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+DAMAGED = "damaged_records.txt"
 LOCK = ".lock"
 
 # Fields that say how a run is carried out, not what it computes: they may change on a restart.
@@ -32,7 +33,9 @@ EXECUTION = (
     "data.num_workers",
     "data.num_threads",
     "data.prefetch",
+    "data.timeout_s",
     "data.on_error",
+    "data.max_bad_fraction",
     "mesh",
     "model.remat",
     "model.unroll",

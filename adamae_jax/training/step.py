@@ -167,6 +167,8 @@ class _Updates:
         if self.pretraining.strategy.adversary is None:
             return batch  # one update: it computes what it needs
         parts = jax.lax.map(context, microbatches({"video": batch["video"]}, count)["video"])
+        if not jax.tree.leaves(parts):
+            return batch
         joined = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), parts)
         return {**batch, CONTEXT: joined}
 

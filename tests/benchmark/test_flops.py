@@ -8,7 +8,7 @@ import numpy as np
 
 from adamae_jax import experiment
 from adamae_jax.benchmark.flops import matmul_flops
-from configs import adamae_ssv2_vitb
+from configs import adamae_ssv2
 from tests import helpers
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
@@ -53,7 +53,7 @@ def test_rematerialisation_counts_what_it_repeats() -> None:
 
 
 def test_the_full_model_costs_what_is_known() -> None:
-    pretraining = experiment.pretraining(adamae_ssv2_vitb.get_config())
+    pretraining = experiment.pretraining(adamae_ssv2.get_config())
     variables = jax.eval_shape(pretraining.init, jax.random.key(0))
     video = jax.ShapeDtypeStruct((2, *pretraining.model.geometry.clip_shape), np.uint8)
     keys = jax.eval_shape(lambda: helpers.example_keys(2))

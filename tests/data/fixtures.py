@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,16 @@ class ExitingStream:
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position == self.last:
             os._exit(0)
+        return {"slot": np.array([position], np.int32)}
+
+
+class SleepingStream:
+    """Elements of one clip's number, ``every`` seconds each; position ``last`` takes for ever."""
+
+    def __init__(self, last: int = -1, every: float = 0.0):
+        self.last = last
+        self.every = every
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        time.sleep(3600 if position == self.last else self.every)
         return {"slot": np.array([position], np.int32)}

@@ -209,7 +209,7 @@ def test_evaluation_takes_the_centre() -> None:
         ({"crop_aspect": (math.nan, 2.0)}, "crop_aspect is"),
         ({"crop_aspect": (0.5, math.inf)}, "crop_aspect is"),
         ({"interpolation": "cubic"}, "interpolation is 'cubic', .* one of: bilinear, bicubic"),
-        ({"frame_sampling": "uniform"}, "frame_sampling is 'uniform', .* one of: dense, time_"),
+        ({"frame_sampling": "uniform"}, "frame_sampling is 'uniform', .* one of: dense, str"),
         ({"target_fps": 0.0}, "target_fps is 0.0"),
         ({"target_fps": math.inf}, "target_fps is inf"),
     ],

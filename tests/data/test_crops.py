@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamae_jax.data.crops import CROPS, Box
+from adamae_jax.data.crops import CROPS, Box, spread_boxes
 from adamae_jax.data.crops import choose_box as choose_any_box
 from adamae_jax.data.permutation import AUGMENT, generator
 
@@ -168,3 +168,21 @@ def test_frames_too_wide_or_tall_give_their_centre() -> None:
 
 def test_evaluation_cuts_the_centre_instead_of_a_random_box() -> None:
     assert choose_box("random_resized", (256, 340), (224, 224), None) == Box(42, 0, 256, 256)
+
+
+# (height, width) of frames and output -> boxes (left, top, width, height).
+SPREAD = {
+    ((224, 299), (224, 224), 3): [(0, 0, 224, 224), (37, 0, 224, 224), (75, 0, 224, 224)],
+    ((299, 224), (224, 224), 3): [(0, 0, 224, 224), (0, 37, 224, 224), (0, 75, 224, 224)],
+    ((256, 341), (224, 224), 2): [(0, 0, 256, 256), (85, 0, 256, 256)],
+    ((256, 341), (224, 224), 1): [(42, 0, 256, 256)],
+    ((100, 100), (50, 50), 3): [(0, 0, 100, 100)] * 3,
+    ((100, 300), (50, 100), 3): [(0, 0, 200, 100), (50, 0, 200, 100), (100, 0, 200, 100)],
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), SPREAD.items(), ids=str)
+def test_boxes_spread_along_the_longer_side(
+    case: tuple[tuple[int, int], tuple[int, int], int], expected: list[tuple[int, ...]]
+) -> None:
+    assert spread_boxes(*case) == expected

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -126,3 +127,25 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be written"), workspace(tmp_path / "file" / "a"):
         pass
+
+
+def test_a_job_that_can_go_on_finds_what_it_left(tmp_path: Path) -> None:
+    for arguments, expected in [({"a": 1}, []), ({"a": 1}, ["half"]), ({"a": 2}, [])]:
+        with pytest.raises(ZeroDivisionError), workspace(tmp_path / "x", arguments) as folder:
+            assert os.listdir(folder) == expected
+            (folder / "half").write_text("a")
+            raise ZeroDivisionError
+        assert os.listdir(tmp_path) == [".x.unfinished"]
+    with workspace(tmp_path / "x", {"a": 2}) as folder:
+        assert os.listdir(folder) == ["half"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"the disk \(or a quota\) is full: .* what is finished is"),
+        workspace(tmp_path / "x", {"a": 1}),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), workspace(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "not yours")

@@ -56,5 +56,16 @@ def test_a_dead_worker_does_not_hang_the_caller() -> None:
         list(ordered_map(die_at_three, range(9), 2))
 
 
+def test_an_item_that_ends_its_process_costs_nothing_else() -> None:
+    results = list(ordered_map(die_at_three, range(9), 2, lambda number: -number))
+    assert results == [0, 1, 2, -3, 4, 5, 6, 7, 8]
+
+
+def test_a_failure_is_not_taken_for_a_death() -> None:
+    results = ordered_map(fail_at_three, range(9), 1, lambda number: -number)
+    with pytest.raises(ValueError, match="three"):
+        list(results)
+
+
 def test_there_are_cores() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)

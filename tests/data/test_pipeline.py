@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adamae_jax.data import batches as batches_module
+from adamae_jax.data.batches import Batch, Batches, _piece_size
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import Batch, Batches, _piece_size, eval_batches, train_batches
+from adamae_jax.data.pipeline import eval_batches, train_batches
 from adamae_jax.data.stream import HostSlice
 from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.watchdog import HUNG_STATUS
 from adamae_jax.errors import UserError
-from tests.data.fixtures import ExitingStream, small_records, write_dataset
+from tests.data.fixtures import ExitingStream, SleepingStream, small_records, write_dataset
+from tests.data.test_stream import NUMBERS
 
 COUNT = 22
 SPEC = ClipSpec(4, 1, (16, 16))
@@ -95,10 +99,7 @@ def test_batches_are_the_stream_in_order(directory: Path) -> None:
     assert {name: (v.shape, v.dtype) for name, v in batches[0].items()} == {
         "video": ((8, 4, 16, 16, 3), np.dtype(np.uint8)),
         "foreground": ((8, 4, 4, 4), np.dtype(np.uint8)),
-        **{
-            name: ((8,), np.dtype(np.int32))
-            for name in ("label", "example_index", "slot", "repeat", "replaced")
-        },
+        **{name: ((8,), np.dtype(np.int32)) for name in NUMBERS},
     }
     for batch in batches:
         assert batch["slot"].tolist() == list(range(8))
@@ -240,6 +241,68 @@ def test_a_worker_that_exits_with_status_0_is_an_error_too() -> None:
             assert batch["slot"].tolist() == list(range(4 * count, 4 * count + 4))
     assert time.monotonic() - start < 30
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_hangs_is_an_error_with_the_place(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    part = HostSlice(SleepingStream(last=60), 4, 0, 1)
+    batches = Batches(part, num_steps=100, num_workers=2, num_threads=1, prefetch=1, timeout_s=2.0)
+    start = time.monotonic()
+    with pytest.raises(
+        RuntimeError, match=r"no video could be read for 2 s: .* data worker \d+ hangs where"
+    ):
+        for count, batch in enumerate(batches):
+            assert batch["slot"].tolist() == list(range(4 * count, 4 * count + 4))
+    assert time.monotonic() - start < 30
+    assert until(lambda: not multiprocessing.active_children(), 5)
+    assert "in __getitem__" in capfd.readouterr().err
+
+
+HANGING = """
+from adamae_jax.data.batches import Batches
+from adamae_jax.data.stream import HostSlice
+from tests.data.fixtures import SleepingStream
+part = HostSlice(SleepingStream(last=9), 4, 0, 1)
+for batch in Batches(part, num_steps=9, num_workers=0, num_threads=2, prefetch=1, timeout_s=5.0):
+    print(batch["slot"].tolist(), flush=True)
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["[0, 1, 2, 3]", "[4, 5, 6, 7]"]
+    assert "WorkerDeathError: no video could be read for 5 s" in done.stderr
+    assert done.returncode == HUNG_STATUS
+
+
+def test_slow_reading_and_slow_training_are_no_hang() -> None:
+    part = HostSlice(SleepingStream(every=0.6), 2, 0, 1)  # 1.2 s for a batch
+    batches = Batches(part, num_steps=4, num_workers=0, num_threads=0, prefetch=1, timeout_s=1.0)
+    next(batches)
+    time.sleep(3.8)  # two are made in 2.4 s, and then nobody reads for longer than the patience
+    assert len(list(batches)) == 3
+
+
+def test_workers_that_never_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "START_S", 3.0)
+    part = HostSlice(SleepingStream(last=0), 4, 0, 1)
+    batches = Batches(part, num_steps=1, num_workers=1, num_threads=0, prefetch=1, timeout_s=1.0)
+    with pytest.raises(RuntimeError, match="no video could be read"):
+        next(batches)
+    assert until(lambda: not multiprocessing.active_children(), 5)
+
+
+def test_an_impossible_patience_is_refused(directory: Path) -> None:
+    with pytest.raises(UserError, match="timeout_s is 0"):
+        train(directory, timeout_s=0)
 
 
 # No `__main__` guard, and an import that would take long: workers run none of it.

@@ -15,6 +15,10 @@ from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, small_records, video, write_dataset
 
 COUNT = 7
+NUMBERS = (
+    *("label", "dataset_index", "example_index", "slot", "repeat"),
+    *("replaced", "bad_record"),
+)
 SPEC = ClipSpec(4, 1, (16, 16))
 
 
@@ -57,8 +61,8 @@ def test_elements_say_what_they_are(dataset: Dataset) -> None:
         assert element["label"] == element["example_index"] % 3
         assert element["slot"] == position % 3
         assert element["repeat"] == element["replaced"] == 0
-        numbers = ("label", "example_index", "slot", "repeat", "replaced")
-        assert {(element[name].shape, element[name].dtype) for name in numbers} == {
+        assert element["bad_record"] == -1
+        assert {(element[name].shape, element[name].dtype) for name in NUMBERS} == {
             ((1,), np.dtype(np.int32))
         }
 
@@ -68,7 +72,7 @@ def test_repeats_are_added_to_a_video(dataset: Dataset) -> None:
     for position in range(2 * COUNT):
         element = thrice[position]
         assert element["repeat"].tolist() == [0, 1, 2]
-        for name in ("label", "example_index", "slot", "replaced"):
+        for name in ("label", "dataset_index", "example_index", "slot", "replaced"):
             assert element[name].tolist() == once[position][name].tolist() * 3
         assert_same(
             {name: values[:2] for name, values in element.items()},
@@ -158,6 +162,8 @@ def test_damaged_records_are_replaced_where_they_stand(
     for before, after, count in zip(wanted, used, replaced, strict=True):
         assert (count > 0) == (before in (2, 4))
         assert count or before == after
+    bad = [int(element["bad_record"][0]) for element in elements]
+    assert bad == [before if before in (2, 4) else -1 for before in wanted]
     substitutes = {after for after, count in zip(used, replaced, strict=True) if count}
     assert len(substitutes) > 2
     again = make_stream(damaged)

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamae_jax.data.temporal import dense_frames, time_scaled_frames
+from adamae_jax.data.temporal import (
+    dense_frames,
+    segment_frames,
+    stretched_frames,
+    time_scaled_frames,
+)
 
 
 class Last:
@@ -169,3 +174,86 @@ def test_a_slower_video_gives_the_same_seconds() -> None:
         assert (frames[-1] - frames[0]) / fps == pytest.approx(2.1, abs=1.1 / fps)
     half = time_scaled_frames(600, 16, 4, Share(0.0), fps=30.0, target_fps=15.0)  # type: ignore[arg-type]
     assert half[-1] == 127
+
+
+# frames in the video, frames in the clip, rate -> frame numbers of the last possible start, worked
+# out by hand: positions 64/15 apart, less whatever is behind the point.
+STRETCHED = {
+    (128, 16, 4): [63, 67, 71, 75, 80, 84, 88, 92, 97, 101, 105, 109, 114, 118, 122, 126],
+    (65, 16, 4): [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63],
+    (64, 16, 4): [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63],
+    # 15 positions 63 / 14 = 4.5 apart, then the last frame.
+    (63, 16, 4): [0, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 49, 54, 58, 62, 62],
+    (20, 16, 4): [0, 5, 10, 15, *[19] * 12],
+    (11, 16, 4): [0, *[10] * 15],
+    (7, 16, 4): [0, *[6] * 15],
+    (3, 16, 4): [2] * 16,
+    (1, 16, 4): [0] * 16,
+    (5, 1, 1): [3],
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), STRETCHED.items(), ids=str)
+def test_stretched_table(case: tuple[int, int, int], expected: list[int]) -> None:
+    assert stretched_frames(*case, Last()).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_stretched_starts() -> None:
+    rng = np.random.default_rng(0)
+    starts = {int(stretched_frames(70, 16, 4, rng)[0]) for _ in range(200)}
+    assert starts == set(range(6))  # the start 6 would fit too, but the authors leave it out
+    assert stretched_frames(70, 16, 4, None)[0] == 3
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32))
+def test_stretched_clips_run_forwards_inside_the_video(
+    available: int, num_frames: int, rate: int, seed: int
+) -> None:
+    for rng in (np.random.default_rng(seed), None):
+        frames = stretched_frames(available, num_frames, rate, rng)
+        assert len(frames) == num_frames
+        assert frames[0] >= 0 and frames[-1] < available
+        assert (np.diff(frames) >= 0).all()
+        assert frames[-1] - frames[0] < num_frames * rate
+
+
+class Choice:
+    """Instead of a generator: always the same share of the choices."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def integers(self, choices: int, size: int) -> np.ndarray:
+        return np.full(size, int(self.share * (choices - 1)))
+
+
+# frames in the video, share of the way through each segment (None: the middle) -> 8 frames.
+SEGMENTS = {
+    (80, 0.0): [0, 10, 20, 30, 40, 50, 60, 70],
+    (80, 1.0): [9, 19, 29, 39, 49, 59, 69, 79],
+    (87, 1.0): [9, 19, 29, 39, 49, 59, 69, 79],  # what is left over is never taken
+    (8, 0.5): [0, 1, 2, 3, 4, 5, 6, 7],
+    (15, 1.0): [0, 1, 2, 3, 4, 5, 6, 7],
+    (16, 1.0): [1, 3, 5, 7, 9, 11, 13, 15],
+    (7, 1.0): [0, 0, 0, 0, 0, 0, 0, 0],
+    (1, 0.0): [0, 0, 0, 0, 0, 0, 0, 0],
+    (80, None): [5, 15, 25, 35, 45, 55, 65, 75],
+    (20, None): [1, 3, 6, 8, 11, 13, 16, 18],
+    (4, None): [0, 0, 1, 1, 2, 2, 3, 3],
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), SEGMENTS.items(), ids=str)
+def test_segment_table(case: tuple[int, float | None], expected: list[int]) -> None:
+    available, share = case
+    rng: Any = None if share is None else Choice(share)
+    assert segment_frames(available, 8, rng).tolist() == expected
+
+
+def test_every_frame_of_a_segment_is_as_likely_and_segments_choose_for_themselves() -> None:
+    rng = np.random.default_rng(0)
+    draws = np.stack([segment_frames(15, 3, rng) for _ in range(2000)]) - [0, 5, 10]
+    assert draws.min() == 0 and draws.max() == 4
+    counts = np.stack([np.bincount(column, minlength=5) for column in draws.T])
+    assert np.abs(counts - 400).max() < 4 * np.sqrt(400 * 0.8)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.1

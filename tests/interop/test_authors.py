@@ -11,10 +11,13 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import authors, layouts
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.models.autoencoder import Autoencoder
+from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.initializers import uniform_fan_in
-from adamae_jax.models.tubelets import TubeletEmbedding
+from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
 from adamae_jax.objectives import Objective, Pretraining
 from tests import helpers
+from tests.parity import reference_weights
+from tests.parity.parts import autoencoder_of
 
 MODEL = Autoencoder(helpers.GEOMETRY, helpers.ENCODER, helpers.DECODER)
 STRATEGY = Strategy(mask_ratio=0.75, depth=2)
@@ -151,3 +154,62 @@ def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
     ):
         with pytest.raises(UserError, match="as wide as the tokens"):
             authors.sampler_table(strategy, 16)
+
+
+@pytest.mark.parametrize(
+    ("positions", "geometry", "dialect"),
+    [
+        ("sincos_1d", ClipGeometry(4, (8, 8), 2, 4), "videomae"),
+        ("sincos_1d", ClipGeometry(1, (8, 8), 1, 4), "videomae"),
+        ("sincos_2d", ClipGeometry(1, (8, 8), 1, 4), "mae"),
+        ("learned", ClipGeometry(1, (8, 8), 1, 4), "mae"),
+        ("learned", ClipGeometry(4, (8, 8), 2, 4), "mae_st"),
+        ("separable", ClipGeometry(4, (8, 8), 2, 4), "mae_st"),
+    ],
+)
+def test_positions_tell_whose_names_a_model_has(
+    positions: str, geometry: ClipGeometry, dialect: str
+) -> None:
+    assert authors.dialect_of(positions, geometry) == dialect
+
+
+def shapes_of(table: authors.Table, tree: Any) -> dict[str, tuple[int, ...]]:
+    """Names of theirs and their shapes, for random values of ours."""
+    return {name: array.shape for name, array in table.to_authors(helpers.filled(tree)).items()}
+
+
+@pytest.mark.parametrize("system", ["VideoMAE", "MAE-ST", "MAE"])
+def test_the_names_of_the_family_are_the_authors(system: str) -> None:
+    """Against the list that the comparisons with the authors' files have been made with."""
+    sizes = {
+        "image_size": [8, 12],
+        "patch_size": 4,
+        "encoder": {"dim": 16, "depth": 2, "heads": 2},
+        "decoder": {"dim": 12, "depth": 1, "heads": 3},
+        "num_classes": 5,
+        "norm_eps": 1e-6,
+    }
+    video = {**sizes, "num_frames": 4, "tubelet_size": 2, "predicted_frames": 2}
+    separable = {**video, "cls_token": True, "separable_pos_embed": True}
+    if system == "VideoMAE":
+        del video["predicted_frames"]
+        model = autoencoder_of(video, "videomae", layer_scale=0.1)
+        expected = reference_weights.videomae_shapes(video, "scaled")
+    elif system == "MAE-ST":
+        model = autoencoder_of(separable, "mae_st", predicted_frames=2)
+        expected = reference_weights.mae_shapes(separable)
+    else:
+        model = autoencoder_of(sizes, "mae")
+        expected = reference_weights.mae_shapes(sizes)
+    clip, order = model.geometry.clip_shape, jnp.arange(model.geometry.num_tokens)[None]
+    arguments = (jnp.zeros((1, *clip)), order[:, :2], order[:, 2:])
+    tree = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    assert shapes_of(authors.autoencoder_table(model), tree) == expected
+
+
+def test_a_classifier_s_norm_is_called_as_the_authors_do() -> None:
+    for positions, name in (("sincos_1d", "fc_norm"), ("separable", "norm")):
+        model = Classifier(helpers.GEOMETRY, helpers.ENCODER, 5, positions)
+        names = authors.classifier_table(model).names
+        assert f"{name}.weight" in names
+        assert {"fc_norm.weight", "norm.weight"} & set(names) == {f"{name}.weight"}

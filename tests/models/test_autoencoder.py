@@ -13,6 +13,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import SIZES
 from adamae_jax.models.encoder import scale_tokens
 from adamae_jax.models.transformer import TransformerSpec
+from adamae_jax.models.tubelets import ClipGeometry
 from tests import helpers
 
 MODEL = helpers.autoencoder()
@@ -190,6 +191,77 @@ def test_predictions_are_float32_whatever_the_matmuls(params: Any, video: jax.Ar
     assert tokens.dtype == jnp.bfloat16
     initial = jax.eval_shape(other.init, jax.random.key(0), video, VISIBLE, MASKED)
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("frames", "predicted", "expected", "depth"),
+    [
+        (16, 8, (0, 2, 4, 6, 8, 10, 12, 15), 1),  # METHODS: MAE-ST's recipe
+        (16, 0, tuple(range(16)), 2),
+        (16, 16, tuple(range(16)), 2),
+        (4, 2, (0, 3), 1),
+        (2, 1, (0,), 1),
+    ],
+)
+def test_frames_that_are_predicted_are_spread_evenly(
+    frames: int, predicted: int, expected: tuple[int, ...], depth: int
+) -> None:
+    geometry = ClipGeometry(frames, (8, 12), 2, 4)
+    model = dataclasses.replace(MODEL, geometry=geometry, predicted_frames=predicted)
+    assert model.target_frames == expected
+    target = model.target_geometry
+    assert (target.num_frames, target.tubelet_size) == (len(expected), depth)
+    assert target.grid == geometry.grid
+    video = jnp.asarray(helpers.clips(2, geometry=geometry))
+    np.testing.assert_array_equal(model.pick_target_frames(video), video[:, list(expected)])
+
+
+@pytest.mark.parametrize("predicted", [3, 6, 12, 32, -8])
+def test_frames_that_cannot_be_shared_out_are_named(predicted: int) -> None:
+    geometry = ClipGeometry(16, (8, 12), 2, 4)
+    model = dataclasses.replace(MODEL, geometry=geometry, predicted_frames=predicted)
+    with pytest.raises(UserError, match=f"predicted_frames {predicted} .* a multiple of 8"):
+        _ = model.target_geometry
+
+
+def test_fewer_predicted_frames_have_a_smaller_head_and_the_same_queries() -> None:
+    model = dataclasses.replace(MODEL, predicted_frames=4)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((2, *helpers.GEOMETRY.clip_shape)), VISIBLE, MASKED
+    )
+    assert shapes["params"]["decoder"]["head"]["kernel"].shape == (12, 48)
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_a_class_token_stands_in_front_of_latents_and_is_no_feature(
+    kind: Any, video: jax.Array
+) -> None:
+    model = dataclasses.replace(MODEL, class_token=kind)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video, VISIBLE, MASKED)
+    params = helpers.filled(shapes["params"])
+    assert ("class_token" in params["decoder"]) == (kind == "separate")
+
+    @jax.jit
+    def compute(params: Any) -> Any:
+        def apply(*arguments: Any, method: str) -> jax.Array:
+            return model.apply({"params": params}, *arguments, method=method)
+
+        placed = apply(apply(video, method="tokenize"), method="add_positions")
+        latents = apply(placed, VISIBLE, method="encode")
+
+        def sharpness(latents: jax.Array) -> jax.Array:
+            return jnp.square(apply(latents, VISIBLE, MASKED, method="decode")).sum()
+
+        whole = model.encoder_definition.apply({"params": params["encoder"]}, video)
+        return latents, jax.grad(sharpness)(latents), whole, apply(video, method="features")
+
+    latents, towards, whole, features = compute(params)
+    assert latents.shape == (2, 5, 16)
+    assert features.shape == (2, 24, 16)
+    np.testing.assert_allclose(features, whole[:, 1:], rtol=1e-4, atol=1e-5)
+    assert np.abs(towards[:, 1:]).max() > 1e-3
+    assert (np.abs(towards[:, 0]).max() > 1e-3) == (kind == "shared")
+    assert np.any(towards[:, 0]) == (kind == "shared")
 
 
 def test_specs_are_hashable_so_that_modules_can_be_compared() -> None:

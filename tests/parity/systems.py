@@ -77,8 +77,9 @@ def adamae(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
 
 def videomae(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
     """VideoMAE's reconstruction under a given tube mask, and its classifier."""
-    scaled = 1.0 if any(name.endswith("gamma_1") for name in file) else 0.0
-    model = autoencoder_of(meta, "videomae", layer_scale=scaled)
+    # The weights are given: any start but 0 stands for LayerScale.
+    scaled = any(name.endswith("gamma_1") for name in file)
+    model = autoencoder_of(meta, "videomae", layer_scale=float(scaled))
     task = Pretraining(model, tube.Strategy(meta["mask_ratio"]), Objective())
 
     def pretrain() -> tuple[dict[str, Any], Arrays]:

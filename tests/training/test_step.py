@@ -244,6 +244,49 @@ def test_keys_belong_to_the_place_in_the_global_batch() -> None:
         assert (np.asarray(jax.random.key_data(other)) != np.asarray(keys)).any(-1).all()
 
 
+def test_keys_of_repeats_differ_and_the_first_is_that_of_a_video_without_repeats() -> None:
+    step, slots = jnp.asarray(5), jnp.repeat(jnp.arange(3), 4)
+    repeats = jnp.tile(jnp.arange(4), 3)
+    keys = np.asarray(jax.random.key_data(example_keys(1, step, slots, repeats)))
+    assert len(np.unique(keys, axis=0)) == 12
+    plain = np.asarray(jax.random.key_data(example_keys(1, step, jnp.arange(3))))
+    np.testing.assert_array_equal(keys[::4], plain)
+    # A clip's key is its own, whatever stands beside it.
+    part = example_keys(1, step, slots[7:9], repeats[7:9])
+    np.testing.assert_array_equal(jax.random.key_data(part), keys[7:9])
+    # Slot and repeat cannot stand for each other.
+    crossed = example_keys(1, step, repeats, slots)
+    same = (np.asarray(jax.random.key_data(crossed)) == keys).all(1)
+    assert set(np.flatnonzero(same)) == set(np.flatnonzero(np.asarray(slots == repeats)))
+
+
+def masks_of(run: Run, batch: Any) -> tuple[int, dict[str, Any]]:
+    """The sum over a batch's masks, and the metrics."""
+    state, metrics = run.step(run.state(), jax.device_put(batch, batch_sharding(run.mesh)))
+    return int(state.model_state["masks"]), metrics
+
+
+def test_repeats_of_a_video_are_masked_apart(recorded: Pretraining) -> None:
+    """Eight videos, each twice: the masks depend on slot and repeat, and on no place in a batch."""
+    run = Run(recorded)
+    clips = helpers.clips(BATCH // 2)
+    batch = {
+        "video": np.repeat(clips, 2, axis=0),
+        "slot": np.repeat(np.arange(BATCH // 2, dtype=np.int32), 2),
+        "repeat": np.tile(np.arange(2, dtype=np.int32), BATCH // 2),
+    }
+    found, metrics = masks_of(run, batch)
+    order = np.random.default_rng(0).permutation(BATCH)
+    turned, same = masks_of(run, {name: array[order] for name, array in batch.items()})
+    assert turned == found
+    assert same["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    alike, _ = masks_of(run, {**batch, "repeat": np.zeros(BATCH, np.int32)})
+    exchanged, _ = masks_of(run, {**batch, "repeat": 1 - batch["repeat"]})
+    # The same clip under both keys: only which one comes first was exchanged.
+    assert exchanged == found != alike
+    assert run.traces == 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Poisoned(base.MaskingStrategy):
     """Random masking whose auxiliary loss is not a number for white clips.

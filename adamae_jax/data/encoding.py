@@ -1,0 +1,183 @@
+"""Videos on their way into a dataset: as JPEG frames, as H.264, or as they are."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+
+from adamae_jax.data import schema
+from adamae_jax.data.stored_video import StoredVideo, digest, exact_keyframes
+from adamae_jax.data.video_file import UnreadableVideoError, Upright, VideoFile, shown_size
+
+# All frames of a video are one record, and the protocol buffers that hold it end at 2 GiB.
+MAX_BYTES = 1 << 30
+JPEG_QUALITY = 90
+KEYFRAME_INTERVAL = 12
+# Made to be decoded in part. Groups are closed and short, so that decoding starts near the frames
+# that are needed. Three of four frames are B-frames that no other frame refers to: those that are
+# not needed are not decoded. CAVLC and no deblocking decode twice as fast as their opposites, for a
+# tenth more bytes.
+_X264_OPTIONS = {
+    "preset": "veryfast",
+    "crf": "17",
+    "x264-params": (
+        f"keyint={KEYFRAME_INTERVAL}:min-keyint={KEYFRAME_INTERVAL}:scenecut=0:open-gop=0:"
+        "bframes=3:b-adapt=0:b-pyramid=none:weightp=0:cabac=0:no-deblock=1:threads=1"
+    ),
+}
+_UNKNOWN_RATE = Fraction(25)  # MP4 needs one
+
+Pixels = Iterator[UInt8[np.ndarray, "h w 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedVideo:
+    """A video as it goes into a dataset.
+
+    Attributes:
+        frames: one JPEG per frame, in the order in which they are shown; or one video file.
+        num_frames: how many frames that is.
+        rate: frames per second; 0 where it is not known.
+        height: of all frames, in pixels.
+        width: of all frames, in pixels.
+        damage: where and why the frames end before the video does; None for a whole video.
+        times: of a video file, when each frame is shown, in ticks of its stream; empty where the
+            file does not say, and for JPEGs.
+        keyframes: of a video file, the numbers of the frames at which decoding may start.
+    """
+
+    frames: list[bytes]
+    num_frames: int
+    rate: float
+    height: int
+    width: int
+    damage: str | None
+    times: tuple[int, ...] = ()
+    keyframes: tuple[int, ...] = ()
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    codec: str = schema.CODEC_JPEG,
+    short_side: int = 256,
+    max_bytes: int = MAX_BYTES,
+) -> EncodedVideo:
+    """Decodes a video file up to the first damage (see `VideoFile`) and encodes it.
+
+    Args:
+        path: of the video.
+        codec: one of `schema.CODECS`; "original" keeps the file's bytes, and only looks at them.
+        short_side: of the stored frames, in pixels; larger frames are made smaller. Not for
+            "original".
+        max_bytes: of the record; JPEGs that come after count as damaged.
+
+    Raises:
+        UnreadableVideoError: nothing can be decoded, or an original file is larger than
+            `max_bytes`.
+    """
+    if codec == schema.CODEC_ORIGINAL:
+        return _keep(path, max_bytes)
+    with VideoFile(path) as video:
+        upright = Upright(short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
+        pixels = map(upright, video.frames())
+        encoded = ENCODERS[codec](pixels, video.rate, max_bytes)
+        return dataclasses.replace(encoded, damage=encoded.damage or video.damage)
+
+
+def encode_jpegs(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> EncodedVideo:
+    """Frames as JPEGs; at least one frame."""
+    frames: list[bytes] = []
+    num_bytes, size, damage = 0, (0, 0), None
+    for frame in pixels:
+        size = frame.shape[:2]
+        frames.append(simplejpeg.encode_jpeg(frame, JPEG_QUALITY, colorsubsampling="420"))
+        num_bytes += len(frames[-1])
+        if num_bytes > max_bytes:
+            damage = f"after {len(frames)} frames: more than {max_bytes} bytes of JPEGs"
+            break
+    return EncodedVideo(frames, len(frames), float(rate), *size, damage)
+
+
+def encode_h264(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> EncodedVideo:
+    """Frames of even height and width as an MP4 file at a constant rate; at least one frame."""
+    file, count, damage = io.BytesIO(), 0, None
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate or _UNKNOWN_RATE)
+        assert isinstance(stream, av.VideoStream)
+        stream.pix_fmt = "yuv420p"
+        stream.options = dict(_X264_OPTIONS)
+        for frame in pixels:
+            if not count:
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            count += 1
+            if file.tell() > max_bytes:
+                damage = f"after {count} frames: more than {max_bytes} bytes of H.264"
+                break
+        container.mux(stream.encode())
+    data = file.getvalue()
+    with VideoFile(data) as video:
+        seen = _survey(video)
+    return EncodedVideo([data], count, float(rate), *seen.size, damage, seen.times, seen.keyframes)
+
+
+ENCODERS: dict[str, Callable[[Pixels, Fraction, int], EncodedVideo]] = {
+    schema.CODEC_JPEG: encode_jpegs,
+    schema.CODEC_H264: encode_h264,
+}
+
+
+def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
+    """A file as it is, with the keyframes at which decoding may start."""
+    try:
+        if os.path.getsize(path) > max_bytes:
+            raise UnreadableVideoError(f"has more than {max_bytes} bytes: use --codec=h264 or jpeg")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
+    with VideoFile(data) as video:
+        seen = _survey(video)
+    stored = StoredVideo(data, video.num_frames, seen.times, seen.keyframes)
+    return EncodedVideo(
+        [data],
+        video.num_frames,
+        float(video.rate),
+        *seen.size,
+        video.damage,
+        seen.times,
+        exact_keyframes(stored, seen.digests),
+    )
+
+
+class _Survey(NamedTuple):
+    """What decoding a video from the front shows; no times where they do not tell frames apart."""
+
+    size: tuple[int, int]
+    times: tuple[int, ...]
+    keyframes: tuple[int, ...]
+    digests: list[int]
+
+
+def _survey(video: VideoFile) -> _Survey:
+    size: tuple[int, int] = (0, 0)
+    times, keyframes, digests = [], [], []
+    for number, frame in enumerate(video.frames()):
+        size = size if number else shown_size(frame)
+        times.append(frame.pts)
+        digests.append(digest(frame))
+        if frame.key_frame:
+            keyframes.append(number)
+    rising = [time for time in times if time is not None]
+    rising = [*rising[:1], *(late for early, late in pairwise(rising) if late > early)]
+    if len(rising) < len(times):
+        return _Survey(size, (), (), digests)
+    return _Survey(size, tuple(rising), tuple(keyframes), digests)

@@ -1,0 +1,200 @@
+"""Lists of videos as the field writes them: lines, CSV tables and Something-Something's JSON.
+
+A list names the videos of one split. Its lines are ``path label`` or, in CSV (a name that ends in
+``.csv``, or a comma in the first line), ``path,label``; the label, a name or a number, may be
+missing from all of them. A first line that names its columns is understood, Kinetics' own
+``label,youtube_id,time_start,time_end`` included. A JSON list is Something-Something v2's: objects
+with an ``id``, which names the file, and a ``template``, which is the class.
+"""
+
+import collections
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamae_jax.data.sources import Entry
+from adamae_jax.errors import UserError
+
+PATH_COLUMNS = ("path", "video_path", "file_path", "video", "file", "filename", "file_name")
+LABEL_COLUMNS = ("label", "class", "label_name", "class_name", "label_id", "action")
+KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
+# Where a list names videos without their suffix; the first that exists is taken.
+SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+
+
+def read_list(path: Path, split: str, root: Path) -> list[Entry]:
+    """The videos that a list names.
+
+    Args:
+        path: of the list.
+        split: the split that its videos belong to.
+        root: folder in which videos that are named without suffix are looked for.
+
+    Raises:
+        UserError: it cannot be read, is empty, or one of its lines makes no sense.
+    """
+    text = _read_text(path)
+    if path.suffix.lower() == ".json":
+        entries = list(_json_entries(path, text, split, root))
+    else:
+        entries = list(_table_entries(path, text, split, root))
+    if not entries:
+        raise UserError(f"{path} names no videos: give a list with lines such as 'a.mp4 3'")
+    labelled = [entry.label is not None for entry in entries]
+    if any(labelled) and not all(labelled):
+        entry = entries[labelled.index(False)]
+        raise UserError(f"{entry.where}: the label is missing, though other videos have one")
+    return entries
+
+
+def read_classes(path: Path) -> dict[str, int]:
+    """Classes by name and, where the file numbers them, by number.
+
+    A text file has one class a line, with or without its number in front (``3 archery``,
+    ``3,archery``); without, they count from 0. JSON is an object from name to number, as
+    Something-Something's, or a list of names. Indices follow the numbers, without gaps.
+
+    Raises:
+        UserError: it cannot be read, or a name or number is there twice.
+    """
+    text = _read_text(path)
+    pairs = list(_json_classes(path, text) if path.suffix.lower() == ".json" else _classes(text))
+    names, numbers = [name for name, _ in pairs], [number for _, number in pairs]
+    for kind, values in (("class", names), ("number", numbers)):
+        for value, count in collections.Counter(values).most_common(1):
+            if count > 1:
+                raise UserError(f"{path} has the {kind} {value!r} {count} times: write it once")
+    if not pairs or "" in names:
+        raise UserError(f"{path} names no classes, or one without a name")
+    indices = {number: index for index, number in enumerate(sorted(numbers))}
+    # Names last: a class may be called by a number.
+    by_number = {str(number): index for number, index in indices.items()}
+    return {name: indices[number] for name, number in pairs} | {
+        number: index for number, index in by_number.items() if number not in names
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a text in UTF-8: {error}") from error
+
+
+def _table_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Entry]:
+    rows = list(_rows(path, text))
+    columns = _named_columns(rows[0][1]) if rows else None
+    for line, cells in rows if columns is None else rows[1:]:
+        where = f"{path}, line {line}"
+        if columns is None:
+            if len(cells) > 2:
+                raise UserError(
+                    f"{where}: {len(cells)} columns, but path and label were expected; name the "
+                    f"columns in the first line ({PATH_COLUMNS[0]},{LABEL_COLUMNS[0]},...)"
+                )
+            name, label = cells[0], cells[1] if len(cells) == 2 else None
+        else:
+            if len(cells) <= max(columns.values()):
+                raise UserError(f"{where}: only {len(cells)} columns, fewer than the first line")
+            named = {name: cells[index] for name, index in columns.items()}
+            name = named["path"] if "path" in named else _kinetics_path(named, root, where)
+            label = named.get("label")
+        yield Entry(name, label or None, split, where)
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line that is not empty."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if path.suffix.lower() == ".csv" or "," in first:
+        reader = csv.reader(text.splitlines())
+        try:
+            for row in reader:
+                if any(cells := [cell.strip() for cell in row]):
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            # From the right: paths have spaces more often than labels, which are mostly numbers.
+            cells = line.strip().split("\t") if "\t" in first else line.rsplit(maxsplit=1)
+            yield number, [cell.strip() for cell in cells]
+
+
+def _named_columns(first: Sequence[str]) -> dict[str, int] | None:
+    """Places of the columns that matter, if this line names them."""
+    names = [name.lower() for name in first]
+    columns = {}
+    for meaning, known in (("path", PATH_COLUMNS), ("label", LABEL_COLUMNS)):
+        places = [names.index(name) for name in known if name in names]
+        if places:
+            columns[meaning] = places[0]
+    if "path" in columns:
+        return columns
+    if all(name in names for name in KINETICS_COLUMNS):
+        return columns | {name: names.index(name) for name in KINETICS_COLUMNS}
+    return None
+
+
+def _kinetics_path(cells: dict[str, str], root: Path, where: str) -> str:
+    """Where the usual scripts put a clip of Kinetics: ``[label/]ID_START_END.mp4``, in seconds."""
+    try:
+        start, end = (int(float(cells[name])) for name in ("time_start", "time_end"))
+    except ValueError as error:
+        raise UserError(f"{where}: time_start and time_end must be seconds ({error})") from error
+    name = f"{cells['youtube_id']}_{start:06d}_{end:06d}"
+    label = cells.get("label")
+    return _locate(root, [name, *([f"{label}/{name}"] if label else [])])
+
+
+def _locate(root: Path, stems: Sequence[str]) -> str:
+    """The first of these files that exists, with any suffix; else the first name."""
+    candidates = [stem + suffix for stem in stems for suffix in SUFFIXES]
+    return next((name for name in candidates if (root / name).is_file()), candidates[0])
+
+
+def _json_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Entry]:
+    content = _json(path, text)
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds no list: give one of Something-Something's, of objects")
+    for number, video in enumerate(content, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(video, dict) or not str(video.get("id") or "").strip():
+            raise UserError(f"{where}: {video!r} is no object with an 'id'")
+        # "Holding [something]": the class is known without its brackets.
+        label = str(video.get("template") or video.get("label") or "")
+        label = label.replace("[", "").replace("]", "")
+        yield Entry(_locate(root, [str(video["id"])]), label or None, split, where)
+
+
+def _json_classes(path: Path, text: str) -> Iterator[tuple[str, int]]:
+    content = _json(path, text)
+    if isinstance(content, list):
+        content = {str(name): number for number, name in enumerate(content)}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds neither an object from class to number nor a list of names")
+    for name, number in content.items():
+        if not str(number).isdecimal():
+            raise UserError(f"{path}: class {name!r} has the number {number!r}")
+        yield str(name), int(number)
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def _classes(text: str) -> Iterator[tuple[str, int]]:
+    """Of lines: numbered where all of them (but a heading) begin with a number."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    parts = [line.replace(",", " ", 1).split(maxsplit=1) for line in lines]
+    if lines and lines[0].lower() in ("id,name", "id name"):
+        del lines[0], parts[0]
+    if all(len(part) == 2 and part[0].isdecimal() for part in parts):
+        yield from ((part[1].strip("\"' "), int(part[0])) for part in parts)
+    else:
+        yield from ((line, number) for number, line in enumerate(lines))

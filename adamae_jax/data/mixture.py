@@ -1,0 +1,166 @@
+"""Several datasets as one, and which record of which of them stands where in a stream."""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from adamae_jax.data.examples import Record
+from adamae_jax.data.permutation import MIX, permuted
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+
+# Weights are taken as fractions with denominators up to this: 0.1 means a tenth.
+_FINEST_WEIGHT = 10**6
+
+
+class Part(NamedTuple):
+    """One dataset of a mixture.
+
+    Attributes:
+        directory: of the dataset.
+        weight: above 0; shares of the stream's videos are in proportion to the weights.
+    """
+
+    directory: str | os.PathLike[str]
+    weight: float = 1.0
+
+
+class MixedDataset:
+    """Datasets one behind the other, as one sequence of records.
+
+    Each keeps its own labels. Masks of the foreground are there if all have them.
+
+    Attributes:
+        datasets: the parts, in order.
+        weights: of the parts.
+        has_foreground: whether records carry foreground masks.
+        label_names: empty, for there is no common set of labels.
+        fingerprint: digest of those of the parts and their weights.
+    """
+
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, parts: Sequence[Part], split: str):
+        """Opens the same split of every part.
+
+        Raises:
+            UserError: there is no part, a weight is not above 0, or a dataset cannot be used.
+        """
+        parts = [Part(*part) for part in parts]
+        self.weights = tuple(float(part.weight) for part in parts)
+        _shares(self.weights)
+        self.datasets = tuple(Dataset(part.directory, split) for part in parts)
+        self._first = (0, *itertools.accumulate(map(len, self.datasets)))
+        self.has_foreground = all(dataset.has_foreground for dataset in self.datasets)
+        described = [dataset.fingerprint for dataset in self.datasets], self.weights
+        self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of records of all parts."""
+        return self._first[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        """Reads one record, as `Dataset` does."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        part = self.part_of(index)
+        record = self.datasets[part][index - self._first[part]]
+        if record.foreground is not None and not self.has_foreground:
+            return dataclasses.replace(record, foreground=None)
+        return record
+
+    def part_of(self, index: int) -> int:
+        """The number of the part that a record comes from."""
+        return bisect.bisect_right(self._first, index) - 1
+
+    def where(self, index: int) -> str:
+        """Words for messages: which record of which file this is."""
+        part = self.part_of(index)
+        return self.datasets[part].where(index - self._first[part])
+
+
+def open_dataset(
+    directory: str | os.PathLike[str] | Sequence[Part], split: str
+) -> Dataset | MixedDataset:
+    """Opens a split of a dataset or of a mixture; raises as their constructors do."""
+    if isinstance(directory, str | os.PathLike):
+        return Dataset(directory, split)
+    return MixedDataset(directory, split)
+
+
+def parts_of(
+    dataset: Dataset | MixedDataset,
+) -> tuple[tuple[Dataset, ...], tuple[float, ...]]:
+    """The datasets of a mixture and their weights; one dataset is a mixture of itself."""
+    if isinstance(dataset, MixedDataset):
+        return dataset.datasets, dataset.weights
+    return (dataset,), (1.0,)
+
+
+class Order:
+    """Which record stands at a position of the training stream, in constant time and memory.
+
+    The stream is cut into windows, of the least length that holds each part a whole number of
+    times in proportion to its weight (10 for weights of 0.7 and 0.3), and each window is shuffled.
+    The turns of each part are numbered, and walk through epochs of its own, each in an order of its
+    own: turn k is the record that the order of epoch ``k // size`` has at ``k % size``.
+    """
+
+    def __init__(self, dataset: Dataset | MixedDataset, seed: int):
+        """Describes the order.
+
+        Args:
+            dataset: the records.
+            seed: of all orders.
+        """
+        parts, weights = parts_of(dataset)
+        self._sizes = [len(part) for part in parts]
+        self._starts = [0, *itertools.accumulate(self._sizes)]
+        self._seed = seed
+        shares = _shares(weights)
+        self._window = math.lcm(*(share.denominator for share in shares))
+        self._turns = [int(share * self._window) for share in shares]
+        self._first_turn = [0, *itertools.accumulate(self._turns)]
+
+    def turn(self, position: int) -> tuple[int, int]:
+        """The part whose turn it is at a position, and the number of that turn."""
+        if len(self._sizes) == 1:
+            return 0, position
+        window, place = divmod(position, self._window)
+        rank = permuted(place, self._window, self._seed, window, purpose=MIX)
+        part = bisect.bisect_right(self._first_turn, rank) - 1
+        return part, window * self._turns[part] + rank - self._first_turn[part]
+
+    def record(self, position: int) -> int:
+        """The record at a position, numbered through all parts."""
+        part, turn = self.turn(position)
+        epoch, place = divmod(turn, self._sizes[part])
+        return self._starts[part] + permuted(
+            place, self._sizes[part], self._seed, epoch, stream=part
+        )
+
+    def span(self, position: int) -> range:
+        """The records of the part whose turn it is, among which a substitute is sought."""
+        part, _ = self.turn(position)
+        return range(self._starts[part], self._starts[part + 1])
+
+
+def _shares(weights: Sequence[float]) -> list[Fraction]:
+    """Weights as fractions of their sum."""
+    if not weights:
+        raise UserError("a mixture of no datasets: give (directory, weight) for each of them")
+    for weight in weights:
+        if not (0 < weight < math.inf) or not _fraction(weight):
+            raise UserError(f"the weights of the parts are {tuple(weights)}, but must be above 0")
+    fractions = [_fraction(weight) for weight in weights]
+    return [fraction / sum(fractions) for fraction in fractions]
+
+
+def _fraction(weight: float) -> Fraction:
+    return Fraction(weight).limit_denominator(_FINEST_WEIGHT)

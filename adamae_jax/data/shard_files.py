@@ -1,0 +1,175 @@
+"""Files of records, written and read from front to back: TFRecord and ArrayRecord."""
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from adamae_jax.data.tfrecord import (
+    CHECKSUM_BYTES,
+    HEADER_BYTES,
+    LENGTH_BYTES,
+    BadRecordError,
+    masked_checksum,
+)
+from adamae_jax.errors import UserError
+
+TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
+FILE_FORMATS = (TFRECORD, ARRAY_RECORD)
+
+
+class RecordWriter(Protocol):
+    """Appends records to one new file."""
+
+    def write(self, payload: bytes) -> None:
+        """Appends a record.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        ...
+
+    def close(self) -> None:
+        """Completes the file and brings it to the disk; raises as `write` does."""
+        ...
+
+    def abandon(self) -> None:
+        """Closes the file as it is."""
+        ...
+
+
+class TFRecordWriter:
+    """Length, its checksum, payload, its checksum; see `adamae_jax.data.tfrecord`."""
+
+    def __init__(self, path: Path):
+        """Opens a new file."""
+        # Without a buffer, which would be left over when the disk is full.
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (close and abandon close it)
+
+    def write(self, payload: bytes) -> None:
+        """See `RecordWriter`."""
+        length = struct.pack("<Q", len(payload))
+        header = length + struct.pack("<I", masked_checksum(length))
+        record = memoryview(header + payload + struct.pack("<I", masked_checksum(payload)))
+        while record:
+            record = record[self._file.write(record) :]
+
+    def close(self) -> None:
+        """See `RecordWriter`."""
+        with self._file as file:
+            os.fsync(file.fileno())
+
+    def abandon(self) -> None:
+        """See `RecordWriter`."""
+        self._file.close()
+
+
+class ArrayRecordWriter:
+    """The library's own writer, each record for itself as TFDS has it."""
+
+    def __init__(self, path: Path):
+        """Opens a new file."""
+        self._path = path
+        self._writer = _array_record().ArrayRecordWriter(os.fspath(path), "group_size:1")
+
+    def write(self, payload: bytes) -> None:
+        """See `RecordWriter`."""
+        try:
+            self._writer.write(payload)
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error), str(self._path)) from error
+
+    def close(self) -> None:
+        """See `RecordWriter`."""
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error), str(self._path)) from error
+        with open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+
+    def abandon(self) -> None:
+        """See `RecordWriter`."""
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+
+
+WRITERS: dict[str, Callable[[Path], RecordWriter]] = {
+    TFRECORD: TFRecordWriter,
+    ARRAY_RECORD: ArrayRecordWriter,
+}
+
+
+def payloads(path: Path, file_format: str) -> Iterator[bytes]:
+    """All records of a file in their order, up to the first that is damaged.
+
+    Raises:
+        BadRecordError: a record is damaged, or the file ends inside one.
+        OSError: the file cannot be read.
+    """
+    for payload in records(path, file_format):
+        if isinstance(payload, BadRecordError):
+            raise payload
+        yield payload
+
+
+def records(path: Path, file_format: str) -> Iterator[bytes | BadRecordError]:
+    """All records of a file in their order, every checksum checked, and what stands for damage.
+
+    Args:
+        path: of the file.
+        file_format: one of `FILE_FORMATS`.
+
+    Yields:
+        The payload of each record, or why it cannot be had. Nothing comes after a damaged length.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    read = _tfrecord_records if file_format == TFRECORD else _array_record_records
+    return read(path)
+
+
+def _tfrecord_records(path: Path) -> Iterator[bytes | BadRecordError]:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while header := file.read(HEADER_BYTES):
+            length = int.from_bytes(header[:LENGTH_BYTES], "little")
+            checksum = int.from_bytes(header[LENGTH_BYTES:], "little")
+            if len(header) < HEADER_BYTES or checksum != masked_checksum(header[:LENGTH_BYTES]):
+                yield BadRecordError("its length is damaged, so that what follows is lost")
+                return
+            if file.tell() + length + CHECKSUM_BYTES > size:
+                yield BadRecordError("the shard ends inside it")
+                return
+            payload = file.read(length)
+            sound = int.from_bytes(file.read(CHECKSUM_BYTES), "little") == masked_checksum(payload)
+            yield payload if sound else BadRecordError("its checksum does not match its content")
+
+
+def _array_record_records(path: Path) -> Iterator[bytes | BadRecordError]:
+    try:
+        reader = _array_record().ArrayRecordReader(os.fspath(path))
+        try:
+            for _ in range(reader.num_records()):
+                yield reader.read()
+        finally:
+            reader.close()
+    except (RuntimeError, IndexError) as error:
+        yield BadRecordError(f"array_record cannot read on ({error})")
+
+
+def _array_record() -> Any:
+    try:
+        from array_record.python import (  # type: ignore[import-untyped,unused-ignore]
+            array_record_module,
+        )
+    except ImportError as error:
+        raise UserError(
+            f"--file_format={ARRAY_RECORD} needs a package that cannot be imported ({error}): "
+            f"pip install array_record, or use --file_format={TFRECORD}"
+        ) from error
+    return array_record_module

@@ -1,0 +1,171 @@
+"""What a dataset is made of: items, each with the place of its bytes, its label and its split.
+
+Every kind of source (a folder, class folders, list files, a dataset of TFDS) ends in a `Source`;
+what comes after knows nothing of where items came from.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adamae_jax.data import schema
+from adamae_jax.errors import UserError
+
+MAX_CLASSES = 1_000_000  # a larger number in a list is no class, but a slip
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One video or image that is to go into a dataset; small, and can be pickled.
+
+    Attributes:
+        id: unique within the dataset; for a file, its path below the root.
+        path: of the file that holds it.
+        label: class index, or `schema.UNLABELLED`.
+        split: the split that it belongs to; None where a share of all items is set aside.
+        span: (offset, length) of the ``tf.train.Example`` in the file; None: it is the whole file.
+    """
+
+    id: str
+    path: str
+    label: int = schema.UNLABELLED
+    split: str | None = None
+    span: tuple[int, int] | None = None
+
+
+class Source(NamedTuple):
+    """Items in the order in which they are to be stored, and the names of their classes."""
+
+    items: tuple[Item, ...]
+    label_names: tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """An item as a user has written it down.
+
+    Attributes:
+        path: of the file, below the root or absolute.
+        label: name or number of its class; None where it has none.
+        split: as in `Item`.
+        where: words for messages: the line of a list, for instance.
+    """
+
+    path: str
+    label: str | None
+    split: str | None
+    where: str
+
+
+def make_source(
+    root: Path, entries: Sequence[Entry], classes: Mapping[str, int] | None = None
+) -> Source:
+    """Checks paths, numbers labels and brings the items into their order.
+
+    Items are ordered by split and then by a hash of their ids: it looks random, so that shards mix
+    classes, but depends on nothing but the ids.
+
+    Args:
+        root: folder that all files must lie in.
+        entries: at least one.
+        classes: index by name, and by number where classes are numbered; None takes the labels
+            themselves, which are then all numbers or else all names, numbered alphabetically.
+
+    Raises:
+        UserError: a path leads out of `root`, is named twice, or a label is unknown.
+    """
+    if classes is None:
+        classes = _classes_of([entry.label for entry in entries])
+    top, real_top = os.path.abspath(root), os.path.realpath(root)
+    seen: dict[str, str] = {}
+    items = []
+    for entry in entries:
+        relative = _path_below(top, real_top, entry)
+        if relative in seen:
+            raise UserError(
+                f"{entry.where}: {entry.path!r} is there already ({seen[relative]}): name each "
+                "file once, in one split"
+            )
+        seen[relative] = entry.where
+        path = os.path.join(root, relative)
+        items.append(Item(printable(relative), path, _label(entry, classes), entry.split))
+    names = {index: name for name, index in reversed(list(classes.items()))}
+    return Source(in_order(items), tuple(names[index] for index in sorted(names)))
+
+
+def in_order(items: Iterable[Item]) -> tuple[Item, ...]:
+    """By split, validation first, and within a split by a hash of the id."""
+
+    def place(item: Item) -> tuple[str, bytes, str]:
+        return _split_place(item.split), hashlib.sha256(item.id.encode()).digest(), item.id
+
+    return tuple(sorted(items, key=place))
+
+
+def _split_place(split: str | None) -> str:
+    # The small split comes first, so that what is wrong with it shows early.
+    return "" if split in (None, "validation") else str(split)
+
+
+def _path_below(top: str, real_top: str, entry: Entry) -> str:
+    """The path of an entry relative to the root, after making sure that it stays there.
+
+    Links are followed to see where they end, and then left as they are.
+
+    Args:
+        top: the root.
+        real_top: where it really is.
+        entry: what to look at.
+    """
+    if not entry.path or "\0" in entry.path:
+        raise UserError(f"{entry.where}: the path {entry.path!r} names no file")
+    path = os.path.normpath(os.path.join(top, entry.path))
+    real = os.path.realpath(path)
+    parents = [parent for parent in (top, real_top) if _is_below(path, parent)]
+    if not parents or not _is_below(real, real_top):
+        leads = f" (it leads to {real})" if real != path else ""
+        raise UserError(
+            f"{entry.where}: {printable(entry.path)!r} lies outside of --source={top}{leads}: "
+            "move the file there, or give the folder that holds all files"
+        )
+    return os.path.relpath(path, parents[0])
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path.startswith(os.path.join(parent, ""))
+
+
+def printable(path: str) -> str:
+    """A path as text: file names on Linux are bytes, and need not be valid UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _classes_of(labels: Sequence[str | None]) -> dict[str, int]:
+    """Classes that nobody has listed: 0 to the highest number, or all names alphabetically."""
+    given = {label for label in labels if label is not None}
+    if not all(_is_number(label) for label in given):
+        return {name: index for index, name in enumerate(sorted(given))}
+    highest = max(map(int, given), default=-1)
+    if highest >= MAX_CLASSES:
+        raise UserError(f"a label is {highest}: classes are numbered from 0, below {MAX_CLASSES}")
+    return {str(index): index for index in range(highest + 1)}
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdecimal()
+
+
+def _label(entry: Entry, classes: Mapping[str, int]) -> int:
+    if entry.label is None:
+        return schema.UNLABELLED
+    # Numbers may be written with zeros in front; names that look so are found as they are.
+    number = str(int(entry.label)) if _is_number(entry.label) else entry.label
+    index = classes.get(entry.label, classes.get(number))
+    if index is None:
+        raise UserError(
+            f"{entry.where}: the label {entry.label!r} is not among the {len(classes)} known ones: "
+            "correct it, or the file given as --labels"
+        )
+    return index

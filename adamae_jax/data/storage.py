@@ -1,0 +1,223 @@
+"""Files by ranges of bytes: local ones through the kernel, remote ones (``gs://``) through fsspec.
+
+fsspec knows a file system by the protocol of its address; those of clouds are packages of their
+own (``gcsfs``, ``s3fs``, ``adlfs``), which are asked for when they are needed.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from absl import logging
+
+from adamae_jax.errors import UserError
+
+RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
+# What file systems call that which changes with a file's content, the surest first.
+_VERSIONS = (
+    *("generation", "ETag", "etag", "md5Hash", "content_md5"),
+    *("mtime", "LastModified", "last_modified", "updated", "created"),
+)
+
+
+class FileState(NamedTuple):
+    """What tells one state of a file from another."""
+
+    size: int
+    version: str
+
+
+class RangedFile(Protocol):
+    """An open file; any number of threads may read it."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """``count`` bytes from ``offset``, fewer only at the end of the file.
+
+        Raises:
+            OSError: reading failed, perhaps not for ever.
+        """
+        ...
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an address with a protocol."""
+    return "://" in os.fspath(path)
+
+
+def join(directory: str, name: str) -> str:
+    """The path of a file in a directory, remote or local."""
+    return f"{directory.rstrip('/')}/{name}" if is_remote(directory) else f"{directory}/{name}"
+
+
+def open_file(path: str) -> RangedFile:
+    """Opens a file.
+
+    Raises:
+        OSError: a local file cannot be opened; of a remote one, reading says so.
+        UserError: nothing is installed for its protocol.
+    """
+    return _RemoteFile(path) if is_remote(path) else _LocalFile(path)
+
+
+def read_file(path: str) -> bytes:
+    """All of a small file.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: nothing is installed for its protocol.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            return file.read()
+    return _RemoteFile(path).read(0, 1 << 40)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Writes a remote file, whole or not at all as object stores do it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    system, name = _file_system(path)
+    try:
+        system.pipe_file(name, data)
+    except Exception as error:  # each file system has kinds of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
+
+
+def retried(
+    read: Callable[[], bytes], path: str, before_retry: Callable[[], None] = lambda: None
+) -> bytes:
+    """What ``read`` gives, tried again for some seconds while the storage fails.
+
+    Raises:
+        OSError: with ``path``, when it failed again and again.
+    """
+    for delay in RETRY_DELAYS_S:
+        try:
+            return read()
+        except OSError as error:
+            logging.warning("reading %s failed (%s): again in %.1f s", path, error, delay)
+            before_retry()
+            time.sleep(delay)
+    try:
+        return read()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), path) from error
+
+
+def list_directory(directory: str) -> dict[str, FileState]:
+    """The files of a directory, not of those below it, by name; empty where there is none.
+
+    Raises:
+        OSError: it cannot be listed.
+        UserError: nothing is installed for its protocol.
+    """
+    if is_remote(directory):
+        return _list_remote(directory)
+    found = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found[entry.name] = _local_state(entry.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return found
+
+
+def file_states(paths: Sequence[str]) -> list[FileState]:
+    """Sizes and versions of files.
+
+    Raises:
+        OSError: a file is missing or cannot be asked for.
+        UserError: nothing is installed for its protocol.
+    """
+    listed: dict[str, dict[str, FileState]] = {}
+    states = []
+    for path in paths:
+        if not is_remote(path):
+            states.append(_local_state(os.stat(path)))
+            continue
+        directory, _, name = path.rpartition("/")
+        if directory not in listed:  # one request instead of one for each file
+            listed[directory] = _list_remote(directory)
+        if name not in listed[directory]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        states.append(listed[directory][name])
+    return states
+
+
+def _local_state(status: os.stat_result) -> FileState:
+    return FileState(status.st_size, str(status.st_mtime_ns))
+
+
+def _list_remote(directory: str) -> dict[str, FileState]:
+    system, name = _file_system(directory)
+    try:
+        entries = system.ls(name, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # each file system has kinds of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", directory) from error
+    return {
+        entry["name"].rpartition("/")[2]: FileState(int(entry["size"]), _version(entry))
+        for entry in entries
+        if entry["type"] == "file"
+    }
+
+
+def _version(entry: dict[str, Any]) -> str:
+    return next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the name in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        # fsspec says which package is missing, or that the protocol is unknown.
+        raise UserError(
+            f"{path} cannot be opened: {error} (gs:// needs the package gcsfs, s3:// s3fs)"
+        ) from error
+    except Exception as error:  # credentials, mostly
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
+
+
+class _LocalFile:
+    """A file descriptor that closes with its last user, so that eviction needs no lock on reads."""
+
+    def __init__(self, path: str):
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, count: int) -> bytes:
+        data = os.pread(self._descriptor, count, offset)
+        while len(data) < count and (
+            more := os.pread(self._descriptor, count - len(data), offset + len(data))
+        ):
+            data += more
+        return data
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone by then
+        if hasattr(self, "_descriptor"):
+            close(self._descriptor)
+
+
+class _RemoteFile:
+    """Each read is one request for a range."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._system, self._name = _file_system(path)
+
+    def read(self, offset: int, count: int) -> bytes:
+        try:
+            return bytes(self._system.cat_file(self._name, start=offset, end=offset + count))
+        except OSError:
+            raise
+        except Exception as error:  # each file system has kinds of its own
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._path) from error

@@ -1,0 +1,168 @@
+"""From an item of a source to a record of a dataset: the one pure function that preparing maps.
+
+It runs in worker processes and in Apache Beam alike, and raises nothing: what is wrong with an item
+becomes a `Flaw`.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from adamae_jax.data import schema, writer
+from adamae_jax.data.encoding import (
+    ENCODERS,
+    JPEG_QUALITY,
+    MAX_BYTES,
+    EncodedVideo,
+    read_video,
+)
+from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
+from adamae_jax.data.sources import Item
+from adamae_jax.data.tfds_source import StoredFeatures, read_stored
+from adamae_jax.errors import UserError
+
+SKIPPED, TRUNCATED = "skipped", "truncated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+    """An item that is not, or not wholly, in the dataset: one line of ``skipped.csv``.
+
+    Attributes:
+        id: of the item.
+        status: "skipped" (left out) or "truncated" (kept up to its damage).
+        frames: how many could be read.
+        reason: what is wrong.
+    """
+
+    id: str
+    status: str
+    frames: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What determines a record beside its item.
+
+    Attributes:
+        codec: one of `schema.CODECS`; images know "jpeg" and "original".
+        short_side: of the stored frames, in pixels; smaller ones keep their size. Not for
+            "original".
+        min_frames: videos with fewer frames are left out.
+        images: whether items are images.
+        stored: of items that are records of a TFDS dataset, where they have what is wanted.
+
+    Raises:
+        UserError: a value that makes no sense.
+    """
+
+    codec: str = schema.CODEC_JPEG
+    short_side: int = 256
+    min_frames: int = 16
+    images: bool = False
+    stored: StoredFeatures | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        codecs: tuple[str, ...] = schema.CODECS
+        if self.images:
+            codecs = (schema.CODEC_JPEG, schema.CODEC_ORIGINAL)
+        elif self.stored is not None:
+            codecs = (schema.CODEC_JPEG, schema.CODEC_H264)
+        if self.codec not in codecs:
+            raise UserError(f"--codec={self.codec} must be one of: {', '.join(codecs)}")
+        if self.min_frames < 1:
+            raise UserError(f"--min_frames={self.min_frames} must be 1 or more")
+        if self.short_side < 16:
+            raise UserError(f"--short_side={self.short_side} must be 16 pixels or more")
+
+
+class Result(NamedTuple):
+    """A serialised ``tf.train.Example``, or none, and what was wrong."""
+
+    payload: bytes | None
+    flaw: Flaw | None
+
+
+def transform(recipe: Recipe, item: Item) -> Result:
+    """Reads one item and encodes it."""
+    try:
+        if recipe.images:
+            return Result(writer.serialize(_image(recipe, item)), None)
+        label, video = _video(recipe, item)
+    except Exception as error:  # One bad file must not end a run of days, whatever it provokes.
+        return Result(None, Flaw(item.id, SKIPPED, 0, _reason(error)))
+    if video.num_frames < recipe.min_frames:
+        reason = f"{video.num_frames} frames, fewer than {recipe.min_frames}"
+        reason += f" ({video.damage})" if video.damage else ""
+        return Result(None, Flaw(item.id, SKIPPED, video.num_frames, reason))
+    flaw = Flaw(item.id, TRUNCATED, video.num_frames, video.damage) if video.damage else None
+    return Result(writer.serialize(writer.video_example(item.id, label, recipe.codec, video)), flaw)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _video(recipe: Recipe, item: Item) -> tuple[int, EncodedVideo]:
+    if recipe.stored is None:
+        return item.label, read_video(item.path, recipe.codec, recipe.short_side)
+    frames, label = read_stored(item, recipe.stored)
+    multiple = 2 if recipe.codec == schema.CODEC_H264 else 1
+    pixels = _stills(frames, recipe.short_side, multiple)
+    return label, ENCODERS[recipe.codec](pixels, Fraction(0), MAX_BYTES)
+
+
+def _stills(
+    frames: Sequence[bytes], short_side: int, multiple: int
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    for frame in frames:
+        image = Image.open(io.BytesIO(frame)).convert("RGB")
+        yield np.asarray(_shrunk(image, short_side, multiple))
+
+
+def _shrunk(image: Image.Image, short_side: int, multiple: int = 1) -> Image.Image:
+    """An image whose shorter side has at most so many pixels."""
+    scale = min(1.0, short_side / min(image.size))
+    width, height = (max(1, round(side * scale / multiple)) * multiple for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _image(recipe: Recipe, item: Item) -> writer.Example:
+    label = item.label
+    if recipe.stored is None:
+        data = Path(item.path).read_bytes()
+    else:
+        (data, *more), label = read_stored(item, recipe.stored)
+        if more:
+            raise ValueError(f"holds {1 + len(more)} images instead of one")
+    with Image.open(io.BytesIO(data)) as image:
+        if recipe.codec == schema.CODEC_ORIGINAL:
+            encoded_size(data)  # a JPEG or PNG of a sane size
+            if data.startswith(PNG_SIGNATURE) and image.mode not in PNG_MODES:
+                raise ValueError(f"is a PNG of mode {image.mode}, not of 8 bits: use --codec=jpeg")
+            image.load()
+        else:
+            # Cameras write down how they were held; the reader shows pixels as they are stored.
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            pixels = np.asarray(_shrunk(upright, recipe.short_side))
+            data = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling="420")
+    return {schema.ID: item.id, schema.LABEL: label, schema.IMAGE: data}
+
+
+def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:
+    """Writes a CSV table of flaws, sorted by id, with a line of column names."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([field.name for field in dataclasses.fields(Flaw)])
+        table.writerows(dataclasses.astuple(flaw) for flaw in sorted(flaws, key=lambda f: f.id))

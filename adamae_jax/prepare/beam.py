@@ -1,0 +1,198 @@
+"""The same records by Apache Beam, for when one machine is not enough.
+
+The unit of work is a block of items, which becomes one shard: a worker reads its items and writes
+the shard itself, so that no pixels pass through Beam. (So many items are set aside for validation,
+then; where one process sees all results, so many records.) Sources and output must lie where every
+worker sees them under the same path (a network file system, or a mounted bucket). A block that is
+done is found again by the next run.
+"""
+
+import dataclasses
+import functools
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adamae_jax.data.shard_files import WRITERS
+from adamae_jax.data.shards import (
+    Journal,
+    Limits,
+    Shard,
+    TooManySkippedError,
+    shard_from_json,
+    shard_to_json,
+)
+from adamae_jax.data.sources import Item
+from adamae_jax.data.transform import SKIPPED, Recipe, transform
+from adamae_jax.errors import UserError
+
+_SAMPLE = 8  # items that are tried to know how large records are
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Items that follow each other and become one shard.
+
+    Attributes:
+        start: place of the first among all items.
+        split: of all of them.
+        items: at least one.
+    """
+
+    start: int
+    split: str
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its file, the same in every run."""
+        return f"block-{self.start:09d}-{self.start + len(self.items):09d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamOptions:
+    """What Beam is to do.
+
+    Attributes:
+        runner: Beam's name of what does the work: DirectRunner, DataflowRunner, FlinkRunner, ...
+        more: of Beam's own options, as on a command line.
+        num_workers: of the DirectRunner; 0 and 1 let it work in this process.
+    """
+
+    runner: str
+    more: str = ""
+    num_workers: int = 0
+
+    def arguments(self) -> list[str]:
+        """As Beam takes them."""
+        arguments = [f"--runner={self.runner}", *shlex.split(self.more)]
+        if self.runner == "DirectRunner" and self.num_workers > 1:
+            arguments.append("--direct_running_mode=multi_processing")
+            arguments.append(f"--direct_num_workers={self.num_workers}")
+        return arguments
+
+
+def fill(
+    journal: Journal,
+    items: Sequence[Item],
+    recipe: Recipe,
+    limits: Limits,
+    options: BeamOptions,
+) -> None:
+    """Adds the shards that are missing to a journal.
+
+    Args:
+        journal: of a folder that all workers see; the folder gets a neighbour, ``blocks``.
+        items: all of them; those of a split stand together.
+        recipe: how each record is made.
+        limits: of the shards; their size is judged by the first items.
+        options: what Beam is to do.
+
+    Raises:
+        TooManySkippedError: more than allowed are left out.
+        UserError: Beam is not installed, does not know the runner or the options, or fails.
+    """
+    folder = journal.folder.parent / "blocks"
+    folder.mkdir(exist_ok=True)
+    per_block = _items_per_block(items, recipe, limits.shard_bytes)
+    todo = list(blocks(items, journal.done, per_block, limits.set_aside))
+    work = functools.partial(write_block, recipe, journal.file_format, folder)
+    _run(work, [block for block in todo if finished(block, folder) is None], options)
+    for block in todo:
+        shard = finished(block, folder)
+        if shard is None:
+            raise UserError(
+                f"Beam has ended, but {folder / block.name} is not there: do all workers see "
+                f"{folder} under this path?"
+            )
+        if shard.records:
+            number = sum(other.split == block.split for other in journal.files)
+            shard = dataclasses.replace(shard, name=f"{block.split}-{number:05d}")
+            (folder / block.name).rename(journal.folder / shard.name)
+        journal.add(shard)
+    if sum(flaw.status == SKIPPED for flaw in journal.flaws) > limits.max_skipped:
+        raise TooManySkippedError(journal.flaws, len(items))
+
+
+def blocks(items: Sequence[Item], first: int, per_block: int, set_aside: int) -> Iterator[Block]:
+    """The items from the first on in blocks of one split, each at most so many."""
+    splits = [
+        item.split or ("validation" if place < set_aside else "train")
+        for place, item in enumerate(items)
+    ]
+    start = first
+    for stop in range(first + 1, len(items) + 1):
+        full = stop - start == per_block
+        if stop == len(items) or full or splits[stop] != splits[start]:
+            yield Block(start, splits[start], tuple(items[start:stop]))
+            start = stop
+
+
+def _items_per_block(items: Sequence[Item], recipe: Recipe, shard_bytes: int) -> int:
+    sizes = [len(transform(recipe, item).payload or b"") for item in items[:_SAMPLE]]
+    return max(1, shard_bytes * len(sizes) // max(1, sum(sizes)))
+
+
+def write_block(recipe: Recipe, file_format: str, folder: Path, block: Block) -> None:
+    """Writes a block's shard and a note on it; what runs on Beam's workers.
+
+    Beam may start the same work twice, even at once: each writes files of its own, and the last
+    takes the place of the others, which hold the same.
+    """
+    unique = f"{block.name}.{os.uname().nodename}-{os.getpid()}"
+    path, flaws, records, num_bytes = folder / f"{unique}.data", [], 0, 0
+    writer = WRITERS[file_format](path)
+    for result in map(functools.partial(transform, recipe), block.items):
+        if result.payload is not None:
+            writer.write(result.payload)
+            records, num_bytes = records + 1, num_bytes + len(result.payload)
+        if result.flaw is not None:
+            flaws.append(result.flaw)
+    writer.close()
+    shard = Shard(
+        block.name if records else "",
+        block.split if records else "",
+        block.start + len(block.items),
+        records,
+        num_bytes,
+        path.stat().st_size if records else 0,
+        tuple(flaws),
+    )
+    note = folder / f"{unique}.note"
+    note.write_text(shard_to_json(shard), encoding="utf-8")
+    os.replace(path, folder / block.name)
+    os.replace(note, folder / f"{block.name}.json")
+
+
+def finished(block: Block, folder: Path) -> Shard | None:
+    """What was noted of a block, if it is done."""
+    try:
+        shard = shard_from_json((folder / f"{block.name}.json").read_text(encoding="utf-8"))
+        size = (folder / block.name).stat().st_size
+    except OSError:
+        return None
+    return shard if shard and (size == shard.file_bytes or not shard.records) else None
+
+
+def _run(work: functools.partial[None], todo: Sequence[Block], options: BeamOptions) -> None:
+    if not todo:
+        return
+    try:
+        import apache_beam as beam  # type: ignore[import-not-found,unused-ignore]
+        from apache_beam.options.pipeline_options import (  # type: ignore[import-not-found,unused-ignore]
+            PipelineOptions,
+        )
+    except ImportError as error:
+        raise UserError(
+            f"--beam_runner={options.runner} needs Apache Beam, which cannot be imported "
+            f"({error}): pip install 'adamae-jax[beam]'"
+        ) from error
+    try:
+        pipeline = beam.Pipeline(options=PipelineOptions(options.arguments()))
+        # Reshuffle: without it a runner may give all blocks to one worker.
+        _ = pipeline | beam.Create(list(todo)) | beam.Reshuffle() | beam.Map(work)
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # Beam wraps whatever its workers raise in kinds of its own
+        reason = (str(error).strip().splitlines() or [repr(error)])[-1]
+        raise UserError(f"--beam_runner={options.runner} failed: {reason}") from error

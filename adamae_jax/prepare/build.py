@@ -1,0 +1,226 @@
+"""A dataset from its source: read in parallel, written in shards, put in place when it is whole."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from adamae_jax.data import output as folders
+from adamae_jax.data import writer
+from adamae_jax.data.parallel import ordered_map
+from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+from adamae_jax.data.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
+from adamae_jax.data.sources import Item
+from adamae_jax.data.transform import (
+    SKIPPED,
+    TRUNCATED,
+    Flaw,
+    Recipe,
+    Result,
+    transform,
+    write_flaws,
+)
+from adamae_jax.errors import UserError
+from adamae_jax.prepare import beam
+from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.progress import count, describe, progress
+
+SKIPPED_NAME = "skipped.csv"
+_MOST_NAMED = 30  # items that a message names
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where a dataset goes, and how.
+
+    Attributes:
+        folder: to make; if it holds the same dataset already, nothing is done.
+        max_skipped: fraction of the items that may be left out.
+        shard_mb: of a shard, about, in MB.
+        file_format: of the shards, one of `FILE_FORMATS`.
+
+    Raises:
+        UserError: a value that makes no sense.
+    """
+
+    folder: Path
+    max_skipped: float = 0.01
+    shard_mb: int = 256
+    file_format: str = TFRECORD
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not 0 <= self.max_skipped <= 1:
+            raise UserError(f"--max_skipped={self.max_skipped} must be a fraction from 0 to 1")
+        if self.shard_mb < 1:
+            raise UserError(f"--shard_mb={self.shard_mb} must be 1 or more")
+        if self.file_format not in FILE_FORMATS:
+            raise UserError(
+                f"--file_format={self.file_format} must be one of: {', '.join(FILE_FORMATS)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What does the work.
+
+    Attributes:
+        num_workers: processes that read; 0 reads in this one.
+        beam_runner: of Apache Beam, which reads instead; None reads here.
+        beam_options: more of Beam's own options, as on a command line.
+    """
+
+    num_workers: int = 0
+    beam_runner: str | None = None
+    beam_options: str = ""
+
+
+def build(found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
+    """Makes a dataset.
+
+    Args:
+        found: of what.
+        recipe: how each record is made.
+        output: where to.
+        engine: what does the work; all make the same records.
+
+    Raises:
+        UserError: too much cannot be read, a split would be empty, the disk is full, or the folder
+            holds something else.
+    """
+    if output.folder.resolve().is_relative_to(found.root.resolve()):
+        raise UserError(
+            f"--output={output.folder} lies inside --source={found.root}: choose another one"
+        )
+    arguments = {
+        **found.fingerprint(),
+        **dataclasses.asdict(recipe),
+        "shard_mb": output.shard_mb,
+        "file_format": output.file_format,
+    }
+    if folders.already_written(output.folder, arguments):
+        print(f"{output.folder} already holds this dataset: nothing to do")
+        return
+    with folders.workspace(output.folder, resume=arguments) as workspace:
+        shards, built = workspace / "shards", workspace / "dataset"
+        _take_back(built, shards)
+        journal = Journal(shards, output.file_format)
+        _fill(journal, found, recipe, output, engine)
+        _refuse_empty_splits(journal, found)
+        _assemble(journal, built, recipe, found)
+        clips = {name: sum(n for n, _ in sizes) for name, sizes in _splits(journal.files).items()}
+        folders.publish(built, output.folder, arguments, clips=clips)
+    _summarise(journal.flaws, output.folder)
+    print(f"wrote {output.folder}: {describe(clips)}")
+
+
+def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
+    """Writes the shards that are missing."""
+    items = found.source.items
+    again = f", {journal.done} of them done already" if journal.done else ""
+    thing = "image" if recipe.images else "video"
+    print(f"reading {count(len(items), thing)} from {found.root}{again}", flush=True)
+    limits = Limits(
+        shard_bytes=output.shard_mb * 1_000_000,
+        set_aside=found.set_aside,
+        max_skipped=int(output.max_skipped * len(items)),
+    )
+    try:
+        if engine.beam_runner is not None:
+            options = beam.BeamOptions(engine.beam_runner, engine.beam_options, engine.num_workers)
+            beam.fill(journal, items, recipe, limits, options)
+            return
+        work = functools.partial(transform, recipe)
+        remaining = items[journal.done :]
+        with contextlib.closing(ordered_map(work, remaining, engine.num_workers, _crashed)) as read:
+            write_shards(journal, items, progress(read, journal.done, len(items)), limits)
+    except TooManySkippedError as error:
+        table = folders.unfinished(output.folder) / SKIPPED_NAME
+        write_flaws(error.flaws, table)
+        skipped = [flaw for flaw in error.flaws if flaw.status == SKIPPED]
+        stopped = f" (stopped after {error.done} of them)" if error.done < len(items) else ""
+        raise UserError(
+            f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, a fraction of "
+            f"{len(skipped) / len(items):.3f}, more than --max_skipped={output.max_skipped:g}; "
+            f"{output.folder} was not written; they are listed in {table}; mend or remove them, or "
+            f"run again with a larger --max_skipped, which continues:{_list(skipped)}"
+        ) from None
+
+
+def _crashed(item: Item) -> Result:
+    reason = "ends the process that reads it: a crash of FFmpeg, or more memory than there is"
+    return Result(None, Flaw(item.id, SKIPPED, 0, reason))
+
+
+def _refuse_empty_splits(journal: Journal, found: Found) -> None:
+    items = found.source.items
+    written = {shard.split for shard in journal.files}
+    if not written:
+        raise UserError(
+            f"none of the {count(len(items), 'item')} can be used:{_list(journal.flaws)}"
+        )
+    wanted = {item.split or "train" for item in items}
+    wanted |= {"validation"} if found.set_aside else set()
+    if missing := sorted(wanted - written):
+        raise UserError(
+            f"the split {missing[0]!r} would be empty, since none of its items can be used, or all "
+            "that can are in another; see --validation_fraction, or give a list of each split:"
+            f"{_list(journal.flaws)}"
+        )
+
+
+def _splits(shards: Sequence[Shard]) -> dict[str, list[tuple[int, int]]]:
+    """Records and bytes of the shards of each split."""
+    grouped = itertools.groupby(shards, lambda shard: shard.split)
+    return {split: [(s.records, s.payload_bytes) for s in group] for split, group in grouped}
+
+
+def _assemble(journal: Journal, built: Path, recipe: Recipe, found: Found) -> None:
+    """Gives shards their names, now that their number is known, and describes them."""
+    built.mkdir()
+    splits = _splits(journal.files)
+    name = "images" if recipe.images else "videos"
+    for shard in journal.files:
+        number = int(shard.name.rpartition("-")[2])
+        final = writer.shard_name(
+            name, shard.split, journal.file_format, number, len(splits[shard.split])
+        )
+        (journal.folder / shard.name).rename(built / final)
+    names = found.source.label_names
+    described = (
+        writer.image_features(names)
+        if recipe.images
+        else writer.features(names, codec=recipe.codec)
+    )
+    description = f"{name.capitalize()} prepared by adamae_jax; codec {recipe.codec}."
+    writer.write_metadata(built, described, splits, journal.file_format, name, description)
+    write_flaws(journal.flaws, built / SKIPPED_NAME)
+
+
+def _take_back(built: Path, shards: Path) -> None:
+    """Undoes `_assemble` where a job was killed in it; makes the folder of shards if need be."""
+    shards.mkdir(exist_ok=True)
+    if not built.is_dir():
+        return
+    for path in built.glob("*-of-*"):
+        split, number = path.name.split("-")[1].split(".")[0], path.name.split("-")[2]
+        path.rename(shards / f"{split}-{number}")
+    for path in built.iterdir():
+        path.unlink()
+    built.rmdir()
+
+
+def _list(flaws: Sequence[Flaw]) -> str:
+    named = [f" {flaw.id} ({flaw.reason})" for flaw in sorted(flaws, key=lambda flaw: flaw.id)]
+    more = [f" and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
+    return ";".join(named[:_MOST_NAMED] + more)
+
+
+def _summarise(flaws: Sequence[Flaw], destination: Path) -> None:
+    for status, meaning in ((SKIPPED, "left out"), (TRUNCATED, "kept up to their damage")):
+        concerned = [flaw for flaw in flaws if flaw.status == status]
+        if concerned:
+            where = destination / SKIPPED_NAME
+            print(f"{meaning} (see {where}): {count(len(concerned), 'item')}:{_list(concerned)}")

@@ -1,0 +1,117 @@
+"""From options to the items that a dataset is made of."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from adamae_jax.data.list_files import read_classes, read_list
+from adamae_jax.data.sources import Entry, Item, Source, make_source
+from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
+from adamae_jax.data.video_folder import class_of, find_files, folder_entries
+from adamae_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What there is to prepare.
+
+    Attributes:
+        root: the folder that it lies in.
+        source: the items.
+        set_aside: how many of the items without a split are for validation.
+        images: whether they are images.
+        stored: of records of a TFDS dataset, where they have what is wanted.
+    """
+
+    root: Path
+    source: Source
+    set_aside: int
+    images: bool = False
+    stored: StoredFeatures | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this source from others: another one has other names, labels or sizes."""
+        digest = hashlib.sha256("\n".join(self.source.label_names).encode())
+        for item in self.source.items:
+            line = f"\n{item.id}\t{item.label}\t{item.split}\t{item.span or _size(item)}"
+            digest.update(line.encode())
+        return {
+            "source": str(self.root.resolve()),
+            "items": digest.hexdigest(),
+            "set_aside": self.set_aside,
+        }
+
+
+def _size(item: Item) -> int:
+    try:
+        return os.stat(item.path).st_size
+    except OSError:
+        return -1  # it will be listed as skipped
+
+
+def find_source(values: flags.FlagValues) -> Found:
+    """The items that ``--source`` or ``--tfds``, and what comes with them, stand for.
+
+    Raises:
+        UserError: there is nothing, or something that makes no sense.
+    """
+    if values.tfds is not None:
+        root = Path(values.tfds)
+        source, stored = tfds_source(root)
+        return Found(root, source, 0, stored.images, stored)
+    if not 0 < values.validation_fraction < 1:
+        raise UserError(
+            f"--validation_fraction={values.validation_fraction} must be a fraction between 0 "
+            "and 1, neither of them"
+        )
+    root = Path(values.source)
+    if not root.is_dir():
+        raise UserError(f"--source={root} is not a folder: give the one that holds the files")
+    entries = _listed(values, root) if values.list else _found(values, root)
+    classes = None
+    if values.labels is not None:
+        if not any(entry.label for entry in entries):
+            raise UserError("--labels is given, but nothing has a label: leave it out")
+        classes = read_classes(Path(values.labels))
+    source = make_source(root, entries, classes)
+    return Found(root, source, _set_aside(source.items, values), values.images)
+
+
+def _found(values: flags.FlagValues, root: Path) -> list[Entry]:
+    return folder_entries(find_files(root, values.images), values.class_folders)
+
+
+def _listed(values: flags.FlagValues, root: Path) -> list[Entry]:
+    entries: list[Entry] = []
+    splits = _lists(values.list)
+    if values["validation_fraction"].present:
+        raise UserError("--validation_fraction means nothing with --list: leave it out")
+    for split, path in splits.items():
+        entries += read_list(path, split, root)
+    if values.class_folders:
+        # UCF101's test lists have no labels, and the folder says the same as its training lists.
+        entries = [entry._replace(label=class_of(entry.path)) for entry in entries]
+    return entries
+
+
+def _lists(options: Sequence[str]) -> Mapping[str, Path]:
+    splits: dict[str, Path] = {}
+    for option in options:
+        match = re.fullmatch(r"([A-Za-z]\w*)=(.+)", option)
+        if match is None:
+            raise UserError(f"--list={option} must be SPLIT=FILE: train=train.csv, for instance")
+        if match[1] in splits:
+            raise UserError(f"--list={option}: the split {match[1]} has a list already")
+        splits[match[1]] = Path(match[2])
+    return splits
+
+
+def _set_aside(items: Sequence[Item], values: flags.FlagValues) -> int:
+    free = sum(item.split is None for item in items)
+    return max(1, round(values.validation_fraction * free)) if free > 1 else 0

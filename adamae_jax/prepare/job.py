@@ -1,0 +1,116 @@
+"""Makes a dataset to train on: of videos, of images, or the embedded one.
+
+    python -m adamae_jax.prepare --source=FOLDER --output=DIR
+    python -m adamae_jax.prepare --source=FOLDER --class_folders --output=DIR
+    python -m adamae_jax.prepare --source=FOLDER --list=train=train.csv --list=validation=val.csv \
+        --output=DIR
+    python -m adamae_jax.prepare --tfds=FOLDER --output=DIR
+    python -m adamae_jax.prepare --embedded=demo --output=DIR
+
+DIR then holds shards that `tfds.builder_from_directory` opens, ``prepare.json``, which says what
+they were made with, and ``skipped.csv``, which lists what could not be read. A killed job leaves no
+DIR, and the same command continues where it was; a dataset that is finished is left as it is.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from adamae_jax.data import schema
+from adamae_jax.data.parallel import num_cores
+from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+from adamae_jax.data.transform import Recipe
+from adamae_jax.errors import UserError
+from adamae_jax.prepare import embedded
+from adamae_jax.prepare.build import Engine, Output, build
+from adamae_jax.prepare.find import find_source
+
+_SOURCES = ("source", "tfds", "embedded")
+# Which options say something about which of the sources.
+_FILE_OPTIONS = ("class_folders", "images", "list", "labels", "validation_fraction")
+_RECIPE_OPTIONS = (
+    "codec", "short_side", "min_frames", "max_skipped", "shard_mb", "file_format", "beam_runner",
+    "beam_options",
+)  # fmt: skip
+_FOREIGN = {
+    "source": ("seed",),
+    "tfds": ("seed", *_FILE_OPTIONS),
+    "embedded": (*_FILE_OPTIONS, *_RECIPE_OPTIONS),
+}
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines this job's options. Importing the module does not: other jobs have their own."""
+    recipe, output = Recipe(), Output(Path())
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("output", None, "folder to write; must not exist, or be empty", values)
+    text("source", None, "folder of videos to make a dataset of", values)
+    text("tfds", None, "folder of a dataset that TFDS prepared, to make one of", values)
+    text("embedded", None, "write the embedded dataset: demo or large", values)
+    number("seed", 0, "of the embedded dataset", flag_values=values)
+    flags.DEFINE_multi_string(
+        "list", [], "SPLIT=FILE: the videos of a split, in --source; may be repeated",
+        flag_values=values,
+    )  # fmt: skip
+    text("labels", None, "file with the classes of the lists, one a line or as JSON", values)
+    flags.DEFINE_boolean(
+        "class_folders", False, "the folder of each file is its class", flag_values=values
+    )
+    flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
+    flags.DEFINE_float(
+        "validation_fraction", 0.1, "share of files for validation, where nothing says which",
+        flag_values=values,
+    )  # fmt: skip
+    text("codec", recipe.codec, f"how frames are stored: {', '.join(schema.CODECS)}", values)
+    number(
+        "short_side", recipe.short_side, "height or width of frames, the smaller of the two",
+        flag_values=values,
+    )  # fmt: skip
+    number("min_frames", recipe.min_frames, "leave out shorter videos", flag_values=values)
+    flags.DEFINE_float(
+        "max_skipped", output.max_skipped, "fraction of files that may be left out",
+        flag_values=values,
+    )  # fmt: skip
+    number("shard_mb", output.shard_mb, "size of a shard in MB, about", flag_values=values)
+    text("file_format", TFRECORD, f"of the shards: {' or '.join(FILE_FORMATS)}", values)
+    text("beam_runner", None, "let Apache Beam do the work: DirectRunner, for instance", values)
+    text("beam_options", "", "of Apache Beam, in one string: '--region=... --project=...'", values)
+    number("num_workers", num_cores(), "processes that read or make clips", flag_values=values)
+
+
+def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Does what the options ask for.
+
+    Raises:
+        UserError: what is asked for makes no sense or cannot be done; see `build`.
+    """
+    del argv
+    kinds = [name for name in _SOURCES if values[name].value is not None]
+    if len(kinds) != 1:
+        raise UserError("give either --source=FOLDER, --tfds=FOLDER or --embedded=demo (or large)")
+    for name in _FOREIGN[kinds[0]]:
+        if values[name].present:
+            raise UserError(f"--{name} means nothing with --{kinds[0]}: leave it out")
+    if not values.output:
+        raise UserError("--output=DIR is missing: give a folder to write")
+    if values.num_workers < 0:
+        raise UserError(f"--num_workers={values.num_workers} must be 0 or more")
+    destination = Path(values.output).absolute()
+    if values.embedded is not None:
+        embedded.prepare(values.embedded, destination, values.seed, values.num_workers)
+        return
+    found = find_source(values)
+    recipe = Recipe(values.codec, values.short_side, values.min_frames, found.images, found.stored)
+    for name, useless in (
+        ("short_side", values.codec == schema.CODEC_ORIGINAL),
+        ("min_frames", found.images),
+    ):
+        if useless and values[name].present:
+            why = "images" if found.images else "--codec=original"
+            raise UserError(f"--{name} means nothing with {why}: leave it out")
+    output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
+    if values["beam_options"].present and values.beam_runner is None:
+        raise UserError("--beam_options means nothing without --beam_runner: leave it out")
+    engine = Engine(values.num_workers, values.beam_runner, values.beam_options)
+    build(found, recipe, output, engine)

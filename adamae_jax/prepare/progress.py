@@ -1,0 +1,47 @@
+"""What a job says while it works and when it is done."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import tqdm
+
+Thing = TypeVar("Thing")
+_LINE_EVERY_S = 60.0
+
+
+def progress(things: Iterable[Thing], done: int, total: int) -> Iterator[Thing]:
+    """Hands things on and tells how many, how fast and how long it will take.
+
+    A bar on a terminal; a line a minute in a log.
+
+    Args:
+        things: that remain.
+        done: before the first of them.
+        total: with those done before.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(things, "reading", total, initial=done, unit=" clips", smoothing=0.02)
+        return
+    start = last = time.monotonic()
+    for number, thing in enumerate(things, 1):
+        yield thing
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S:
+            last, rate = now, number / (now - start)
+            left = tqdm.tqdm.format_interval((total - done - number) / rate)
+            print(
+                f"{done + number} of {total} read, {rate:.1f} clips/s, {left} left",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+
+def count(number: int, thing: str) -> str:
+    """``1 video``, ``2 videos``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """``20 clips for train, 2 clips for validation``."""
+    return ", ".join(f"{count(clips, 'clip')} for {name}" for name, clips in counts.items())

@@ -1,0 +1,207 @@
+"""Checks a dataset: python -m adamae_jax.prepare verify DIR.
+
+Reads every record of every shard, checks checksums and structure, decodes a sample, and prints one
+table. Ends with status 2 where anything is wrong.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+
+from adamae_jax.data import schema
+from adamae_jax.data.examples import ImageLayout, Layout, VideoLayout
+from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.output import RECORD_NAME
+from adamae_jax.data.parallel import num_cores, ordered_map
+from adamae_jax.data.shard_files import records
+from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.errors import UserError
+
+_MOST_NAMED = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardReport:
+    """What a shard holds.
+
+    Attributes:
+        records: that are sound.
+        frames: of these.
+        decoded: of the records.
+        payload_bytes: of the sound records.
+        problems: what is wrong, one sentence each.
+    """
+
+    records: int = 0
+    frames: int = 0
+    decoded: int = 0
+    payload_bytes: int = 0
+    problems: tuple[str, ...] = ()
+
+    def __add__(self, other: "ShardReport") -> "ShardReport":
+        """What two hold together."""
+        return ShardReport(
+            self.records + other.records,
+            self.frames + other.frames,
+            self.decoded + other.decoded,
+            self.payload_bytes + other.payload_bytes,
+            self.problems + other.problems,
+        )
+
+
+def check_shard(
+    layout: Layout, file_format: str, decode_every: int, shard: tuple[Path, int]
+) -> ShardReport:
+    """Reads a shard from front to back.
+
+    Args:
+        layout: how its records are written down.
+        file_format: of the file.
+        decode_every: the first of so many records is decoded: its first, middle and last frame.
+        shard: its path, and how many records it should have.
+    """
+    path, expected = shard
+    sound = frames = decoded = num_bytes = 0
+    number = -1
+    problems: list[str] = []
+    try:
+        for number, payload in enumerate(records(path, file_format)):
+            try:
+                if isinstance(payload, BadRecordError):
+                    raise payload
+                record = layout.parse(payload)
+                if number % decode_every == 0:
+                    last = len(record.frames) - 1
+                    chosen = np.unique(np.array([0, last // 2, last]))
+                    decode_frames(record.frames, chosen, (record.height, record.width))
+                    decoded += 1
+            except UserError as error:
+                problems.append(f"{path}, record {number}: {error}")
+                continue
+            sound, frames = sound + 1, frames + len(record.frames)
+            num_bytes += len(payload)
+        if number + 1 != expected:
+            problems.append(f"{path}: {number + 1} records, but dataset_info.json says {expected}")
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror}")
+    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems))
+
+
+def verify(directory: Path, decode_fraction: float = 0.01, num_workers: int = 0) -> None:
+    """Checks a dataset and prints a table of its splits.
+
+    Args:
+        directory: as ``tfds.builder_from_directory`` opens it.
+        decode_fraction: of the records, to be decoded; at least one of each shard.
+        num_workers: processes that read; 0 reads in this one.
+
+    Raises:
+        UserError: anything is wrong.
+    """
+    if not 0 < decode_fraction <= 1:
+        raise UserError(f"--decode_fraction={decode_fraction} must be above 0 and at most 1")
+    info = _open(directory)
+    layout = _layout(info.features, directory)
+    check = functools.partial(
+        check_shard, layout, info.file_format.value, max(1, round(1 / decode_fraction))
+    )
+    rows: list[tuple[str, ...]] = [
+        ("split", "shards", "records", "frames", "MB", "decoded", "problems")
+    ]
+    problems = _wrong_sizes(directory)
+    for name, split in info.splits.items():
+        shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
+        reports = list(ordered_map(check, shards, num_workers))
+        total = functools.reduce(ShardReport.__add__, reports, ShardReport())
+        rows.append(_row(name, len(shards), total))
+        problems += total.problems
+    print(_table(rows))
+    if problems:
+        more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+        raise UserError(
+            f"{directory} is damaged: {'; '.join(problems[:_MOST_NAMED])}{more}: copy the dataset "
+            "again, or rebuild it with python -m adamae_jax.prepare"
+        )
+    print(f"{directory} is sound")
+
+
+def _open(directory: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    if not (directory / "dataset_info.json").is_file():
+        raise UserError(f"{directory} holds no dataset_info.json: give the folder of a dataset")
+    verbosity = logging.get_verbosity()
+    try:
+        logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
+        return tfds.builder_from_directory(directory).info
+    except Exception as error:  # TFDS raises many kinds here
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(f"TFDS cannot open the dataset at {directory} ({reason})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _layout(features: Any, directory: Path) -> Layout:
+    if schema.FRAMES in features:
+        return VideoLayout(has_foreground=schema.FOREGROUND in features)
+    if schema.IMAGE in features:
+        return ImageLayout(None, has_label=schema.LABEL in features)
+    raise UserError(f"{directory} holds neither videos nor images in a form that is known")
+
+
+def _wrong_sizes(directory: Path) -> list[str]:
+    """What differs from the record that the job left, where there is one."""
+    path = directory / RECORD_NAME
+    if not path.is_file():  # made by TFDS itself
+        return []
+    try:
+        sizes = dict(json.loads(path.read_text())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{path} cannot be read ({error!r})"]
+    return [
+        f"{directory / name} is missing or does not have its {size} bytes"
+        for name, size in sizes.items()
+        if not (directory / name).is_file() or (directory / name).stat().st_size != size
+    ]
+
+
+def _row(split: str, num_shards: int, total: ShardReport) -> tuple[str, ...]:
+    numbers = (num_shards, total.records, total.frames, f"{total.payload_bytes / 1e6:.1f}")
+    return (split, *map(str, (*numbers, total.decoded, len(total.problems))))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the options of this command."""
+    flags.DEFINE_string("dataset", None, "folder of the dataset", values)
+    flags.DEFINE_float(
+        "decode_fraction", 0.01, "share of the records to decode; one of each shard at least",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer("num_workers", num_cores(), "processes that read", flag_values=values)
+
+
+def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Checks the dataset.
+
+    Raises:
+        UserError: see `verify`.
+    """
+    del argv
+    if not values.dataset:
+        raise UserError("which dataset? python -m adamae_jax.prepare verify DIR")
+    if values.num_workers < 0:
+        raise UserError(f"--num_workers={values.num_workers} must be 0 or more")
+    verify(Path(values.dataset), values.decode_fraction, values.num_workers)

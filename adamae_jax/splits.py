@@ -1,0 +1,102 @@
+"""The data of a run: splits opened and checked, and the batches made from them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from adamae_jax import experiment
+from adamae_jax.data import pipeline
+from adamae_jax.data.clips import check_clips
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The splits of a run, opened and checked, and the batches made from them.
+
+    Attributes:
+      config: the experiment.
+      train: what is trained on.
+      validation: what is held out; None where nothing is evaluated.
+    """
+
+    config: ConfigDict
+    train: Dataset
+    validation: Dataset | None
+
+    @classmethod
+    def open(cls, config: ConfigDict) -> "Data":
+        """Opens the dataset of a config.
+
+        Raises:
+          UserError: where there is none, or a split is missing.
+        """
+        directory = config.data.dir
+        if not directory:
+            raise UserError(
+                "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
+                "`python -m adamae_jax.prepare`"
+            )
+        train = Dataset(directory, config.data.train_split)
+        check_clips(train, experiment.clip_spec(config))
+        held_out = config.data.validation_split
+        if not config.eval_every:
+            return cls(config, train, None)
+        try:
+            return cls(config, train, Dataset(directory, held_out))
+        except UserError as error:
+            raise UserError(
+                f"{error}; or train without validation: --config.eval_every=0"
+            ) from error
+
+    @property
+    def foreground_source(self) -> str:
+        """What the lift is measured against: "masks" of the dataset, or "motion" in the clips."""
+        return "masks" if self.train.has_foreground else "motion"
+
+    def train_batches(self, first_step: int) -> pipeline.Batches:
+        """The training stream from a step on."""
+        config = self.config
+        return pipeline.train_batches(
+            config.data.dir,
+            config.data.train_split,
+            experiment.clip_spec(config),
+            seed=config.seed,
+            videos_per_step=config.batch_size // config.data.repeats,
+            repeats=config.data.repeats,
+            first_step=first_step,
+            num_steps=config.steps - first_step,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            prefetch=config.data.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_error=config.data.on_error,
+            timeout_s=config.data.timeout_s,
+        )
+
+    def eval_batches(self, split: str, num_examples: int) -> pipeline.Batches:
+        """The first clips of a split, in order; 0 examples for all."""
+        return pipeline.eval_batches(
+            self.config.data.dir,
+            split,
+            experiment.clip_spec(self.config),
+            batch_size=self.config.eval.batch_size,
+            num_examples=num_examples or None,
+            num_threads=self.config.data.num_threads,
+            timeout_s=self.config.data.timeout_s,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def watched(
+    batches: Iterable[pipeline.Batch], see: Callable[[pipeline.Batch], None]
+) -> Iterator[pipeline.Batch]:
+    """The same batches, each shown to a watcher before it is used."""
+    for batch in batches:
+        see(batch)
+        yield batch

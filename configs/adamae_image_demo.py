@@ -1,0 +1,18 @@
+"""AdaMAE on images, small enough for two CPU cores: single frames of the embedded moving objects.
+
+The paper has videos only. Ours: its sampler and its sampling loss on MAE's model, so that
+mae_demo and automae_demo are the same but for their masks.
+"""
+
+from ml_collections import ConfigDict
+
+from adamae_jax.config import masking_config
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36."""
+    config = common.demo_images()
+    config.masking = masking_config("adaptive", mask_ratio=0.75, num_heads=4)
+    config.optimizer.decay = (*config.optimizer.decay, "^masking/.*position_table$")
+    return config

@@ -1,0 +1,93 @@
+"""The benchmark of reading as users start it, small; and what its peers see."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adamae_jax import cli
+from adamae_jax.benchmark import data_peers
+from adamae_jax.benchmark.data import _numbers, waiting_share
+from adamae_jax.benchmark.data_peers import PeerClips, read_with_pyav
+from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.video_file import VideoFile
+from adamae_jax.errors import UserError
+from tests.data.videos import make_video
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "adamae_jax.benchmark", "data", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_it_measures_codecs_and_says_what_is_not_there(tmp_path: Path) -> None:
+    for number in range(3):
+        make_video(tmp_path / f"{number}.mp4", codec="libx264")
+    done = start(
+        f"--source={tmp_path}", "--codecs=jpeg,original", "--peers=decord", "--workers=0",
+        "--image_sizes=32", "--num_frames=4", "--batch_size=2", "--batches=2", "--step_seconds=99",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *lines, figures = done.stdout.splitlines()
+    rows = json.loads(figures)
+    ours = [row for row in rows if row["reader"].startswith("ours")]
+    assert [row["reader"] for row in ours] == ["ours jpeg", "ours original"]
+    for row in ours:
+        assert row["clips_per_second"] > 0 and row["decode_ms"] > 0
+        assert (row["image_size"], row["workers"], row["waiting"]) == (32, 0, 0)
+    if data_peers.missing("decord"):
+        assert any(line.startswith("decord: not measured, ") for line in lines)
+    else:
+        assert rows[-1]["reader"] == "decord"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--workers=1,x", "--workers=1,x must be whole numbers from 0 on, with commas between"),
+        ("--codecs=jpeg,av1", "--codecs has av1, but knows jpeg, h264, original"),
+        ("--source=/nowhere", "--source=/nowhere cannot be prepared: "),
+    ],
+)
+def test_impossible_flags_are_one_line(flag: str, message: str) -> None:
+    done = start(flag, "--num_videos=2", "--peers=")
+    assert done.returncode == cli.USER_ERROR_STATUS
+    (line,) = done.stderr.splitlines()
+    assert message in line
+
+
+def test_numbers_have_a_least_value() -> None:
+    assert _numbers("workers", ["0", "2"], 0) == [0, 2]
+    with pytest.raises(UserError, match="--image_sizes=0 must be whole numbers from 1 on"):
+        _numbers("image_sizes", ["0"], 1)
+
+
+def test_pyav_finds_the_frames_that_were_asked_for(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "video.mp4", num_frames=60, codec="libx264")
+    with VideoFile(path) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.frames()]
+    for numbers in ([0, 4, 8], [37, 41, 59], [5, 5, 6]):
+        read = read_with_pyav(str(path), lambda available, n=numbers: np.array(n))  # type: ignore[misc]
+        for number, pixels in zip(numbers, read, strict=True):
+            np.testing.assert_array_equal(pixels, frames[number])
+    clips = PeerClips([path], ClipSpec(4, 2, (16, 16)), "pyav", 3)
+    assert len(clips) == 3 and clips[2].shape == (4, 16, 16, 3)
+    assert len({clip.tobytes() for clip in clips}) == 3  # type: ignore[attr-defined]
+
+
+def test_waiting_is_what_batches_take_longer_than_steps() -> None:
+    assert waiting_share(batch_seconds=0.5, step_seconds=1.0) == 0
+    assert waiting_share(batch_seconds=2.0, step_seconds=0.5) == 0.75

@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from adamae_jax.data.list_files import read_classes, read_list
+from adamae_jax.errors import UserError
+
+
+def read(folder: Path, text: str, name: str = "list.txt") -> list[tuple[str, str | None]]:
+    (folder / name).write_text(text, encoding="utf-8")
+    entries = read_list(folder / name, "train", folder)
+    assert {entry.split for entry in entries} == {"train"}
+    return [(entry.path, entry.label) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "a.mp4 3\nb/c.mp4 0\n", [("a.mp4", "3"), ("b/c.mp4", "0")]),
+        ("a.txt", "a b.mp4 3\n\n c.mp4   run \n", [("a b.mp4", "3"), ("c.mp4", "run")]),
+        ("a.txt", "a.mp4\nb.mp4", [("a.mp4", None), ("b.mp4", None)]),
+        ("a.txt", "a b.mp4\trun fast\n", [("a b.mp4", "run fast")]),
+        ("a.txt", "path label\na.mp4 3", [("a.mp4", "3")]),
+        ("a.txt", "a.mp4,3\r\nb.mp4,4\r\n", [("a.mp4", "3"), ("b.mp4", "4")]),
+        ("a.csv", "a b.mp4,run fast\n", [("a b.mp4", "run fast")]),
+        ("a.csv", '"a, b.mp4","say ""hi"""\n', [("a, b.mp4", 'say "hi"')]),
+        ("a.csv", "\ufeffa.mp4\nb.mp4\n", [("a.mp4", None), ("b.mp4", None)]),
+        ("a.csv", "Path,Label\na.mp4,run\n", [("a.mp4", "run")]),
+        ("a.csv", "label,note,video\nrun,x,a.mp4\n", [("a.mp4", "run")]),
+        ("a.csv", "video,split\na.mp4,x\n", [("a.mp4", None)]),
+    ],
+)
+def test_lines(
+    tmp_path: Path, name: str, text: str, expected: list[tuple[str, str | None]]
+) -> None:
+    assert read(tmp_path, text, name) == expected
+
+
+def test_lines_are_known_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\n\na.mp4,1\n")
+    (entry,) = read_list(tmp_path / "a.csv", "val", tmp_path)
+    assert entry.where == f"{tmp_path / 'a.csv'}, line 3"
+
+
+def test_kinetics_own_tables(tmp_path: Path) -> None:
+    text = """label,youtube_id,time_start,time_end,split
+        air drumming,-0a,3,13,train
+        yoga,x_1,0,10,train"""
+    (tmp_path / "yoga").mkdir()
+    (tmp_path / "yoga" / "x_1_000000_000010.mkv").write_bytes(b"")
+    assert read(tmp_path, text, "k400.csv") == [
+        ("-0a_000003_000013.mp4", "air drumming"),  # not there: it will be listed as skipped
+        ("yoga/x_1_000000_000010.mkv", "yoga"),
+    ]
+    with pytest.raises(UserError, match="line 2: time_start and time_end must be seconds"):
+        read(tmp_path, "label,youtube_id,time_start,time_end\nyoga,x,?,10\n", "k400.csv")
+
+
+def test_something_something(tmp_path: Path) -> None:
+    (tmp_path / "7.webm").write_bytes(b"")
+    videos = [
+        {"id": "7", "label": "holding a pen", "template": "Holding [something]"},
+        {"id": "8", "label": "dropping a pen", "template": "Dropping [something] onto [a table]"},
+    ]
+    assert read(tmp_path, json.dumps(videos), "train.json") == [
+        ("7.webm", "Holding something"), ("8.mp4", "Dropping something onto a table")
+    ]  # fmt: skip
+    assert read(tmp_path, '[{"id": "7"}]', "test.json") == [("7.webm", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "", "names no videos"),
+        ("a.csv", "path,label\n", "names no videos"),
+        ("a.csv", "a.mp4,1\nb.mp4,2,3\n", "a.csv, line 2: 3 columns, but path and label"),
+        ("a.csv", "path,label,x\na.mp4\n", "a.csv, line 2: only 1 columns"),
+        ("a.txt", "a.mp4 1\nb.mp4\n", "a.txt, line 2: the label is missing"),
+        ("a.csv", "a.mp4,1\nb.mp4,\n", "a.csv, line 2: the label is missing"),
+        ("a.json", "{", "is no JSON"),
+        ("a.json", '{"a": 1}', "holds no list"),
+        ("a.json", '[{"id": "7"}, 3]', "a.json, entry 2: 3 is no object with an 'id'"),
+        ("a.json", '[{"name": "7"}]', "entry 1: .* is no object with an 'id'"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, text, name)
+
+
+def test_files_that_are_no_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent.csv cannot be read"):
+        read_list(tmp_path / "absent.csv", "train", tmp_path)
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="a.csv cannot be read as a text in UTF-8"):
+        read_list(tmp_path / "a.csv", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "walk\nrun fast\n", {"walk": 0, "run fast": 1, "0": 0, "1": 1}),
+        ("a.txt", "1 walk\n2 run\n", {"walk": 0, "run": 1, "1": 0, "2": 1}),
+        ("a.csv", 'id,name\n0,walk\n1,"run"\n', {"walk": 0, "run": 1, "0": 0, "1": 1}),
+        ("a.json", '{"walk": "0", "run": "1"}', {"walk": 0, "run": 1, "0": 0, "1": 1}),
+        ("a.json", '["walk", "run"]', {"walk": 0, "run": 1, "0": 0, "1": 1}),
+    ],
+)
+def test_classes(tmp_path: Path, name: str, text: str, expected: dict[str, int]) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_classes(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "", "names no classes"),
+        ("a.txt", "walk\nrun\nwalk\n", "has the class 'walk' 2 times"),
+        ("a.txt", "1 walk\n1 run\n", "has the number 1 2 times"),
+        ("a.json", '{"walk": "x"}', "class 'walk' has the number 'x'"),
+        ("a.json", "3", "holds neither"),
+    ],
+)
+def test_bad_classes(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_classes(tmp_path / name)

@@ -1,0 +1,147 @@
+"""Datasets on a file system of fsspec, stood in for by its own in memory."""
+
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from adamae_jax.data import storage, tfrecord
+from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from tests.data.fixtures import NAME, small_records, write_dataset
+
+REMOTE = "cloud://bucket/videos"
+SPEC = ClipSpec(4, 1, (16, 16))
+
+
+class Cloud(MemoryFileSystem):
+    """Counts bytes, fails when told to, and says of files what object stores say."""
+
+    protocol = "cloud"
+    store: dict[str, Any] = {}  # noqa: RUF012 (as in the class above)
+    pseudo_dirs = [""]  # noqa: RUF012
+    read_bytes = 0
+    failures = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("cloud://")))
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        if Cloud.failures:
+            Cloud.failures -= 1
+            raise ConnectionResetError("connection reset")
+        data = bytes(super().cat_file(path, start, end, **options))
+        Cloud.read_bytes += len(data)
+        return data
+
+
+@pytest.fixture
+def remote(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A dataset in the cloud, whose local original is in ``tmp_path``."""
+    fsspec.register_implementation("cloud", Cloud, clobber=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user")))
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
+    Cloud.store.clear()
+    cloud = fsspec.filesystem("cloud")
+    write_dataset(tmp_path, {"train": small_records(9)}, shards=2)
+    for path in tmp_path.iterdir():
+        cloud.pipe_file(f"bucket/videos/{path.name}", path.read_bytes())
+    yield REMOTE
+    Cloud.failures = 0
+
+
+def test_a_remote_dataset_is_what_the_local_one_is(remote: str, tmp_path: Path) -> None:
+    here, there = Dataset(tmp_path, "train"), Dataset(remote, "train")
+    assert there.fingerprint == here.fingerprint
+    assert there.label_names == ("a", "b", "c")
+    assert [there[index] for index in range(9)] == [here[index] for index in range(9)]
+    shard = f"{REMOTE}/{NAME}-train.tfrecord-00001-of-00002"
+    assert there.where(4) == f"record 4 of split 'train' (number 0 in {shard})"
+
+
+def test_training_batches_come_from_remote_shards(remote: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"seed": 1, "videos_per_step": 6, "first_step": 2, "num_steps": 3}
+    with (
+        train_batches(tmp_path, "train", SPEC, **arguments) as here,
+        train_batches(remote, "train", SPEC, **arguments) as there,
+    ):
+        for one, other in zip(here, there, strict=True):
+            np.testing.assert_array_equal(one["video"], other["video"])
+
+
+def test_only_the_record_is_fetched(remote: str) -> None:
+    dataset = Dataset(remote, "train")
+    Cloud.read_bytes = 0
+    length = len(small_records(9)[5])
+    assert dataset[5].id == "video-5"
+    assert Cloud.read_bytes == length + tfrecord.CHECKSUM_BYTES
+
+
+def test_the_index_is_kept_in_the_cloud_and_by_the_user(
+    remote: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Dataset(remote, "train")
+    assert fsspec.filesystem("cloud").exists("bucket/videos/.index-train.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord, "_scan_shards", None)
+        assert Dataset(remote, "train")[3] == first[3]
+        assert pickle.loads(pickle.dumps(first))[3] == first[3]
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("another")))
+        assert Dataset(remote, "train")[3] == first[3]  # on another machine
+    path = f"bucket/videos/{NAME}-train.tfrecord-00000-of-00002"
+    content = fsspec.filesystem("cloud").cat_file(path)
+    fsspec.filesystem("cloud").pipe_file(path, content[:-1] + b"\0")  # as large, but another one
+    monkeypatch.setattr(tfrecord, "_scan_shards", lambda *_: pytest.fail("scanned again"))
+    with pytest.raises(BaseException, match="scanned again"):
+        Dataset(remote, "train")
+
+
+def test_passing_failures_are_retried_and_lasting_ones_fatal(remote: str) -> None:
+    Cloud.failures = 2
+    dataset = Dataset(remote, "train")  # while it is described, ...
+    Cloud.failures = 2
+    assert dataset[0].id == "video-0"  # ... and while it is read
+    Cloud.failures = 3
+    with pytest.raises(OSError, match=r"connection reset.*cloud://bucket/videos/small-train"):
+        dataset[0]
+    Cloud.failures = 10**6
+    with pytest.raises(UserError, match=r"cloud://bucket/videos cannot be read: .*reset"):
+        Dataset(remote, "train")
+
+
+def test_what_is_not_there_is_reported(remote: str) -> None:
+    with pytest.raises(UserError, match=r"at cloud://nowhere, which holds no dataset_info"):
+        Dataset("cloud://nowhere", "train")
+    with pytest.raises(UserError, match=r"no split 'test'"):
+        Dataset(remote, "test")
+    fsspec.filesystem("cloud").rm_file(f"bucket/videos/{NAME}-train.tfrecord-00001-of-00002")
+    with pytest.raises(UserError, match=r"00001-of-00002 cannot be opened \(No such file"):
+        Dataset(remote, "train")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("nonsense://bucket/videos", "Protocol not known: nonsense"), ("gs://bucket/videos", "gcsfs")],
+)
+def test_a_missing_package_is_named(address: str, reason: str) -> None:
+    if reason == "gcsfs" and re.search("gcsfs", " ".join(map(str, _installed()))):
+        pytest.skip("gcsfs is installed, and would look for the bucket")
+    with pytest.raises(UserError, match=f"^{address} cannot be opened: .*{reason}"):
+        Dataset(address, "train")
+
+
+def _installed() -> list[str]:
+    from importlib.metadata import distributions
+
+    return [found.metadata["Name"] for found in distributions()]

@@ -1,0 +1,184 @@
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from adamae_jax.data import schema
+from adamae_jax.data import transform as module
+from adamae_jax.data.schema import UNLABELLED
+from adamae_jax.data.sources import Item
+from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
+from adamae_jax.data.transform import Flaw, Recipe, transform, write_flaws
+from adamae_jax.errors import UserError
+from tests.data.fixtures import video
+from tests.data.test_tfds_source import VIDEO, clips, write
+from tests.data.videos import blot, make_audio, make_video
+
+
+def features(payload: bytes | None) -> dict[str, list[Any]]:
+    assert payload is not None
+    stored = tf_example_pb2.Example.FromString(payload).features.feature
+    return {name: list(getattr(f, f.WhichOneof("kind")).value) for name, f in stored.items()}
+
+
+def flaw(path: Path, **options: Any) -> Flaw:
+    result = transform(Recipe(**options), Item("x", str(path)))
+    assert result.payload is None and result.flaw is not None
+    assert result.flaw.id == "x"
+    return result.flaw
+
+
+def test_a_video(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 20)
+    result = transform(Recipe(short_side=24), Item("ü", str(path), 3))
+    assert result.flaw is None
+    values = features(result.payload)
+    assert len(values.pop(schema.FRAMES)) == 20
+    assert values == {
+        schema.ID: ["ü".encode()],
+        schema.LABEL: [3],
+        schema.CODEC: [b"jpeg"],
+        schema.NUM_FRAMES: [20],
+        schema.RATE: [25.0],
+        schema.HEIGHT: [24],
+        schema.WIDTH: [32],
+    }
+
+
+def test_useless_videos(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video\n" * 50)
+    assert flaw(text).reason == "cannot be opened: Invalid data found when processing input"
+    assert flaw(tmp_path / "absent.mp4").reason == "cannot be opened: No such file or directory"
+    assert flaw(tmp_path / "absent.mp4", codec="original").reason.startswith("cannot be opened: No")
+    assert flaw(make_audio(tmp_path / "sound.mp4")).reason == "holds no video stream"
+    one = make_video(tmp_path / "one.mp4", 1)
+    assert flaw(one) == Flaw("x", "skipped", 1, "1 frames, fewer than 16")
+    both = flaw(blot(make_video(tmp_path / "both.mkv", 16, codec="libx264"), 0.6, 600))
+    assert both.reason.startswith(f"{both.frames} frames, fewer than 16 (after ")
+
+
+def test_damaged_videos_are_kept_and_named(tmp_path: Path) -> None:
+    path = blot(make_video(tmp_path / "a.mkv", 60, codec="libx264"), 0.65, 150)
+    result = transform(Recipe(), Item("x", str(path)))
+    (count,) = features(result.payload)[schema.NUM_FRAMES]
+    assert result.flaw is not None
+    assert (result.flaw.status, result.flaw.frames) == ("truncated", count)
+    assert result.flaw.reason.startswith(f"after {count} frames")
+
+
+def test_whatever_happens_becomes_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(module, "read_video", fail)
+    assert "\n" not in flaw(tmp_path / "a.mp4").reason
+    monkeypatch.setattr(module, "read_video", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    assert flaw(tmp_path / "a.mp4").reason == "MemoryError"
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
+def test_records_of_tfds(tmp_path: Path, codec: str) -> None:
+    source, stored = tfds_source(write(tmp_path / "a", VIDEO, {"train": clips(3)}))
+    item = next(item for item in source.items if item.id == "train/1")
+    values = features(transform(Recipe(codec, 16, 6, stored=stored), item).payload)
+    assert values[schema.LABEL] == [1]
+    assert values[schema.RATE] == [0.0]
+    assert (values[schema.HEIGHT], values[schema.WIDTH]) == ([16], [22 if codec == "h264" else 21])
+    assert values[schema.NUM_FRAMES] == [6]
+    if codec == schema.CODEC_JPEG:
+        red = [simplejpeg.decode_jpeg(f)[..., 0].mean() for f in values[schema.FRAMES]]
+        assert np.allclose(red, 10 * np.arange(6) + 5, atol=5)
+
+
+def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tiff"])
+def test_images(tmp_path: Path, suffix: str) -> None:
+    pixels = video(0, height=64, width=128)[0]
+    path = save(tmp_path / f"a.{suffix}", pixels)
+    result = transform(Recipe(short_side=32, images=True), Item("x", str(path), 2))
+    assert result.flaw is None
+    values = features(result.payload)
+    decoded = simplejpeg.decode_jpeg(values[schema.IMAGE][0])
+    assert decoded.shape == (32, 64, 3)
+    assert abs(decoded.mean((0, 1)) - pixels.mean((0, 1))).max() < 8
+    assert (values[schema.ID], values[schema.LABEL]) == ([b"x"], [2])
+
+
+def test_images_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    path = save(tmp_path / "a.jpg", video(0, height=32, width=64)[0], exif=exif)
+    values = features(transform(Recipe(images=True), Item("x", str(path))).payload)
+    assert simplejpeg.decode_jpeg_header(values[schema.IMAGE][0])[:2] == (64, 32)
+
+
+def test_original_images(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", video(0)[0])
+    recipe = Recipe("original", images=True)
+    assert features(transform(recipe, Item("x", str(path))).payload)[schema.IMAGE] == [
+        path.read_bytes()
+    ]
+    deep = save(tmp_path / "b.png", np.zeros((4, 4), np.uint16))
+    assert "not of 8 bits: use --codec=jpeg" in flaw(deep, codec="original", images=True).reason
+    webp = save(tmp_path / "c.webp", video(0)[0])
+    assert "no JPEG or PNG" in flaw(webp, codec="original", images=True).reason
+    path.write_bytes(path.read_bytes()[:-100])
+    for codec in ("original", "jpeg"):
+        assert "truncated" in flaw(path, codec=codec, images=True).reason
+    (tmp_path / "d.png").write_text("text")
+    assert "cannot identify image" in flaw(tmp_path / "d.png", images=True).reason
+
+
+def test_images_of_tfds(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    file = io.BytesIO()
+    Image.fromarray(video(0)[0]).save(file, "PNG")
+    folder = write(
+        tmp_path / "a", {"photo": tfds.features.Image()}, {"train": [{"photo": file.getvalue()}]}
+    )
+    (item,), stored = tfds_source(folder)[0].items, tfds_source(folder)[1]
+    values = features(transform(Recipe(images=True, stored=stored), item).payload)
+    assert simplejpeg.decode_jpeg_header(values[schema.IMAGE][0])[:2] == (24, 32)
+    assert values[schema.LABEL] == [UNLABELLED]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codec": "av1"}, "--codec=av1 must be one of: jpeg, h264, original"),
+        ({"codec": "h264", "images": True}, "--codec=h264 must be one of: jpeg, original"),
+        (
+            {"codec": "original", "stored": StoredFeatures("a", None, False)},
+            "--codec=original must be one of: jpeg, h264",
+        ),
+        ({"min_frames": 0}, "--min_frames=0"),
+        ({"short_side": 8}, "--short_side=8"),
+    ],
+)
+def test_bad_recipes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recipe(**options)
+
+
+def test_flaws_are_a_table(tmp_path: Path) -> None:
+    flaws = [Flaw("ü,1", "truncated", 20, 'said "no"'), Flaw("a", "skipped", 0, "empty")]
+    write_flaws(flaws, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["id", "status", "frames", "reason"],
+        ["a", "skipped", "0", "empty"],
+        ["ü,1", "truncated", "20", 'said "no"'],
+    ]

@@ -1,0 +1,188 @@
+"""Which model weights belong to: the published ones without a word, others with what is asked."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adamae_jax import experiment
+from adamae_jax.config import SIZES, default_config, set_size
+from adamae_jax.errors import UserError
+from adamae_jax.interop import architecture
+from adamae_jax.interop.architecture import Given, infer
+from adamae_jax.interop.published import SYSTEMS
+from tests.parity import reference_weights
+from tests.parity.reference_weights import Shapes
+
+# Width, depth and heads of MAE's and MAE-ST's encoders, and of their decoders.
+MAE = {"B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
+MAE_DECODER, MAE_ST_DECODER = (512, 8, 16), (512, 4, 16)
+
+
+def arrays(shapes: Shapes) -> dict[str, np.ndarray]:
+    """Arrays of these shapes that take no memory."""
+    zero = np.zeros((), np.float32)
+    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+
+
+def meta_of(encoder: Any, decoder: Any, **more: Any) -> dict[str, Any]:
+    parts = {
+        name: dict(zip(("dim", "depth", "heads"), sizes, strict=True))
+        for name, sizes in (("encoder", encoder), ("decoder", decoder))
+    }
+    size: dict[str, Any] = {"image_size": 224, "patch_size": 16}
+    return {**size, **parts, "num_classes": 400, **more}
+
+
+VIDEO = {"num_frames": 16, "tubelet_size": 2}
+MAE_ST = {**VIDEO, "separable_pos_embed": True, "cls_token": True, "predicted_frames": 8}
+
+
+def published(system: str, size: str) -> Shapes:
+    """What the authors' checkpoint of a size holds."""
+    if system in ("videomae", "adamae"):
+        meta = meta_of(*SIZES[size], **VIDEO)
+        shapes = reference_weights.videomae_shapes(meta, "qv")
+        sampler = reference_weights.sampler_shapes({**meta, "sampler": {"depth": 1}})
+        return shapes | (sampler if system == "adamae" else {})
+    if system == "mae_st":
+        return reference_weights.mae_shapes(meta_of(MAE[size], MAE_ST_DECODER, **MAE_ST))
+    return reference_weights.mae_shapes(meta_of(MAE[size], MAE_DECODER))
+
+
+@pytest.mark.parametrize(
+    ("system", "size"),
+    [
+        *(("videomae", size) for size in "SBLH"),
+        *(("adamae", size) for size in "SBLH"),
+        *((system, size) for system in ("mae", "mae_st") for size in "BLH"),
+    ],
+)
+def test_published_sizes_need_no_word(system: str, size: str) -> None:
+    found = infer(arrays(published(system, size)), Given())
+    assert (found.system, found.kind) == (system, "pretraining")
+    config = found.config
+    part = config.model.encoder
+    width, depth, heads = SIZES[size][0] if size == "S" else MAE[size]
+    assert (part.width, part.depth, part.num_heads) == (width, depth, heads)
+    is_image = system == "mae"
+    assert config.data.num_frames == (1 if is_image else 16)
+    assert tuple(config.data.image_size) == (224, 224)
+    if not is_image and system != "mae_st":
+        expected = default_config()
+        set_size(expected.model, size)
+        assert config.model.decoder.to_dict() == expected.model.decoder.to_dict()
+    assert config.model.predicted_frames == (8 if system == "mae_st" else 0)
+    assert config.masking.mask_ratio == SYSTEMS[system].mask_ratio
+    experiment.pretraining(config)  # which checks that all of it goes together
+    assert f"num_heads {heads}: as in the published model of this size" in found.remarks
+    assert f"mask_ratio {SYSTEMS[system].mask_ratio}: as published" in found.remarks
+
+
+def test_every_guess_is_said() -> None:
+    remarks = infer(arrays(published("adamae", "B")), Given()).remarks
+    assert sorted(remarks) == [
+        "decoder_num_heads 6: as in the published model of this size",
+        "image_size 224,224: as published",
+        "mask_ratio 0.95: as published",
+        "num_frames 16: as published",
+        "num_heads 12: as in the published model of this size",
+        "sampler_num_heads 8: as in the released code",
+    ]
+
+
+def test_what_is_given_is_no_guess() -> None:
+    given = Given(16, (224, 224), 12, 6, 8, 0.9, 1e-5)
+    found = infer(arrays(published("adamae", "B")), given)
+    assert found.remarks == ()
+    assert found.config.masking.mask_ratio == 0.9
+    assert found.config.model.norm_epsilon == 1e-5
+
+
+def test_a_fixed_table_fits_any_clip() -> None:
+    """VideoMAE's checkpoints hold no position table: other clips may be said."""
+    data = infer(arrays(published("videomae", "B")), Given(32, (160, 320))).config.data
+    assert (data.num_frames, tuple(data.image_size)) == (32, (160, 320))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (Given(num_frames=8), (8, (320, 320))),
+        (Given(image_size=(160, 320)), (16, (160, 320))),
+        (Given(8, (320, 320)), (8, (320, 320))),
+    ],
+)
+def test_a_table_over_all_tokens_needs_half_a_word(given: Given, expected: Any) -> None:
+    shapes = published("adamae", "B")
+    shapes["encoder.pos_embed_probs"] = (1, 1600, 768)
+    data = infer(arrays(shapes), given).config.data
+    assert (data.num_frames, tuple(data.image_size)) == expected
+
+
+def test_kinds_are_told_apart() -> None:
+    for system in ("videomae", "mae", "mae_st"):
+        shapes = published(system, "B")
+        meta = meta_of(MAE["B"], MAE_DECODER, **(VIDEO if system == "videomae" else {}))
+        classifier = reference_weights.classifier_shapes(meta, shapes)
+        prefix = "encoder." if system == "videomae" else ""
+        encoder = reference_weights.encoder_only(shapes, prefix)
+        kinds = {"pretraining": shapes, "classifier": classifier, "encoder": encoder}
+        for kind, held in kinds.items():
+            assert architecture.detect(arrays(held)) == (system, kind)
+
+
+def test_a_classifiers_head_says_its_classes() -> None:
+    shapes = published("mae_st", "B")
+    classifier = reference_weights.classifier_shapes(meta_of(MAE["B"], MAE_DECODER), shapes)
+    found = infer(arrays(classifier), Given())
+    assert found.config.classifier.num_classes == 400
+    assert not found.config.classifier.skip_first_patch
+    assert not any("mask_ratio" in remark for remark in found.remarks)
+
+
+def test_zero_is_a_value() -> None:
+    """An epsilon of 0 is said, and is not the default."""
+    config = infer(arrays(published("mae", "B")), Given(norm_epsilon=0.0, mask_ratio=0.0)).config
+    assert (config.model.norm_epsilon, config.masking.mask_ratio) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("patch_embed.proj.weight", (768, 3, 16), "should have 4 axes"),
+        ("pos_embed", (197, 768), "should have 3 axes"),
+        ("pos_embed", (1, 200, 768), "has 199 places, which are no square: give --image_size"),
+        ("blocks.0.norm1.weight", (0,), r"has the shape \(0,\)"),
+        ("blocks.0.norm1.weight", (770,), "attention heads: give --num_heads"),
+    ],
+)
+def test_strange_shapes_are_named(name: str, shape: tuple[int, ...], message: str) -> None:
+    shapes = {**published("mae", "B"), name: shape}
+    with pytest.raises(UserError, match=message):
+        infer(arrays(shapes), Given())
+
+
+def test_automae_reads_as_many_maps_as_its_vit_has_heads() -> None:
+    shapes = published("mae", "B")
+    vit = {n: s for n, s in shapes.items() if not n.startswith(("decoder_", "mask_token"))}
+    shapes |= reference_weights.generator_shapes(heads=12)
+    shapes |= {f"pretrained_vit.{name}": shape for name, shape in vit.items()}
+    found = infer(arrays(shapes), Given())
+    options = found.config.masking.options
+    assert found.system == "automae"
+    assert (options.vit_width, options.vit_depth, options.vit_num_heads) == (768, 12, 12)
+    assert "num_heads 12: as many as attention maps are read" in found.remarks
+    generator = reference_weights.generator_shapes(heads=7)
+    with pytest.raises(UserError, match="7 attention heads do not divide the width 768"):
+        infer(arrays(shapes | generator), Given())
+
+
+@pytest.mark.parametrize("field", ["decoder_num_heads", "mask_ratio", "sampler_num_heads"])
+def test_what_says_nothing_is_refused(field: str) -> None:
+    shapes = reference_weights.encoder_only(published("mae", "B"))
+    value: Any = {field: 1}
+    given = dataclasses.replace(Given(), **value)
+    with pytest.raises(UserError, match=f"--{field}=1 says nothing of this encoder alone .mae."):
+        infer(arrays(shapes), given)

@@ -1,0 +1,337 @@
+"""What can go wrong in a conversion: one clear message, and nothing left behind."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given as examples
+from hypothesis import strategies as st
+
+from adamae_jax import config as configs
+from adamae_jax import pretrained
+from adamae_jax.errors import UserError
+from adamae_jax.interop import exports, imports, safetensors_files, sources
+from adamae_jax.interop.sources import Source
+from tests.interop.convert_cases import (
+    LABELS,
+    assert_same_arrays,
+    bring,
+    config_of,
+    export,
+    given,
+    loaded,
+    written,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+State = dict[str, np.ndarray]
+
+
+def theirs(name: str, fine_tuned: bool = False) -> State:
+    """Weights under the authors' names."""
+    return exports.to_authors(loaded(name, fine_tuned))
+
+
+def refused(directory: Path, state: State, message: str, *arguments: str) -> None:
+    """An import of these weights fails with this message and makes nothing."""
+    file, output = directory / "file.safetensors", directory / "new" / "ours"
+    safetensors_files.write(file, state)
+    with pytest.raises(UserError, match=message):
+        bring(file, output, *arguments)
+    assert not output.exists()
+    assert sorted(path.name for path in directory.iterdir()) == ["file.safetensors"]
+
+
+def changed(state: State, **changes: np.ndarray | None) -> State:
+    """The same with arrays replaced, added or, for None, left out; dots are written as two _."""
+    new = {name.replace("__", "."): array for name, array in changes.items()}
+    return {name: array for name, array in {**state, **new}.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("videomae", {"encoder__norm__bias": None}, "missing encoder.norm.bias; not used none"),
+        ("videomae", {"encoder__pos_embed": np.zeros(1)}, "not used encoder.pos_embed"),
+        (
+            "videomae",
+            {"decoder__head__bias": np.zeros(5)},
+            r"misshapen decoder.head.bias .*: \(5,\), expected \(96,\)",
+        ),
+        (
+            "videomae",
+            {"decoder__blocks__0__attn__qkv__weight": np.zeros((7, 12))},
+            r"misshapen decoder.blocks.0.attn.qkv.weight \(7, 12\)",
+        ),
+        (
+            "videomae",
+            {"encoder__patch_embed__proj__weight": np.zeros((16, 3, 2, 5, 4))},
+            "misshapen encoder.patch_embed.proj.weight",
+        ),
+        ("videomae", {"encoder__blocks__1__norm1__weight": None}, "missing encoder.blocks.1.norm1"),
+        ("videomae", {"encoder_to_decoder__weight": None}, "missing encoder_to_decoder.weight"),
+        ("adamae", {"encoder__pos_embed_probs": None}, "missing encoder.pos_embed_probs"),
+        ("mae", {"decoder_pred__weight": None}, "missing decoder_pred.weight"),
+        ("mae", {"cls_token": None}, "missing cls_token"),
+        ("mae", {"pos_embed": np.ones((1, 5, 16))}, "pos_embed is not the fixed table"),
+        ("mae_st", {"decoder_cls_token": None}, "missing decoder_cls_token"),
+        ("mae_st", {"mask_token": np.zeros(3)}, "misshapen mask_token"),
+        ("automae", {"discriminator__conv1__0__weight_u": None}, "missing discriminator.conv1.0"),
+        ("automae", {"scorer_pred__main__2__bias": None}, "missing scorer_pred.main.2.bias"),
+    ],
+)
+def test_every_tensor_is_accounted_for(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    flags = given(name)
+    if name == "adamae" and "encoder__pos_embed_probs" in changes:
+        flags = (*flags, "--num_frames=8")  # which that table tells
+    refused(tmp_path, changed(theirs(name), **changes), message, *flags)
+
+
+def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
+    wrong = {"mask_token": None, "x": np.zeros(1), "decoder__norm__bias": np.zeros(4)}
+    message = r"missing mask_token; not used x; misshapen decoder.norm.bias"
+    refused(tmp_path, changed(theirs("videomae"), **wrong), message, *given("videomae"))
+
+
+def test_blocks_are_counted_and_not_believed(tmp_path: Path) -> None:
+    """A name may hold any number: it must not become a loop of that length."""
+    state = theirs("videomae")
+    far = changed(state, encoder__blocks__999999__norm1__weight=np.zeros(16))
+    refused(tmp_path, far, "lack encoder.blocks.2, and have blocks after it", *given("videomae"))
+
+
+WITHOUT = {
+    "heads": ("videomae", "--num_heads", "16 could have any number of .* give --num_heads"),
+    "decoder": ("videomae", "--decoder_num_heads", "give --decoder_num_heads"),
+    "frames": ("videomae", "--num_frames", "how many frames a clip has: give --num_frames"),
+    "size": ("videomae", "--image_size", "how large frames are: give --image_size"),
+    "either": ("adamae", "--image_size", "has 96 places.*: give --num_frames or --image_size"),
+    "joint": ("mae_st_joint", "--image_size", "has 48 places.*--num_frames or --image_size"),
+    "not_square": ("mae_st", "--image_size", "has 24 places, which are no square: give --image"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_what_the_weights_do_not_say_is_asked_for(tmp_path: Path, case: str) -> None:
+    name, flag, message = WITHOUT[case]
+    flags = [word for word in given(name) if not word.startswith(flag)]
+    refused(tmp_path, theirs(name), message, *flags)
+
+
+CONTRADICTIONS = {
+    "heads": ("videomae", ["--num_heads=3"], "3 attention heads do not divide the width 16"),
+    "sampler": ("adamae", ["--sampler_num_heads=5"], "5 .*width 16: give --sampler_num_heads"),
+    "size": ("mae_st", ["--image_size=8,12"], "--image_size=8,12 does not fit pos_embed_spatial"),
+    "image": ("mae", ["--image_size=16,4"], None),
+    "frames": ("mae_st", ["--num_frames=4"], "--num_frames=4 does not fit pos_embed_temporal"),
+    "places": ("adamae", ["--image_size=16,20"], "size=16,20 does not fit encoder.pos_embed_probs"),
+    "both": ("adamae", ["--num_frames=4"], "--num_frames=4 --image_size=16,24 does not fit"),
+    "part": ("mae_st_joint", ["--num_frames=10"], "--num_frames=10 .* does not fit pos_embed"),
+    "odd": ("videomae", ["--num_frames=5"], "num_frames 5 is not a positive multiple"),
+    "still": ("mae", ["--num_frames=4"], "--num_frames=4 says nothing of this model"),
+    "other": ("videomae", ["--sampler_num_heads=4"], "--sampler_num_heads=4 says nothing of this"),
+    "ratio": ("adamae", ["--mask_ratio=0.999"], "mask_ratio 0.999 leaves no visible token"),
+    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio 0.0 is outside \(0, 1\)"),
+    "words": ("videomae", ["--image_size=big"], "--image_size=big should be height,width"),
+    "three": ("videomae", ["--image_size=8,12,3"], "--image_size=8,12,3 should be height,width"),
+    "vit": (
+        "mae",
+        ["--pretrained_vit=x"],
+        "the source is no AutoMAE: leave --pretrained_vit=x out",
+    ),
+    "two": ("automae", ["--pretrained_vit=x"], "has a frozen ViT already: leave --pretrained_vit"),
+    "key": ("mae", ["--key=model_ema"], "--key=model_ema is for PyTorch checkpoints"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_what_is_given_must_fit(tmp_path: Path, case: str) -> None:
+    name, flags, message = CONTRADICTIONS[case]
+    if message is None:  # it fits: 4 x 1 patches are as many as 2 x 2, but the table is another
+        message = "pos_embed is not the fixed table"
+    refused(tmp_path, theirs(name), message, *given(name), *flags)
+
+
+def test_of_a_classifier_nothing_is_said_that_it_lacks(tmp_path: Path) -> None:
+    for flag in ("--decoder_num_heads=3", "--mask_ratio=0.9"):
+        message = f"{flag} says nothing of this classifier"
+        refused(tmp_path, theirs("videomae", True), message, *given("videomae", True), flag)
+
+
+def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
+    state = {name: a for name, a in theirs("automae").items() if "pretrained_vit" not in name}
+    refused(tmp_path, state, "give --pretrained_vit, the checkpoint", *given("automae"))
+
+
+def test_unknown_weights_are_named(tmp_path: Path) -> None:
+    message = "of no system that is known here .*: their names begin with conv1.weight"
+    refused(tmp_path, {"conv1.weight": np.zeros((3, 3))}, message)
+
+
+def test_classes_and_their_names_must_fit(tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    file, output = tmp_path / "file.safetensors", tmp_path / "ours"
+
+    def wrong(message: str, *flags: str) -> None:
+        with pytest.raises(UserError, match=message):
+            bring(file, output, *flags)
+        assert not output.exists()
+
+    safetensors_files.write(file, theirs("videomae", True))
+    own = given("videomae", True)
+    names.write_text("\n".join(LABELS[:2]))
+    wrong("2 label names for 3 classes", f"--label_names={names}", *own)
+    wrong("is a classifier already: leave --num_classes out", "--num_classes=3", *own)
+    wrong("--label_names=.*nowhere cannot be read", f"--label_names={tmp_path / 'nowhere'}", *own)
+    names.write_bytes(b"\xff\xfe\x00")
+    wrong("--label_names=.* cannot be read", f"--label_names={names}", *own)
+    safetensors_files.write(file, theirs("videomae"))
+    names.write_text("\n".join(LABELS))
+    own = given("videomae")
+    wrong("names classes, and the model has none", f"--label_names={names}", *own)
+    wrong("3 label names for 4 classes", f"--label_names={names}", "--num_classes=4", *own)
+    bring(file, output, f"--label_names={names}", "--num_classes=3", *own)
+    assert pretrained.load(output).label_names == LABELS
+
+
+def test_a_model_that_describes_itself_is_given_no_sizes(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("videomae"), file)
+    with pytest.raises(UserError, match="describes its model itself: leave --num_heads, --image_"):
+        bring(file, tmp_path / "ours", "--num_heads=2", "--image_size=8,12")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_hugging_face_config_is_not_contradicted(tmp_path: Path) -> None:
+    exports.write_hugging_face(loaded("videomae"), tmp_path / "theirs")
+    (tmp_path / "theirs" / sources.DESCRIPTION_FILE).unlink()
+    with pytest.raises(UserError, match="says that num_heads is 2, not 4: leave --num_heads out"):
+        bring(tmp_path / "theirs", tmp_path / "ours", "--num_heads=4")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_description_that_is_stale_is_refused(tmp_path: Path) -> None:
+    """Somebody fine-tuned our export with transformers and saved it to the same directory."""
+    theirs_at = tmp_path / "theirs"
+    exports.write_hugging_face(loaded("videomae", True), theirs_at)
+    config = json.loads((theirs_at / "config.json").read_text())
+    config["id2label"]["0"] = "crawling"
+    (theirs_at / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="remove .*adamae_jax.json, to import what transformers"):
+        bring(theirs_at, tmp_path / "ours")
+    (theirs_at / sources.DESCRIPTION_FILE).unlink()
+    ours = pretrained.load(bring(theirs_at, tmp_path / "ours"))
+    assert ours.label_names == ("crawling", *LABELS[1:])
+
+
+def test_a_truncated_file_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("mae"), file)
+    data = file.read_bytes()
+    for length in (0, 1, 8, 100, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(UserError, match="is no whole .safetensors file"):
+            bring(file, tmp_path / "ours")
+        assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", "{}", "[" * 100_000])
+def test_a_description_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "file.safetensors"
+    safetensors_files.write(file, theirs("mae"), {sources.DESCRIPTION: text})
+    with pytest.raises(UserError, match="description|what it says of the model is no JSON"):
+        bring(file, tmp_path / "ours")
+
+
+def paths_of(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where the values of a JSON tree are, the record of the training aside."""
+    if not isinstance(tree, dict):
+        return [place]
+    found = [place] if place else []
+    for name, value in tree.items():
+        if name != "trained_with":
+            found += paths_of(value, (*place, name))
+    return found
+
+
+DESCRIPTION = json.loads(exports.description_of(loaded("adamae")))
+VALUES = st.sampled_from([None, -1, 0, 1, 2.5, 3, "x", "", [], [1, 2], {}, {"a": 1}, True, 10**6])
+
+
+@examples(
+    where=st.sampled_from(paths_of(DESCRIPTION)), value=st.none() | VALUES, drop=st.booleans()
+)
+def test_a_damaged_description_is_one_message(where: Any, value: Any, drop: bool) -> None:
+    description = json.loads(json.dumps(DESCRIPTION))
+    inner = description
+    for name in where[:-1]:
+        inner = inner[name]
+    if drop:
+        del inner[where[-1]]
+    else:
+        inner[where[-1]] = value
+    state = theirs("adamae")
+    try:
+        found = imports.convert(Source(state, description=description))
+    except UserError as error:
+        assert str(error)
+    else:
+        expected = pretrained.flatten({"params": loaded("adamae").variables["params"]})
+        assert_same_arrays(pretrained.flatten(found.variables), expected)
+
+
+def test_without_torch_a_pth_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = r"PyTorch cannot be imported.*adamae-jax\[interop\].*safetensors"
+    with pytest.raises(UserError, match=message):
+        bring(tmp_path / "file.pth", tmp_path / "ours")
+    ours = written(tmp_path / "model", "mae")
+    with pytest.raises(UserError, match=message):
+        export(ours, tmp_path / "theirs.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_sources_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
+    ours = written(tmp_path / "ours", "mae")
+    with pytest.raises(UserError, match="ours is a model directory of this package"):
+        bring(ours, tmp_path / "new")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(configs.to_json(config_of("mae")))
+    with pytest.raises(UserError, match="run is a run of this package"):
+        bring(run, tmp_path / "new")
+    exports.write_hugging_face(loaded("mae"), tmp_path / "theirs")
+    with pytest.raises(UserError, match="theirs is a model in somebody else's form: import it"):
+        export(tmp_path / "theirs", tmp_path / "new.safetensors")
+    exports.write_authors(loaded("mae"), tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match="is a model in somebody else's form: import it"):
+        export(tmp_path / "file.safetensors", tmp_path / "new.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no config.json"):
+        bring(tmp_path / "empty", tmp_path / "new")
+    with pytest.raises(UserError, match="nowhere holds neither config.json"):
+        export(tmp_path / "nowhere", tmp_path / "new.safetensors")
+    with pytest.raises(UserError, match="nowhere.safetensors does not exist"):
+        bring(tmp_path / "nowhere.safetensors", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mixture_of_families_has_no_names(tmp_path: Path) -> None:
+    config = config_of("videomae")
+    with config.unlocked():
+        config.model.attention_bias = "qkv"
+        config.model.class_token = "shared"
+    model = loaded("videomae")
+    mixed = type(model)(
+        *(model.variables, config, 0),
+        pretraining=model.pretraining,  # type: ignore[attr-defined, call-arg]
+    )
+    with pytest.raises(UserError, match="model.class_token='shared', model.attention_bias='qkv'"):
+        exports.to_authors(mixed)

@@ -1,0 +1,133 @@
+"""What a conversion writes is there whole, or not at all, and over nothing."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamae_jax import pretrained
+from adamae_jax.convert import output as output_module
+from adamae_jax.errors import UserError
+from adamae_jax.interop import exports
+from tests.interop.convert_cases import (
+    bring,
+    export,
+    loaded,
+    written,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("mae"), file)
+    ours = written(tmp_path / "ours", "mae")
+    before = file.read_bytes()
+    for source, output in ((file, ours), (file, file)):
+        with pytest.raises(UserError, match=f"--output={output} is there already"):
+            bring(source, output)
+    for form in ("authors", "huggingface"):
+        with pytest.raises(UserError, match="is there already"):
+            export(ours, file, f"--format={form}")
+    with pytest.raises(UserError, match="is there already"):
+        export(ours, ours, "--format=huggingface")
+    assert file.read_bytes() == before
+    (tmp_path / "empty").mkdir()
+    bring(file, tmp_path / "empty")  # an empty directory is nothing
+    assert pretrained.load(tmp_path / "empty").step == loaded("mae").step
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("mae"), file)
+    ours = written(tmp_path / "ours", "mae")
+    with pytest.raises(UserError, match=f"/ours lies in {file}, which is a file: give another"):
+        bring(file, file / "ours")
+    with pytest.raises(UserError, match="which is a file: give another"):
+        export(ours, file / "deep" / "other.safetensors")
+
+    def read_only(*_: Any, **__: Any) -> None:  # what a directory's mode does not do to root
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(output_module.tempfile, "mkdtemp", read_only)
+    with pytest.raises(UserError, match="--output=.*/new cannot be written: Permission denied"):
+        bring(file, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.safetensors", "ours"]
+
+
+def test_an_outputs_name_says_its_form(tmp_path: Path) -> None:
+    ours = written(tmp_path / "ours", "mae")
+    with pytest.raises(UserError, match="should be a file that ends in one of .pth,"):
+        export(ours, tmp_path / "theirs")
+    with pytest.raises(UserError, match="is called like a file: huggingface makes a directory"):
+        export(ours, tmp_path / "theirs.pth", "--format=huggingface")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """From now on, only so many files can be replaced."""
+    count = iter(range(10**6))
+    replace = os.replace
+
+    def limited(*arguments: Any) -> None:
+        if next(count) >= allowed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", limited)
+
+
+@pytest.mark.parametrize("allowed", range(6))
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("mae"), file)
+    ours = written(tmp_path / "ours", "mae")
+    jobs: list[tuple[int, Callable[[], Path]]] = [
+        (3, lambda: bring(file, tmp_path / "new")),
+        (2, lambda: export(ours, tmp_path / "new.safetensors")),
+        (6, lambda: export(ours, tmp_path / "theirs", "--format=huggingface")),
+    ]
+    for needed, job in jobs:
+        if allowed >= needed:
+            continue
+        with monkeypatch.context() as patch:
+            full_disk(patch, allowed)
+            with pytest.raises(UserError, match=rf"{tmp_path}/\w.*No space left on device"):
+                job()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file.safetensors", "ours"]
+
+
+def test_a_real_limit_of_the_system_leaves_nothing(tmp_path: Path) -> None:
+    """A process that may write files of 20 KiB only."""
+    file = tmp_path / "file.safetensors"
+    exports.write_authors(loaded("automae"), file)
+
+    job = f"{sys.executable} -m adamae_jax.convert import --source={file}"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 20 && exec {job} --output={tmp_path / 'ours'}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = f"error: --output={tmp_path / 'ours'} cannot be written: File too large"
+    assert done.stderr.splitlines()[-1] == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), output_module.whole(tmp_path / "ours") as place:
+        place.mkdir()
+        (place / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,179 @@
+"""Tables of weight names: exact both ways, and every complaint they can make."""
+
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from adamae_jax.errors import UserError
+from adamae_jax.interop import layouts
+from adamae_jax.interop.tables import Constant, Entry, Table
+from tests import helpers
+
+FIXED = np.linspace(0.0, 1.0, 6, dtype=np.float32).reshape(1, 2, 3)
+TABLE = Table(
+    [
+        Entry("token", "cls_token", layouts.leading_ones(2)),
+        Entry("blocks/dense/kernel", "layers.{}.fc.weight", layouts.LINEAR, depth=3),
+        Entry("blocks/qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), layouts.qkv(2), depth=3),
+        Entry("pair", ("first", "second")),
+    ],
+    [Constant("pos_embed", FIXED)],
+)
+SHAPES: dict[str, tuple[int, ...]] = {
+    "token": (4,),
+    "blocks/dense/kernel": (3, 4, 5),
+    "blocks/qkv": (3, 4, 3, 2, 2),
+    "pair": (6, 2),
+}
+
+
+def state() -> dict[str, np.ndarray]:
+    """Their arrays."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {"pos_embed": FIXED.copy()}
+    arrays["cls_token"] = rng.normal(size=(1, 1, 4))
+    for layer in range(3):
+        arrays[f"layers.{layer}.fc.weight"] = rng.normal(size=(5, 4))
+        arrays |= {f"layers.{layer}.{letter}": rng.normal(size=(4, 4)) for letter in "qkv"}
+    return arrays | {name: rng.normal(size=(3, 2)) for name in ("first", "second")}
+
+
+def without(*names: str, **changes: Any) -> dict[str, np.ndarray]:
+    """`state` with arrays left out, and others put in."""
+    kept = {name: array for name, array in state().items() if name not in names}
+    return kept | {name.replace("__", "."): array for name, array in changes.items()}
+
+
+def test_arrays_are_stacked_and_concatenated_in_order() -> None:
+    theirs = state()
+    ours = TABLE.from_authors(theirs, SHAPES)
+    np.testing.assert_array_equal(ours["token"], theirs["cls_token"][0, 0])
+    for layer in range(3):
+        kernel = ours["blocks"]["dense"]["kernel"][layer]
+        np.testing.assert_array_equal(kernel, theirs[f"layers.{layer}.fc.weight"].T)
+        for index, letter in enumerate("qkv"):
+            # [d, heads, head_dim] against PyTorch's [heads * head_dim, d].
+            found = ours["blocks"]["qkv"][layer][:, index].reshape(4, 4)
+            np.testing.assert_array_equal(found, theirs[f"layers.{layer}.{letter}"].T)
+    np.testing.assert_array_equal(ours["pair"][:3], theirs["first"])
+    np.testing.assert_array_equal(ours["pair"][3:], theirs["second"])
+
+
+def test_there_and_back_is_exact_and_brings_the_constants_along() -> None:
+    theirs = state()
+    back = TABLE.to_authors(TABLE.from_authors(theirs))
+    assert set(back) == set(theirs) == set(TABLE.names)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+        assert back[name].flags.c_contiguous
+    back["pos_embed"][:] = -1.0  # the caller's own: the table's is not touched
+    assert TABLE.constants[0].value.max() == 1.0
+    gradients = TABLE.gradients_to_authors(TABLE.from_authors(theirs))
+    assert set(theirs) - set(gradients) == {"pos_embed"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (without("cls_token"), "missing cls_token; not used none$"),
+        (without("layers.1.k"), "missing layers.1.k; not used none$"),
+        (without("second", "first"), "missing first, second; not used none$"),
+        (without("pos_embed"), "missing pos_embed; not used none$"),
+        (without(layers__3__q=FIXED), "missing none; not used layers.3.q$"),
+        (without("first", head=FIXED), "missing first; not used head$"),
+        (without(pos_embed=FIXED + 1e-3), "pos_embed is not the fixed table that it should be$"),
+        (without(pos_embed=FIXED[0]), "pos_embed is not the fixed table"),
+        # Layers that cannot be stacked, parts that cannot be joined, and an axis too many.
+        (without(layers__1__fc__weight=np.ones((6, 4))), r"misshapen layers.0.fc.weight \(5, 4\)"),
+        (without(second=np.ones((3, 5))), r"misshapen first \(3, 2\), second \(3, 5\)"),
+        (without(cls_token=np.ones((1, 2, 4))), "misshapen cls_token"),
+        (without(layers__0__q=np.ones((5, 4))), r"misshapen layers.0.q \(5, 4\)"),
+        # All layers alike, and all wrong: only the model's shapes tell.
+        (
+            without(**{f"layers__{i}__fc__weight": np.ones((6, 4)) for i in range(3)}),
+            r"layers.2.fc.weight \(as blocks/dense/kernel: \(3, 4, 6\), expected \(3, 4, 5\)\)",
+        ),
+        (without(first=np.ones((4, 2))), r"first, second \(as pair: \(7, 2\), expected \(6, 2\)\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(given: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(UserError, match="the weights do not fit the model: .*" + message):
+        TABLE.from_authors(given, SHAPES)
+
+
+def test_all_complaints_come_at_once() -> None:
+    wrong = without("cls_token", extra=FIXED, pos_embed=FIXED + 1, second=np.ones((3, 5)))
+    with pytest.raises(UserError) as raised:
+        TABLE.from_authors(wrong)
+    message = str(raised.value)
+    for words in ("missing cls_token", "not used extra", "misshapen first", "pos_embed is not"):
+        assert words in message
+
+
+def test_a_constant_may_be_off_by_another_library_s_rounding() -> None:
+    TABLE.from_authors(without(pos_embed=FIXED + 1e-6))
+
+
+def test_our_parameters_that_do_not_fit_are_listed() -> None:
+    ours = TABLE.from_authors(state())
+    with pytest.raises(UserError, match="missing token; not used extra/bias$"):
+        TABLE.to_authors(
+            {name: a for name, a in ours.items() if name != "token"} | {"extra": {"bias": FIXED}}
+        )
+    with pytest.raises(UserError, match="missing none; not used extra$"):
+        TABLE.gradients_to_authors({**ours, "extra": FIXED})
+
+
+def test_under_puts_a_path_in_front_of_both() -> None:
+    inner = TABLE.under("encoder", "vit.")
+    assert inner.names == [f"vit.{name}" for name in TABLE.names]
+    ours = inner.from_authors({f"vit.{name}": array for name, array in state().items()})
+    assert set(ours) == {"encoder"}
+    expected = helpers.named(TABLE.from_authors(state()))
+    for name, array in helpers.named(ours["encoder"]).items():
+        np.testing.assert_array_equal(array, expected[name])
+    # Ours alone; and a sum of tables keeps both, with their constants.
+    both = TABLE.under("a") + TABLE.under("b", "b.")
+    assert both.names[: len(TABLE.entries)] != TABLE.names
+    assert sorted(both.names) == sorted([*TABLE.names, *(f"b.{name}" for name in TABLE.names)])
+    assert len(both.constants) == 2
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Table, dict[str, np.ndarray]]:
+    """A table of random rows, and arrays of theirs for it."""
+    entries: list[Entry] = []
+    arrays: dict[str, np.ndarray] = {}
+    for row in range(draw(st.integers(1, 5))):
+        depth, parts = draw(st.integers(0, 3)), draw(st.integers(1, 3))
+        layout = draw(st.sampled_from([layouts.SAME, layouts.LINEAR]))
+        shape = tuple(draw(st.lists(st.integers(1, 4), min_size=2, max_size=2)))
+        names = tuple(f"row{row}.{'{}.' if depth else ''}part{part}" for part in range(parts))
+        entry = Entry(f"tree/row{row}", names[0] if parts == 1 else names, layout, depth)
+        entries.append(entry)
+        for name in [part.format(layer) for layer in range(depth or 1) for part in names]:
+            values = 1000 * len(arrays) + np.arange(np.prod(shape))  # no two alike
+            arrays[name] = values.reshape(shape)
+    return Table(entries), arrays
+
+
+@hypothesis.given(tables())
+def test_there_and_back_is_exact_for_any_table(
+    table_and_arrays: tuple[Table, dict[str, np.ndarray]],
+) -> None:
+    table, arrays = table_and_arrays
+    ours = table.from_authors(arrays)
+    for entry in table.entries:
+        array = helpers.named(ours)[entry.ours]
+        assert array.size == sum(arrays[name].size for name in entry.names)
+        assert len(array) == entry.depth or entry.depth == 0
+    back = table.to_authors(ours)
+    assert set(back) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
+    again = table.from_authors(back)
+    for name, array in helpers.named(again).items():
+        np.testing.assert_array_equal(array, helpers.named(ours)[name])

@@ -1,0 +1,208 @@
+"""`prepare` from every kind of source, to what training reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from adamae_jax.data import schema
+from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.pipeline import eval_batches
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from adamae_jax.prepare.verify import verify
+from tests.data.fixtures import flip_byte, serialize, video, write_dataset
+from tests.data.test_tfds_source import VIDEO, clips, write
+from tests.data.videos import make_video
+from tests.test_prepare import run
+
+SPEC = ClipSpec(4, 2, (32, 32), "center")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(6):
+        make_video(folder / ("walk", "run fast")[number % 2] / f"v {number}.mp4", 20)
+    return folder
+
+
+def labels(output: Path, split: str) -> dict[str, int]:
+    dataset = Dataset(output, split)
+    return {record.id: record.label for record in (dataset[n] for n in range(len(dataset)))}
+
+
+def test_class_folders(source: Path, tmp_path: Path) -> None:
+    run(f"--source={source}", "--class_folders", f"--output={tmp_path / 'a'}")
+    assert Dataset(tmp_path / "a", "train").label_names == ("run fast", "walk")
+    found = labels(tmp_path / "a", "train") | labels(tmp_path / "a", "validation")
+    assert found == {
+        f"{folder}/v {number}.mp4": label
+        for number in range(6)
+        for folder, label in [(("walk", "run fast")[number % 2], 1 - number % 2)]
+    }
+
+
+def test_lists(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("walk/v 0.mp4,walk\nrun fast/v 1.mp4,run fast\n")
+    (tmp_path / "val.txt").write_text(f"{source}/walk/v 2.mp4\t1\n")
+    (tmp_path / "names.txt").write_text("run fast\nwalk\nfly\n")
+    run(
+        f"--source={source}", f"--list=train={tmp_path / 'train.csv'}",
+        f"--list=val={tmp_path / 'val.txt'}", f"--labels={tmp_path / 'names.txt'}",
+        f"--output={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert Dataset(tmp_path / "a", "val").label_names == ("run fast", "walk", "fly")
+    assert labels(tmp_path / "a", "train") == {"walk/v 0.mp4": 1, "run fast/v 1.mp4": 0}
+    assert labels(tmp_path / "a", "val") == {"walk/v 2.mp4": 1}
+
+
+def test_lists_of_class_folders(source: Path, tmp_path: Path) -> None:
+    """As UCF101 has them: the test list has no labels."""
+    (tmp_path / "train.txt").write_text("walk/v 0.mp4 1\nrun fast/v 1.mp4 2\n")
+    (tmp_path / "test.csv").write_text("walk/v 2.mp4\n")
+    run(
+        f"--source={source}", "--class_folders", f"--list=train={tmp_path / 'train.txt'}",
+        f"--list=test={tmp_path / 'test.csv'}", f"--output={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert labels(tmp_path / "a", "train") == {"walk/v 0.mp4": 1, "run fast/v 1.mp4": 0}
+    assert labels(tmp_path / "a", "test") == {"walk/v 2.mp4": 1}
+
+
+def test_something_something(source: Path, tmp_path: Path) -> None:
+    videos = [{"id": "walk/v 0", "template": "Moving [a]"}, {"id": "walk/v 2", "template": "[b]"}]
+    (tmp_path / "train.json").write_text(json.dumps(videos))
+    (tmp_path / "labels.json").write_text('{"b": "0", "Moving a": "1"}')
+    run(
+        f"--source={source}", f"--list=train={tmp_path / 'train.json'}",
+        f"--labels={tmp_path / 'labels.json'}", f"--output={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert labels(tmp_path / "a", "train") == {"walk/v 0.mp4": 1, "walk/v 2.mp4": 0}
+
+
+def test_images(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "images" / ("train", "val")[number % 2] / f"n{number // 2}" / "a.JPEG"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (80, 60), (40 * number, 0, 0)).save(path)
+    output = tmp_path / "a"
+    run(
+        f"--source={tmp_path / 'images'}", "--images", "--class_folders", "--short_side=48",
+        f"--output={output}",
+    )  # fmt: skip
+    assert labels(output, "train") == {"train/n0/a.JPEG": 0, "train/n1/a.JPEG": 1}
+    assert labels(output, "validation") == {"val/n0/a.JPEG": 0, "val/n1/a.JPEG": 1}
+    spec = ClipSpec(1, 1, (32, 32), "center")
+    with eval_batches(output, "train", spec, batch_size=2, num_threads=0) as batches:
+        assert sorted(next(batches)["video"][..., 0].mean((1, 2, 3)).round(-1)) == [0, 80]
+    verify(output, 1.0)
+    example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
+    assert example[schema.IMAGE].shape == (48, 64, 3)
+
+
+def test_datasets_of_tfds(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", VIDEO, {"train": clips(3), "test": clips(2)})
+    run(f"--tfds={folder}", f"--output={tmp_path / 'b'}", "--min_frames=6", "--short_side=16")
+    assert labels(tmp_path / "b", "train") == {"train/0": 0, "train/1": 1, "train/2": 0}
+    assert Dataset(tmp_path / "b", "test").label_names == ("walk", "run")
+
+
+@pytest.mark.parametrize("codec", schema.CODECS)
+def test_codecs_are_read_by_training_and_by_tfds(source: Path, tmp_path: Path, codec: str) -> None:
+    output = tmp_path / "a"
+    run(f"--source={source}", f"--codec={codec}", f"--output={output}")
+    with eval_batches(output, "train", SPEC, batch_size=5, num_threads=0) as batches:
+        video = next(batches)["video"]
+    quarters = video[:, :, 8::16, 8::16].mean((0, 1))
+    assert abs(quarters[1, 1] - 230).max() < 30 and quarters[0, 1, 1] > quarters[0, 1, 0] + 80
+    example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
+    assert example[schema.CODEC].decode() == codec
+    if codec == schema.CODEC_ORIGINAL:
+        assert example[schema.FRAMES] == (source / example[schema.ID].decode()).read_bytes()
+    if codec != schema.CODEC_JPEG:
+        assert len(example[schema.TIMES]) == 20 and example[schema.KEYFRAMES][0] == 0
+
+
+def test_array_record(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("array_record")
+    run(f"--source={source}", "--file_format=array_record", f"--output={tmp_path / 'a'}")
+    data = tfds.builder_from_directory(tmp_path / "a").as_data_source("train")
+    assert len(data) == 5
+    assert [frame.shape for frame in data[0][schema.FRAMES]] == [(48, 64, 3)] * 20
+    verify(tmp_path / "a", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--list=train.csv"], "--list=train.csv must be SPLIT=FILE"),
+        (["--list=train=a.txt", "--list=train=a.txt"], "the split train has a list already"),
+        (["--list=train=none.csv"], "none.csv cannot be read"),
+        (["--list=train=bad.txt"], "bad.txt, line 2: '../x.mp4' lies outside of --source"),
+        (["--list=train=a.txt", "--labels=names.txt"], "line 1: the label '7' is not among"),
+        (["--list=train=a.txt", "--validation_fraction=0.2"], "means nothing with --list"),
+        (["--labels=names.txt"], "nothing has a label"),
+        (["--images", "--codec=h264"], "--codec=h264 must be one of"),
+        (["--codec=original", "--short_side=64"], "--short_side means nothing with --codec=or"),
+        (["--codec=gif"], "--codec=gif must be one of"),
+        (["--shard_mb=0"], "--shard_mb=0 must be"),
+        (["--file_format=zip"], "--file_format=zip must be one of"),
+        (["--tfds=x"], "give either --source"),
+    ],
+)
+def test_bad_arguments(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("walk/v0.mp4 7\n")
+    Path("bad.txt").write_text("walk/v0.mp4 7\n../x.mp4 8\n")
+    Path("names.txt").write_text("walk\n")
+    images = source / "p.png"
+    Image.new("RGB", (80, 60)).save(images)
+    with pytest.raises(UserError) as caught:
+        run(f"--source={source}", "--output=output", *arguments)
+    images.unlink()
+    assert message in str(caught.value)
+    assert not Path("output").exists() and not Path(".output.unfinished").exists()
+
+
+def test_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "a"
+    run(f"--source={source}", f"--output={output}")
+    capsys.readouterr()
+    verify(output, 1.0, num_workers=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:2]] == [
+        ["split", "shards", "records", "frames", "MB", "decoded", "problems"],
+        ["validation", "1", "1", "20", lines[1].split()[4], "1", "0"],
+    ]
+    assert lines[2].split()[:4] == ["train", "1", "5", "100"]
+    assert lines[3] == f"{output} is sound"
+    (shard,) = output.glob("*train*")
+    flip_byte(shard, shard.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"is damaged: .*train.*, record 2: its checksum does not"):
+        verify(output)
+    # The others are read nevertheless.
+    assert capsys.readouterr().out.splitlines()[2].split()[:4] == ["train", "1", "4", "80"]
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"does not have its \d+ bytes; .*the shard ends inside"):
+        verify(output)
+    shard.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        verify(output)
+    with pytest.raises(UserError, match="holds no dataset_info.json"):
+        verify(tmp_path)
+    with pytest.raises(UserError, match="--decode_fraction=0"):
+        verify(output, 0)
+
+
+def test_verify_decodes(tmp_path: Path) -> None:
+    """Checksums that match do not make a picture."""
+    bad = serialize(video(0), frames=[b"rubbish"] * 6)
+    write_dataset(tmp_path, {"train": [serialize(video(1)), bad]}, with_masks=False)
+    verify(tmp_path, 0.5)  # one of two
+    with pytest.raises(UserError, match="record 1: frame 0 is no JPEG or PNG"):
+        verify(tmp_path, 1.0)

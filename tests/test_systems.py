@@ -1,0 +1,301 @@
+"""The whole family, each demo config made smaller still and really run: train, draw, load.
+
+All but adamae_demo, which the README's commands run.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import adamae_jax
+from adamae_jax import experiment, pictures, pretrain, pretrained
+from adamae_jax.data import pipeline
+from adamae_jax.errors import UserError
+from adamae_jax.training.step import example_keys
+from tests.data import fixtures
+from tests.helpers import named
+from tests.runs import ROOT, environment, lines, moving_waves
+
+STEPS, HALF = 20, 10
+LONG_DEADLINE_S = 1200.0
+# Half the side with half the patch: the same grids as the demos'.
+SMALLER: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": STEPS,
+    "checkpoint_every": HALF,
+    "eval_every": STEPS,
+    "pictures_every": 0,
+    "data.image_size": (24, 24),
+    "data.num_threads": 1,
+    "model.encoder.width": 32,
+    "model.encoder.depth": 2,
+    "model.decoder.width": 16,
+    "model.decoder.depth": 1,
+    "model.unroll": 1,
+    "optimizer.learning_rate": 0.16,
+    "optimizer.warmup_steps": 3,
+    "eval.num_examples": 8,
+    "eval.random_draws": 2,
+}
+VIT = {"masking.options.vit_width": 32, "masking.options.vit_depth": 2}
+VIDEO, IMAGE = {"model.patch_size": 4}, {"model.patch_size": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A demo config and what becomes of it.
+
+    Attributes:
+      changes: of the config, besides `SMALLER`.
+      frames: in a clip.
+      tokens: in a clip.
+      losses: that are logged besides the reconstruction's.
+      needs_mae: whether mae_demo's run is its frozen network.
+    """
+
+    changes: Mapping[str, Any]
+    frames: int
+    tokens: int
+    losses: tuple[str, ...] = ()
+    needs_mae: bool = False
+
+
+ADVERSARIAL = ("loss_generator", "loss_adversary")
+SYSTEMS = {
+    "videomae_demo": System(VIDEO, 8, 144),
+    "mae_st_demo": System(VIDEO, 8, 144),
+    "mae_demo": System(IMAGE, 1, 144),
+    "adamae_image_demo": System(IMAGE, 1, 144, ("loss_sampling",)),
+    "automae_demo": System({**IMAGE, **VIT}, 1, 144, ADVERSARIAL, needs_mae=True),
+    "automae_video_demo": System({**IMAGE, **VIT}, 4, 288, ADVERSARIAL, needs_mae=True),
+}
+Runs = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixtures.write_dataset(
+        tmp_path_factory.mktemp("data") / "waves",
+        {"train": moving_waves(16), "validation": moving_waves(1)},  # pictures take long
+    )
+
+
+@functools.cache
+def load(workdir: Path, step: int | None = None) -> pretrained.Pretrained:
+    """Each checkpoint once: looking at a model's shapes takes a second."""
+    return pretrained.load_pretrained(workdir, step=step)
+
+
+def changes(name: str, mae: Path | None) -> dict[str, Any]:
+    system = SYSTEMS[name]
+    frozen = {"masking.options.pretrained": str(mae)} if system.needs_mae else {}
+    return {**SMALLER, **system.changes, **frozen}
+
+
+def job(name: str, *words: str, **variables: str) -> None:
+    """Runs ``python -m adamae_jax.NAME`` to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"adamae_jax.{name}", *words],
+        cwd=ROOT,
+        env={**environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=LONG_DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train(name: str, workdir: Path, values: Mapping[str, Any], **variables: str) -> Path:
+    """A whole run of a config; returns its workdir."""
+    values = {**values, "compilation_cache_dir": workdir.parent / "compiled"}
+    words = [f"--config.{field}={value}" for field, value in values.items()]
+    job("pretrain", f"--workdir={workdir}", f"--config=configs/{name}.py", *words, **variables)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Gives the workdir of a system's run, which is made when it is first asked for."""
+    place = tmp_path_factory.mktemp("runs")
+
+    def made(name: str) -> Path:
+        if (place / name).exists():
+            return place / name
+        values = changes(name, made("mae_demo") if SYSTEMS[name].needs_mae else None)
+        # Most of the time goes into compiling what is then run a few times only.
+        quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        return train(name, place / name, {**values, "data.dir": data}, **quickly)
+
+    return made
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_it_trains(run: Runs, name: str) -> None:
+    logged = lines(run(name))
+    assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
+    losses = {key for key in logged[0] if key.startswith("loss")}
+    assert losses == {"loss", "loss_reconstruction", *SYSTEMS[name].losses}
+    values = [line[key] for line in logged for key in (*losses, "grad_norm", "learning_rate")]
+    assert np.isfinite(values).all()
+    loss = [line["loss_reconstruction"] for line in logged]
+    assert np.mean(loss[-3:]) < 0.95 * np.mean(loss[:3])
+    assert logged[-1]["skipped"] == 0
+    # Epochs are passes over the videos, of which MAE-ST's demo takes two clips each.
+    videos = STEPS * 8 / (2 if name == "mae_st_demo" else 1)
+    assert logged[-1]["epoch"] == videos / 16
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_it_draws(run: Runs, name: str) -> None:
+    """A run draws its first and its last step; images do not move."""
+    kinds = ["png"] if SYSTEMS[name].frames == 1 else ["gif", "png"]
+    names = [f"{when}_0.{kind}" for when in ("end", "start") for kind in kinds]
+    assert sorted(path.name for path in (run(name) / "pictures").iterdir()) == names
+
+
+def test_it_can_be_drawn_later(run: Runs, data: Path, tmp_path: Path) -> None:
+    """What `adamae_jax.visualize` does, in this process: the system with the most to bring back."""
+    loaded = load(run("automae_video_demo"))
+    batch = pipeline.first_clips(data, "validation", experiment.clip_spec(loaded.config), 1)
+    keys = example_keys(0, jnp.zeros((), jnp.int32), jnp.arange(1))
+    panels = pictures.compute(loaded.pretraining, loaded.variables, batch["video"], keys)
+    grid = loaded.model.geometry.grid
+    count = loaded.pretraining.strategy.num_visible(grid)
+    assert panels["visible"].shape == (1, *grid)
+    assert (panels["visible"].sum((1, 2, 3)) == count).all()
+    assert (panels["predicted"] == ~panels["visible"]).all()
+    assert len(pictures.save(panels, tmp_path, "clip")) == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_run_and_model_directory_give_the_same_features(run: Runs, name: str) -> None:
+    workdir, system = run(name), SYSTEMS[name]
+    shape = (2, system.frames, 24, 24, 3)
+    video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    loaded, stored = adamae_jax.load(workdir), adamae_jax.load(workdir / "model")
+    assert loaded.step == stored.step == STEPS
+    features = loaded.features(video)
+    assert features.shape == (2, system.tokens, 32)
+    np.testing.assert_array_equal(features, stored.features(video))
+    assert np.abs(features[0] - features[1]).max() > 1e-3  # they speak of the clip
+
+
+def test_mae_st_is_all_there(run: Runs) -> None:
+    config = json.loads((run("mae_st_demo") / "config.json").read_text())
+    assert (config["data"]["repeats"], config["model"]["predicted_frames"]) == (2, 4)
+    params = named(load(run("mae_st_demo")).params)
+    assert {"encoder/class_token", "decoder/class_token"} <= params.keys()
+    assert params["encoder/positions/temporal"].shape == (4, 32)
+    assert params["decoder/head/kernel"].shape == (16, 1 * 4 * 4 * 3)  # one frame of each two
+
+
+AUTOMAE = ["automae_demo", "automae_video_demo"]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    one, other = named(one), named(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", AUTOMAE)
+def test_automae_holds_maes_encoder_frozen(run: Runs, name: str) -> None:
+    encoder = load(run("mae_demo")).params["encoder"]
+    workdir = run(name)
+    for loaded in (load(workdir, HALF), load(workdir), load(workdir / "model")):
+        assert_same(loaded.variables["frozen"]["vit"], encoder)
+
+
+@pytest.mark.parametrize("name", AUTOMAE)
+def test_automae_trains_generator_and_discriminator(run: Runs, name: str) -> None:
+    early, late = (load(run(name), step).variables for step in (HALF, None))
+    before, after = (named(v["params"]["masking"]) for v in (early, late))
+    assert {path.split("/")[0] for path in before} == {"generator", "discriminator"}
+    for path in before:
+        assert (before[path] != after[path]).any(), path
+    state, later = named(early["state"]), named(late["state"])
+    assert any((state[path] != later[path]).any() for path in state)
+
+
+@pytest.fixture(scope="module")
+def refused(run: Runs, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """The message of an AutoMAE that must be refused, and that it leaves its workdir alone."""
+
+    def refuse(**different: Any) -> str:
+        config: ConfigDict = importlib.import_module("configs.automae_demo").get_config()
+        values = {**changes("automae_demo", run("mae_demo")), "data.dir": str(data)}
+        config.update_from_flattened_dict(values | {"compilation_cache_dir": ""})
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in different.items()})
+        workdir = tmp_path_factory.mktemp("refused") / "run"
+        with pytest.raises(UserError) as caught:
+            pretrain.pretrain(config, workdir)
+        assert not workdir.exists()
+        return str(caught.value)
+
+    return refuse
+
+
+def test_a_wrong_frozen_network_is_refused(
+    run: Runs, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    frozen = "masking__options__pretrained"
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({frozen: ""}, "masking.options.pretrained is empty"),
+        ({frozen: str(tmp_path)}, f"{tmp_path} holds neither config.json"),
+        ({frozen: str(run("videomae_demo"))}, "is no image MAE: it has positions 'sincos_1d'"),
+        ({"masking__options__vit_width": 48}, "set masking.options.vit_width=32"),
+        ({"data__image_size": (32, 32)}, "into (12, 12) patches and this model its frames into"),
+        ({"objective__pixel_mean": (0.5, 0.5, 0.5)}, "set objective.pixel_mean"),
+    ]
+    for different, words in cases:
+        message = refused(**different)
+        assert words in message, different
+        assert "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def moving_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demos' own data."""
+    directory = tmp_path_factory.mktemp("embedded") / "moving_objects_demo"
+    job("prepare", "--embedded=demo", f"--output={directory}")
+    return directory
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "share", "lift"), [("adamae_image_demo", 0.5, 1.3), ("automae_video_demo", 0.8, 0.0)]
+)
+def test_what_no_paper_has_learns(
+    name: str, share: float, lift: float, moving_objects: Path, tmp_path: Path
+) -> None:
+    """The demos as they are, with fewer steps: the share of the first loss that is left held out.
+
+    AdaMAE's sampler also finds the objects; AutoMAE hides what its generator picks.
+    """
+    values: dict[str, Any] = {"data.dir": moving_objects, "steps": 200, "eval_every": 200}
+    if SYSTEMS[name].needs_mae:
+        mae = train("mae_demo", tmp_path / "mae_demo", values)
+        values["masking.options.pretrained"] = mae
+    summary = json.loads((train(name, tmp_path / name, values) / "summary.json").read_text())
+    assert summary["eval_loss_reconstruction"] < share * summary["loss_reconstruction_first"]
+    assert summary["foreground_lift"] > lift * summary["foreground_lift_random"]
+
+
+def test_every_demo_is_here() -> None:
+    assert {path.stem for path in (ROOT / "configs").glob("*_demo.py")} == {
+        "adamae_demo",
+        *SYSTEMS,
+    }
