@@ -129,6 +129,8 @@ def test_what_has_no_place_lies_beside(tmp_path: Path, capsys: pytest.CaptureFix
     # Without our description it is AdaMAE still, with the sampler's heads as published.
     (theirs / sources.DESCRIPTION_FILE).unlink()
     found = pretrained.load(bring(theirs, tmp_path / "again", "--sampler_num_heads=4"))
+    assert found.config.model.decoder_norm_epsilon == 1e-5  # as their class has it
+    found.config.model.decoder_norm_epsilon = 1e-6
     assert_same_model(found, loaded("adamae"))
 
 

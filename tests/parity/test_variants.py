@@ -72,9 +72,6 @@ VARIANTS: dict[str, Any] = {
             **{"predicted_frames": 8, "norm_pix": False},
         },
     ),
-    "joint table alone": functools.partial(
-        reference_files.mae_st_file, {**MAE_ST, "cls_token": False}
-    ),
     "another ViT and a grid of 14 x 16": functools.partial(
         reference_automae.automae_file, AUTOMAE, VIT
     ),
@@ -84,7 +81,6 @@ WEIGHTS = {
     "LayerScale": ("pretrain/weights/decoder.blocks.1.gamma_2", "pred_masked"),
     "joint table and class token": ("pretrain/weights/decoder_cls_token", "pred"),
     "separable tables alone, raw pixels": ("pretrain/weights/decoder_pos_embed_temporal", "pred"),
-    "joint table alone": ("classifier/weights/pos_embed", "logits"),
     "another ViT and a grid of 14 x 16": (
         "pretrained_vit/weights/blocks.1.attn.qkv.weight",
         "attention",

@@ -155,6 +155,7 @@ def test_the_model_meets_the_adversary_that_has_just_learned(
     assert abs(met - after) < 0.1 * abs(before - after)
 
 
+@pytest.mark.full
 def test_accumulation_keeps_masks_and_losses(run: list[tuple[TrainState, Any]]) -> None:
     """The attention that both updates share goes to its own examples."""
     step = jax.jit(make_train_step(TASK, OPTIMIZERS, seed=SEED, accumulation=2))
