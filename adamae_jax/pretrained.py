@@ -32,7 +32,7 @@ from adamae_jax.objectives import Pretraining, normalize_pixels
 from adamae_jax.training.digests import write_atomically
 
 MODEL_JSON, MODEL_ARRAYS, CONFIG_JSON = "model.json", "model.safetensors", "config.json"
-FORMAT = "adamae-jax model 1"
+FORMAT = "adamae-jax model 2"
 # What of the config says what the model is.
 CLIP_FIELDS = (
     *("num_frames", "sampling_rate", "frame_sampling", "target_fps"),
@@ -241,7 +241,22 @@ def frozen_variables(pretraining: Pretraining) -> Any:
             "objective.pixel_mean and objective.pixel_std to the former"
         )
     encoder, grid = source.model.encoder_definition, pretraining.model.geometry.grid
-    return strategy.adopt(encoder, source.params["encoder"], grid)
+    frozen = strategy.adopt(encoder, source.params["encoder"], grid)
+    shapes = [
+        {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+        for tree in (wanted, frozen)
+    ]
+    wrong = sorted(
+        name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)
+    )
+    if wrong:
+        raise UserError(
+            f"{strategy.frozen_source()} has other arrays than the network that is held frozen: "
+            f"{len(wrong)} differ, first {wrong[0]} (expected {shapes[0].get(wrong[0])}, found "
+            f"{shapes[1].get(wrong[0])}): its patch_size, mlp_ratio and layer_scale must be those "
+            "of the published image MAE and of this model's grid"
+        )
+    return frozen
 
 
 def load(path: str | os.PathLike[str], step: int | None = None) -> Loaded:

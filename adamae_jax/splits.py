@@ -54,8 +54,10 @@ class Data:
 
     @property
     def foreground_source(self) -> str:
-        """What the lift is measured against: "masks" of the dataset, or "motion" in the clips."""
-        return "masks" if self.train.has_foreground else "motion"
+        """What the lift is measured against: the dataset's "masks", "motion" in clips, or "none"."""
+        if self.train.has_foreground:
+            return "masks"
+        return "motion" if self.config.data.num_frames > 1 else "none"
 
     def train_batches(self, first_step: int) -> pipeline.Batches:
         """The training stream from a step on."""

@@ -1,7 +1,7 @@
 """Imports a model: python -m adamae_jax.convert import --source=FILE --output=MODEL_DIR.
 
 The source is a PyTorch checkpoint or a .safetensors file with the authors' names, or a Hugging Face
-directory. The output is a model directory, which every job reads.
+directory. The output is a model directory, for `load`, `visualize` and export.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def convert(values: Any) -> Imported:
     """The imported model, as the flags describe it."""
     source = with_given(sources.read(values.source, values.key), values)
     if values.pretrained_vit:
-        source = dataclasses.replace(source, state=with_vit(source, values.pretrained_vit))
+        source = with_vit(source, values.pretrained_vit)
     imported = imports.convert(source)
     if values.to_num_frames or values.to_image_size:
         size = image_size(values.to_image_size, "to_image_size")
@@ -131,19 +131,21 @@ def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
     return height, width
 
 
-def with_vit(source: Source, path: str) -> dict[str, Any]:
-    """The weights with the encoder of an image MAE beside them."""
+def with_vit(source: Source, path: str) -> Source:
+    """The source with the encoder of an image MAE beside it, and its licence where it has none."""
     if not any(name.startswith(GENERATOR) for name in source.state):
         raise UserError(f"the source is no AutoMAE: leave --pretrained_vit={path} out")
     if any(name.startswith(VIT) for name in source.state):
         raise UserError(f"the source has a frozen ViT already: leave --pretrained_vit={path} out")
-    vit = sources.read(path).state
+    image_mae = sources.read(path)
     encoder = {
         name: array
-        for name, array in vit.items()
+        for name, array in image_mae.state.items()
         if not name.startswith(("decoder_", "mask_token"))
     }
-    return {**source.state, **{VIT + name: array for name, array in encoder.items()}}
+    state = {**source.state, **{VIT + name: array for name, array in encoder.items()}}
+    license = source.license or image_mae.license
+    return dataclasses.replace(source, state=state, license=license)
 
 
 def label_names(path: Path) -> tuple[str, ...]:

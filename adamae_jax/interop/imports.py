@@ -67,7 +67,7 @@ def convert(source: Source) -> Imported:
     else:
         inferred = architecture.infer(source.state, source.given)
         kind, config, step = inferred.kind, inferred.config, 0
-        remarks = source.remarks + inferred.remarks
+        remarks = inferred.remarks
         table, shapes = table_of(config, kind), pretrained.expected_shapes(config)
     variables = table.from_authors(source.state, shapes)
     imported = Imported(kind, variables, config, step, (), source.license, remarks)
@@ -145,6 +145,7 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
     config = imported.config.copy_and_resolve_references()
     with config.unlocked():
         config.classifier.num_classes = num_classes
+        config.model.initialization = "classifier"  # what starts fresh, starts as in fine-tuning
         fixed_2d = config.model.positions == "sincos_2d"
         if fixed_2d:
             config.model.positions = "learned"  # MAE's fine-tuning trains the table

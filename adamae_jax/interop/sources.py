@@ -35,7 +35,6 @@ class Source:
       label_names: of a classifier's classes, where they are known.
       license: where it is known.
       description: the content of ``model.json``, in files that this package wrote.
-      remarks: what the user should know.
     """
 
     state: StateDict
@@ -43,7 +42,6 @@ class Source:
     label_names: tuple[str, ...] = ()
     license: str = ""
     description: Mapping[str, Any] | None = None
-    remarks: tuple[str, ...] = ()
 
 
 def read(path: str | Path, key: str | None = None) -> Source:
@@ -57,6 +55,8 @@ def read(path: str | Path, key: str | None = None) -> Source:
       UserError: where it cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a file of weights, or a directory of them")
     is_torch = not path.is_dir() and path.suffix != ".safetensors"
     if key is not None and not is_torch:
         raise UserError(f"--key={key} is for PyTorch checkpoints, and {path} is none: leave it out")

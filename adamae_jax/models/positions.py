@@ -13,6 +13,9 @@ from adamae_jax.models.tubelets import Grid
 
 PositionKind = Literal["sincos_1d", "sincos_2d", "learned", "separable"]
 POSITION_KINDS: tuple[str, ...] = get_args(PositionKind)
+# Fixed tables are computed whole, in float64: a damaged or hostile size must not fill the memory.
+# A ViT-H on 64 frames of 384 x 384 pixels has a tenth of this.
+MOST_VALUES = 2**28
 
 
 def sincos_1d(num_positions: int, width: int) -> Float32[np.ndarray, "n d"]:
@@ -104,6 +107,11 @@ def check_positions(kind: str, grid: Grid, width: int) -> None:
     """Raises a `UserError` where a table cannot be made for a grid and a token width."""
     if kind not in POSITION_KINDS:
         raise UserError(f"model.positions is {kind!r}: use one of {', '.join(POSITION_KINDS)}")
+    if grid[0] * grid[1] * grid[2] * width > MOST_VALUES:
+        raise UserError(
+            f"a grid of {grid[0]} x {grid[1]} x {grid[2]} tokens of width {width} is more than any "
+            "position table here may hold: choose fewer frames, smaller images or larger patches"
+        )
     if kind == "sincos_2d" and grid[0] != 1:
         raise UserError(
             f"model.positions 'sincos_2d' cannot tell the {grid[0]} time steps of the grid apart: "

@@ -53,14 +53,14 @@ def foreground_tokens(foreground: Array, geometry: ClipGeometry) -> Bool[Array, 
 def motion_tokens(video: UInt8[Array, "b T H W C"], geometry: ClipGeometry) -> Bool[Array, "b n"]:
     """The quarter of the tokens with the largest change from frame to frame.
 
-    Stands in for the foreground where a dataset has no masks.
+    Stands in for the foreground where a dataset has no masks; of images there is none.
     """
+    if video.shape[1] == 1:  # images do not move
+        return jnp.zeros((len(video), geometry.num_tokens), bool)
     frames = video.astype(jnp.float32)
-    # The first frame has none before it: it takes its successor's change, and a lone one has none.
+    # The first frame has none before it: it takes its successor's change.
     frames = jnp.concatenate([frames[:, 1:2], frames], axis=1)
     change = jnp.abs(jnp.diff(frames, axis=1)).mean(-1)
-    if video.shape[1] == 1:
-        change = jnp.zeros(video.shape[:-1], jnp.float32)
     pooled = pool_to_tokens(change, geometry)
     _, largest = jax.lax.top_k(pooled, max(1, geometry.num_tokens // 4))
     return jax.vmap(lambda row: jnp.zeros(geometry.num_tokens, bool).at[row].set(True))(largest)
@@ -89,9 +89,10 @@ def diagnostics(outcome: Outcome, batch: Batch, geometry: ClipGeometry) -> dict[
         figures["sampling_entropy"] = -(probs * log_probs).sum(-1)
         figures["sampling_max_probability"] = probs.max(-1)
         figures["sampling_effective_size"] = 1.0 / jnp.square(probs).sum(-1)
-    is_marked = marked_tokens(batch, geometry)
-    figures["foreground_visible"] = visible_share(is_marked, outcome.mask)
-    figures["foreground"] = is_marked.astype(jnp.float32).mean(-1)
+    if "foreground" in batch or geometry.num_frames > 1:  # of images alone nothing is known
+        is_marked = marked_tokens(batch, geometry)
+        figures["foreground_visible"] = visible_share(is_marked, outcome.mask)
+        figures["foreground"] = is_marked.astype(jnp.float32).mean(-1)
     return figures
 
 
@@ -285,8 +286,9 @@ def make_train_step(
         }
         counters = {name: value.astype(jnp.int32) for name, value in counters.items()}
         metrics |= {**model_metrics, **counters}
-        visible, share = metrics.pop("foreground_visible"), metrics.pop("foreground")
-        metrics["foreground_lift"] = visible / share
+        if "foreground" in metrics:
+            visible, share = metrics.pop("foreground_visible"), metrics.pop("foreground")
+            metrics["foreground_lift"] = visible / share
         return kept.replace(step=state.step + 1, counters=counters), metrics
 
     return train_step

@@ -289,13 +289,16 @@ def test_without_torch_a_pth_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"missing.pth does not exist"):
+        bring(tmp_path / "missing.pth", tmp_path / "ours")
+    (tmp_path / "file.pth").touch()
     message = r"PyTorch cannot be imported.*adamae-jax\[interop\].*safetensors"
     with pytest.raises(UserError, match=message):
         bring(tmp_path / "file.pth", tmp_path / "ours")
     ours = written(tmp_path / "model", "mae")
     with pytest.raises(UserError, match=message):
         export(ours, tmp_path / "theirs.pth")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth", "model"]
 
 
 def test_sources_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
