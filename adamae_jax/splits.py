@@ -54,7 +54,7 @@ class Data:
 
     @property
     def foreground_source(self) -> str:
-        """What the lift is measured against: the dataset's "masks", "motion" in clips, or "none"."""
+        """What the lift is measured against: "masks" in the data, "motion" in clips, or "none"."""
         if self.train.has_foreground:
             return "masks"
         return "motion" if self.config.data.num_frames > 1 else "none"
