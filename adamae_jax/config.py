@@ -50,7 +50,9 @@ def default_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.dir = ""  # a dataset made by `python -m adamae_jax.prepare`
+    # A dataset made by `python -m adamae_jax.prepare`, or several with their shares of the stream:
+    # "DIR:0.7,DIR:0.3". All must have the training split; the first is what is held out.
+    data.dir = ""
     # Videos in the training split, recorded so that schedules, compiling and benchmarks need no
     # dataset. A run takes the number of the dataset that it is given.
     data.num_examples = 0
@@ -68,7 +70,7 @@ def _data() -> ConfigDict:
     data.crop = "multi_scale_corner"  # or "random_resized", "center", "none"
     data.crop_area = (0.5, 1.0)  # of random_resized: share of the frame
     data.crop_aspect = (3 / 4, 4 / 3)  # of random_resized: width over height
-    data.interpolation = "bilinear"  # or "bicubic"
+    data.interpolation = "bilinear"  # or "bicubic", "bilinear_without_antialias" (MAE-ST)
     data.horizontal_flip = False  # of every other training clip
     data.num_workers = 0  # worker processes; 0: threads of the main process
     data.num_threads = 8  # reading threads, of each worker or of the main process

@@ -32,7 +32,7 @@ CHANNELS = 3  # videos are stored as RGB
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.frame_sampling": ("dense", "time_scaled", "stretched", "segments"),
     "data.crop": ("multi_scale_corner", "random_resized", "center", "none"),
-    "data.interpolation": ("bilinear", "bicubic"),
+    "data.interpolation": ("bilinear", "bicubic", "bilinear_without_antialias"),
     "data.on_error": ("replace", "raise"),
     "model.positions": POSITION_KINDS,
     "model.class_token": CLASS_TOKENS,

@@ -24,6 +24,7 @@ from adamae_jax import config as configs
 from adamae_jax.data import pipeline
 from adamae_jax.data.damage import EvaluationDamage, TrainingDamage
 from adamae_jax.errors import UserError
+from adamae_jax.interop import licenses
 from adamae_jax.objectives import Pretraining
 from adamae_jax.splits import Data, watched
 from adamae_jax.training import evaluation, knn, loop, rundir
@@ -106,7 +107,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "frozen": state.frozen,
         }
         labels = data.train.label_names
-        pretrained.save(workdir / rundir.MODEL, variables, config, config.steps, labels)
+        license = licenses.inherited(pretraining.strategy)
+        pretrained.save(workdir / rundir.MODEL, variables, config, config.steps, labels, license)
         return rundir.summarize(workdir, config.steps, data.foreground_source)
 
 
@@ -239,6 +241,7 @@ class Run:
         data = self.config.data
         videos = step * self.config.batch_size // data.repeats
         figures["epoch"] = videos / data.num_examples
+        figures |= self.data.clips_of_parts(step)
         self.metrics.write(step, figures)
         self.progress.update(step, figures.get("loss"))
         if "eval_loss_reconstruction" in figures:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment
 from adamae_jax.data import pipeline
 from adamae_jax.data.clips import check_clips
+from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
@@ -20,19 +21,20 @@ class Data:
     Attributes:
       config: the experiment.
       train: what is trained on.
-      validation: what is held out; None where nothing is evaluated.
+      validation: what is held out, of a mixture from its first part; None where nothing is
+        evaluated.
     """
 
     config: ConfigDict
-    train: Dataset
+    train: Dataset | MixedDataset
     validation: Dataset | None
 
     @classmethod
     def open(cls, config: ConfigDict) -> "Data":
-        """Opens the dataset of a config.
+        """Opens the dataset, or the mixture, of a config.
 
         Raises:
-          UserError: where there is none, or a split is missing.
+          UserError: where there is none, a split is missing, or it cannot give such clips.
         """
         directory = config.data.dir
         if not directory:
@@ -40,13 +42,14 @@ class Data:
                 "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
                 "`python -m adamae_jax.prepare`"
             )
-        train = Dataset(directory, config.data.train_split)
-        check_clips(train, experiment.clip_spec(config))
+        train = open_dataset(directory, config.data.train_split)
+        for part in parts_of(train)[0]:
+            check_clips(part, experiment.clip_spec(config))
         held_out = config.data.validation_split
         if not config.eval_every:
             return cls(config, train, None)
         try:
-            return cls(config, train, Dataset(directory, held_out))
+            return cls(config, train, open_first(directory, held_out))
         except UserError as error:
             raise UserError(
                 f"{error}; or train without validation: --config.eval_every=0"
@@ -55,9 +58,22 @@ class Data:
     @property
     def foreground_source(self) -> str:
         """What the lift is measured against: "masks" in the data, "motion" in clips, or "none"."""
-        if self.train.has_foreground:
+        if (self.validation or self.train).has_foreground:
             return "masks"
         return "motion" if self.config.data.num_frames > 1 else "none"
+
+    def clips_of_parts(self, step: int) -> dict[str, float]:
+        """Clips of each part of a mixture in the global batch of step 1, 2, ...; for the metrics.
+
+        Figures by name, ``clips_part_0`` and so on; none where there is one dataset.
+        """
+        if not isinstance(self.train, MixedDataset):
+            return {}
+        repeats = self.config.data.repeats
+        videos = self.config.batch_size // repeats
+        order = Order(self.train, self.config.seed)
+        turns = order.turns_of_parts((step - 1) * videos, videos)
+        return {f"clips_part_{part}": float(repeats * turn) for part, turn in enumerate(turns)}
 
     def train_batches(self, first_step: int) -> pipeline.Batches:
         """The training stream from a step on."""
@@ -81,7 +97,7 @@ class Data:
         )
 
     def eval_batches(self, split: str, num_examples: int) -> pipeline.Batches:
-        """The first clips of a split, in order; 0 examples for all."""
+        """The first clips of a split, in order, of a mixture's first part; 0 examples for all."""
         return pipeline.eval_batches(
             self.config.data.dir,
             split,

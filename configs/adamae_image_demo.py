@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36."""
     config = common.demo_images()
     config.masking = masking_config("adaptive", mask_ratio=0.75, num_heads=4)
-    config.optimizer.decay = (*config.optimizer.decay, "^masking/.*position_table$")
+    config.optimizer.decay = (*config.optimizer.decay, common.SAMPLER_DECAY)
     return config

@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     """4 frames of 48 x 48 pixels: two steps of 144 patches, of which 36 each are seen."""
     config = common.demo_video(num_frames=4, patch_size=4)
     config.masking = common.demo_adversarial_masking()
-    config.optimizer.decay = ("kernel$",)
+    config.optimizer.decay = common.VIDEOMAE_DECAY
     return config

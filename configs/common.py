@@ -21,6 +21,14 @@ SOMETHING_V2 = 168_913
 UCF101 = 9_537
 IMAGENET = 1_281_167
 
+# What weight decay is for, by parameter path. VideoMAE decays no 1-D parameter and not the mask
+# token. MAE's code spares what is 1-D, biases and norms, but not the tokens, which are
+# [1, 1, width] there; its tables are fixed. MAE-ST's does the same and has tables that it learns.
+VIDEOMAE_DECAY = ("kernel$",)
+MAE_DECAY = (*VIDEOMAE_DECAY, "(class|mask)_token$")
+MAE_ST_DECAY = (*MAE_DECAY, "/positions/")
+SAMPLER_DECAY = "^masking/.*position_table$"  # AdaMAE's
+
 
 def check_size(
     recipe: str, size: str, published: Sequence[str], extrapolated: Sequence[str]
@@ -108,8 +116,7 @@ def videomae(
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.05
-    # No 1-D parameter and, unlike MAE and MAE-ST, not the mask token.
-    config.optimizer.decay = ("kernel$",)
+    config.optimizer.decay = VIDEOMAE_DECAY
     config.optimizer.clip_grad_norm = 0.0
 
     config.log_every = 20
@@ -128,12 +135,26 @@ def adaptive_masking(config: ConfigDict) -> None:
     )
     config.model.decoder.depth = 4
     config.objective.sampling_loss_weight = 1e-4
-    config.optimizer.decay = ("kernel$", "^masking/.*position_table$")
+    config.optimizer.decay = (*VIDEOMAE_DECAY, SAMPLER_DECAY)
 
 
 def mae_decoder(config: ConfigDict, depth: int) -> None:
     """The decoder of MAE and MAE-ST: 512 wide with 16 heads, whatever the encoder's size."""
     config.model.decoder.update({"width": 512, "depth": depth, "num_heads": 16})
+
+
+def mae_objective(config: ConfigDict) -> None:
+    """The loss of MAE and MAE-ST: all values of a patch together, of normalised pixels."""
+    config.objective.loss = "mse"
+    config.objective.normalize_targets = "tubelet"
+    config.objective.target_pixels = "normalized"  # with ImageNet's mean and deviation, unless set
+
+
+def mae_st_objective(config: ConfigDict) -> None:
+    """MAE's loss with MAE-ST's own mean and deviation of pixels."""
+    mae_objective(config)
+    config.objective.pixel_mean = (0.45, 0.45, 0.45)
+    config.objective.pixel_std = (0.225, 0.225, 0.225)
 
 
 def mae_imagenet() -> ConfigDict:
@@ -166,10 +187,7 @@ def mae_imagenet() -> ConfigDict:
     config.model.patch_size = 16
     config.model.dtype = "bfloat16"
 
-    # All values of a patch together, of pixels with ImageNet's mean and deviation.
-    config.objective.loss = "mse"
-    config.objective.normalize_targets = "tubelet"
-    config.objective.target_pixels = "normalized"
+    mae_objective(config)
 
     # Rates for 256 images: with 4,096 the peak is 2.4e-3; by a cosine to 0.
     config.optimizer.learning_rate = 1.5e-4
@@ -179,9 +197,7 @@ def mae_imagenet() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.05
-    # timm's add_weight_decay spares what is 1-D: biases and norms, but not the tokens, which are
-    # [1, 1, width] there. The tables are fixed, no parameters.
-    config.optimizer.decay = ("kernel$", "(class|mask)_token$")
+    config.optimizer.decay = MAE_DECAY  # timm's add_weight_decay
     config.optimizer.clip_grad_norm = 0.0
 
     config.log_every = 20
@@ -240,11 +256,10 @@ def demo_images() -> ConfigDict:
     set_family(config.model, "mae")
     config.model.tubelet_size = 1
 
-    config.objective.normalize_targets = "tubelet"
-    config.objective.target_pixels = "normalized"
+    mae_objective(config)
 
     config.optimizer.min_learning_rate = 0.0
-    config.optimizer.decay = ("kernel$", "(class|mask)_token$")
+    config.optimizer.decay = MAE_DECAY
     return config
 
 

@@ -18,20 +18,18 @@ def get_config() -> ConfigDict:
     config.data.frame_sampling = "time_scaled"
     config.data.target_fps = 25.0  # the embedded videos' own
     config.data.crop = "random_resized"
+    config.data.interpolation = "bilinear_without_antialias"
     config.data.horizontal_flip = True
 
     set_family(config.model, "mae_st")
     config.model.predicted_frames = 4
     config.masking = masking_config("random", mask_ratio=0.85)
 
-    config.objective.normalize_targets = "tubelet"
-    config.objective.target_pixels = "normalized"
-    config.objective.pixel_mean = (0.45, 0.45, 0.45)
-    config.objective.pixel_std = (0.225, 0.225, 0.225)
+    common.mae_st_objective(config)
 
     config.optimizer.rate_counts = "videos"
     config.optimizer.learning_rate = 3.2e-2  # 2e-3 at the peak, for 16 videos
     config.optimizer.min_learning_rate = 0.0
-    config.optimizer.decay = ("kernel$", "(class|mask)_token$", "/positions/")
+    config.optimizer.decay = common.MAE_ST_DECAY
     config.optimizer.clip_grad_norm = 1.0
     return config

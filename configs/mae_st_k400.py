@@ -53,12 +53,7 @@ def get_config(size: str = "B") -> ConfigDict:
     config.model.dtype = "float32"  # the authors switch mixed precision off (--fp32)
     config.masking = masking_config("random", mask_ratio=0.9)
 
-    # All values of a tubelet together, of pixels with this mean and deviation.
-    config.objective.loss = "mse"
-    config.objective.normalize_targets = "tubelet"
-    config.objective.target_pixels = "normalized"
-    config.objective.pixel_mean = (0.45, 0.45, 0.45)
-    config.objective.pixel_std = (0.225, 0.225, 0.225)
+    common.mae_st_objective(config)
 
     config.optimizer.rate_counts = "videos"  # the repeats do not count in the authors' rule
     config.optimizer.learning_rate = 1.6e-3
@@ -68,9 +63,7 @@ def get_config(size: str = "B") -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.05
-    # util/misc.py spares what is 1-D: biases and norms, but neither tokens nor position tables,
-    # which are [1, n, width] there.
-    config.optimizer.decay = ("kernel$", "(class|mask)_token$", "/positions/")
+    config.optimizer.decay = common.MAE_ST_DECAY  # util/misc.py
     config.optimizer.clip_grad_norm = 0.02
 
     config.log_every = 20
@@ -89,6 +82,6 @@ def _set_data(data: ConfigDict) -> None:
     data.crop = "random_resized"
     data.crop_area = (0.5, 1.0)
     data.crop_aspect = (3 / 4, 4 / 3)
-    data.interpolation = "bilinear"
+    data.interpolation = "bilinear_without_antialias"  # as PyTorch does by default
     data.horizontal_flip = True
     data.num_workers = 8  # processes on each host

@@ -13,5 +13,5 @@ def get_config() -> ConfigDict:
     """8 frames of 48 x 48 pixels: 144 tokens, of which the encoder sees 24, 6 in each step."""
     config = common.demo_video()
     config.masking = masking_config("tube", mask_ratio=0.85)
-    config.optimizer.decay = ("kernel$",)
+    config.optimizer.decay = common.VIDEOMAE_DECAY
     return config

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adamae_jax.data import writer
 from adamae_jax.training import rundir
 from tests.data import fixtures
 
@@ -72,3 +73,9 @@ def moving_waves(count: int) -> list[bytes]:
         identity, label = f"wave-{number}", number % 3
         records.append(fixtures.serialize(frames.astype(np.uint8), identity, label, masks))
     return records
+
+
+def embedded_clips(split: str, count: int) -> list[bytes]:
+    """The first clips of the embedded dataset, as the demos train on them."""
+    clips = (writer.encode_clip(("demo", 0, split, number)) for number in range(count))
+    return [writer.serialize(writer.make_example(**clip)) for clip in clips]

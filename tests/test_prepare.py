@@ -144,6 +144,22 @@ def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["output"]
 
 
+def test_a_video_that_hangs_is_left_out(tmp_path: Path) -> None:
+    source, output = tmp_path / "videos", tmp_path / "a"
+    for index in range(2):
+        make_video(source / f"{index}.mp4")
+    os.mkfifo(source / "hangs.mp4")  # opening it waits for somebody who writes
+    (tmp_path / "list.txt").write_text("0.mp4\nhangs.mp4\n1.mp4\n")
+    run(
+        f"--source={source}", f"--output={output}", f"--list=train={tmp_path / 'list.txt'}",
+        "--max_skipped=0.4", "--max_seconds_per_video=1.5", num_workers=2,
+    )  # fmt: skip
+    assert ids(output, "train") == ["0.mp4", "1.mp4"]
+    assert (output / "skipped.csv").read_text().splitlines()[1:] == [
+        "hangs.mp4,skipped,0,takes longer than --max_seconds_per_video=1.5"
+    ]
+
+
 def test_only_useless_videos(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
@@ -184,10 +200,21 @@ def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             "--source=FOLDER, --tfds=FOLDER or --embedded=demo",
         ),
         (["--embedded=demo", "--output="], "--output=DIR is missing"),
+        (["--source=gs://bucket/videos"], "--source=gs://bucket/videos is an address, but folders"),
+        (["--embedded=demo", "--output=s3://bucket/a"], "mount the bucket and give its folder"),
         (["--embedded=huge"], "--embedded=huge is unknown: choose demo"),
         (["--embedded=demo", "--seed=-1"], "--seed=-1 must be 0 or more"),
         (["--embedded=demo", "--min_frames=4"], "--min_frames means nothing with --embedded"),
         (["--embedded=demo", "--num_workers=-1"], "--num_workers=-1 must be"),
+        (
+            ["--source=VIDEOS", "--max_seconds_per_video=9"],
+            "--max_seconds_per_video means nothing with --num_workers=0",
+        ),
+        (
+            ["--source=VIDEOS", "--num_workers=1", "--max_seconds_per_video=0"],
+            "--max_seconds_per_video=0.0 must be more than 0",
+        ),
+        (["--embedded=demo", "--max_seconds_per_video=9"], "means nothing with --embedded"),
         (["--source=VIDEOS", "--seed=1"], "--seed means nothing with --source"),
         (["--source=VIDEOS", "--max_skipped=1.5"], "--max_skipped=1.5 must be a fraction"),
         (["--source=VIDEOS", "--min_frames=0"], "--min_frames=0 must be 1 or more"),

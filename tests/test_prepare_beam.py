@@ -1,23 +1,29 @@
 """The same records by Apache Beam's local runner; without Beam, all but the pipeline itself."""
 
-import functools
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from adamae_jax.data import storage
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import TFRECORD
 from adamae_jax.data.sources import Item
 from adamae_jax.data.transform import Recipe, transform
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
+from adamae_jax.prepare.mounts import Mount, transform_fetched
 from adamae_jax.prepare.verify import verify
 from tests.data.videos import make_video
 from tests.test_prepare import run
 
+Work = Callable[[beam.Block], None]
 
-def here(work: functools.partial[None], todo: list[beam.Block], options: beam.BeamOptions) -> None:
+
+def here(work: Work, todo: list[beam.Block], options: beam.BeamOptions) -> None:
     """In the place of Beam's pipeline."""
     del options
     for block in todo:
@@ -35,7 +41,9 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three items; without a process for each, but in the test that is about them."""
     monkeypatch.setattr(beam, "_items_per_block", lambda *arguments: 3)
+    monkeypatch.setattr(beam, "_PROCESSES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +86,12 @@ def test_too_many_useless_videos(source: Path, tmp_path: Path, runner: str) -> N
 
 def test_a_block_is_about_a_shard(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(beam, "_PROCESSES", 0)
     items = [Item(path.name, str(path)) for path in sorted(source.glob("?.mp4"))]
     size = len(transform(Recipe(), items[0]).payload or b"")
-    assert beam._items_per_block(items, Recipe(), 5 * size) in (4, 5, 6)
-    assert beam._items_per_block(items, Recipe(), 1) == 1
-    assert beam._items_per_block([Item("x", "nowhere")], Recipe(), 1000) == 1000
+    assert beam._items_per_block(items, Recipe(), 5 * size, 60.0) in (4, 5, 6)
+    assert beam._items_per_block(items, Recipe(), 1, 60.0) == 1
+    assert beam._items_per_block([Item("x", "nowhere")], Recipe(), 1000, 60.0) == 1000
 
 
 def test_blocks() -> None:
@@ -102,15 +111,30 @@ def test_blocks_are_written_once(source: Path, tmp_path: Path) -> None:
     items = tuple(Item(path.name, str(path)) for path in sorted(source.iterdir()))
     block = beam.Block(8, "train", items[8:])
     assert beam.finished(block, tmp_path) is None
-    beam.write_block(Recipe(), TFRECORD, tmp_path, block)
+    beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)
     shard = beam.finished(block, tmp_path)
     assert shard is not None
     assert (shard.stop, shard.records, len(shard.flaws)) == (10, 1, 1)
     assert sorted(os.listdir(tmp_path)) == [block.name, f"{block.name}.json"]
-    beam.write_block(Recipe(), TFRECORD, tmp_path, block)  # as Beam may
+    beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)  # as Beam may
     assert beam.finished(block, tmp_path) == shard
     (tmp_path / block.name).write_bytes(b"half")
     assert beam.finished(block, tmp_path) is None
+
+
+def test_a_video_that_hangs_does_not_hang_its_block(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beam, "_PROCESSES", 1)
+    os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for somebody who writes
+    paths = [source / "0.mp4", tmp_path / "hangs.mp4"]
+    block = beam.Block(0, "train", tuple(Item(path.name, str(path)) for path in paths))
+    (tmp_path / "blocks").mkdir()
+    beam.Blocks(Recipe(), TFRECORD, tmp_path / "blocks", 1.5).write(block)
+    shard = beam.finished(block, tmp_path / "blocks")
+    assert shard is not None and shard.records == 1
+    (flaw,) = shard.flaws
+    assert (flaw.id, flaw.reason) == ("hangs.mp4", "takes longer than --max_seconds_per_video=1.5")
 
 
 def test_a_failed_job_goes_on(
@@ -118,7 +142,7 @@ def test_a_failed_job_goes_on(
 ) -> None:
     done: list[int] = []
 
-    def fail(work: functools.partial[None], todo: list[beam.Block], options: object) -> None:
+    def fail(work: Work, todo: list[beam.Block], options: object) -> None:
         for block in todo:
             if len(done) == 2:
                 raise UserError("stopped")
@@ -132,7 +156,7 @@ def test_a_failed_job_goes_on(
         run(*options)
     assert not (tmp_path / "a").exists()
 
-    def note(work: functools.partial[None], todo: list[beam.Block], options: object) -> None:
+    def note(work: Work, todo: list[beam.Block], options: object) -> None:
         assert not {block.start for block in todo} & set(done)
         here(work, todo, beam.BeamOptions(""))
 
@@ -155,3 +179,78 @@ def test_without_beam(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(f"--source={source}", f"--output={tmp_path / 'a'}", "--beam_runner=DirectRunner")
     with pytest.raises(UserError, match="--beam_options means nothing without --beam_runner"):
         run(f"--source={source}", f"--output={tmp_path / 'a'}", "--beam_options=--x=1")
+
+
+def test_workers_that_know_a_bucket_by_its_address(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they work, nothing is mounted; what they made is found where it is."""
+    bucket, mounted = tmp_path / "bucket", tmp_path / "mounted"
+    shutil.copytree(source, bucket / "videos")
+    mounted.symlink_to(bucket)
+
+    def elsewhere(work: Work, todo: list[beam.Block], options: beam.BeamOptions) -> None:
+        mounted.unlink()
+        here(work, todo, options)
+        mounted.symlink_to(bucket)
+
+    monkeypatch.setattr(beam, "_run", elsewhere)
+    options = ["--max_skipped=0.2", "--validation_fraction=0.2"]
+    run(f"--source={source}", f"--output={tmp_path / 'a'}", *options)
+    run(
+        f"--source={mounted / 'videos'}", f"--output={mounted / 'data' / 'b'}", *options,
+        "--beam_runner=DirectRunner", f"--beam_mount={mounted}=file://{bucket}",
+    )  # fmt: skip
+    one, other = records(tmp_path / "a"), records(bucket / "data" / "b")
+    assert one.keys() == other.keys()
+    for name, (_, record) in one.items():
+        assert record == other[name][1]
+    assert sorted(os.listdir(bucket / "data")) == ["b"]
+
+
+def test_what_is_not_there_is_left_out_and_storage_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = Mount(str(tmp_path), f"file://{tmp_path}")
+    item = Item("a.mp4", str(tmp_path / "a.mp4"))
+    result = transform_fetched(Recipe(), mount, tmp_path, item)
+    assert result.payload is None and result.flaw is not None
+    assert result.flaw.reason == f"file://{tmp_path}/a.mp4 is empty or does not exist"
+
+    def fail(*arguments: object) -> None:
+        raise TimeoutError("the cable is loose")
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", fail)
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
+    with pytest.raises(OSError, match="the cable is loose"):
+        transform_fetched(Recipe(), mount, tmp_path, item)
+
+
+@pytest.mark.parametrize(
+    ("mount", "message"),
+    [
+        ("gs://bucket", "--beam_mount=gs://bucket must be FOLDER=ADDRESS"),
+        ("/mnt=/bucket", "must be FOLDER=ADDRESS"),
+        ("SOURCE=gopher://bucket", "Protocol not known: gopher"),
+        ("/nowhere=gs://bucket", "/nowhere is not a folder: mount gs://bucket there"),
+        ("SOURCE=file:///bucket", "a lies outside of SOURCE, which is all that workers can reach"),
+    ],
+)
+def test_impossible_mounts(source: Path, tmp_path: Path, mount: str, message: str) -> None:
+    options = [f"--source={source}", f"--output={tmp_path / 'a'}"]
+    words = f"--beam_mount={mount.replace('SOURCE', str(source))}"
+    with pytest.raises(UserError) as caught:
+        run(*options, "--beam_runner=DirectRunner", words)
+    assert message.replace("SOURCE", str(source)) in str(caught.value)
+    with pytest.raises(UserError, match="--beam_mount means nothing without --beam_runner"):
+        run(*options, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_beam_refuses(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("apache_beam")
+    with pytest.raises(UserError, match="--beam_options='--dry_run' are no options of Beam"):
+        run(
+            f"--source={source}", f"--output={tmp_path / 'a'}", "--beam_runner=DirectRunner",
+            "--beam_options=--dry_run",
+        )  # fmt: skip

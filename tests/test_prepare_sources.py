@@ -1,6 +1,7 @@
 """`prepare` from every kind of source, to what training reads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from adamae_jax.data import schema
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import eval_batches
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import flip_byte, serialize, video, write_dataset
@@ -59,16 +61,68 @@ def test_lists(source: Path, tmp_path: Path) -> None:
     assert labels(tmp_path / "a", "val") == {"walk/v 2.mp4": 1}
 
 
-def test_lists_of_class_folders(source: Path, tmp_path: Path) -> None:
-    """As UCF101 has them: the test list has no labels."""
-    (tmp_path / "train.txt").write_text("walk/v 0.mp4 1\nrun fast/v 1.mp4 2\n")
-    (tmp_path / "test.csv").write_text("walk/v 2.mp4\n")
+def copied(source: Path, folder: Path, *names: str) -> Path:
+    """A folder that holds the same video under these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "walk" / "v 0.mp4", folder / name)
+    return folder
+
+
+def test_the_official_split_of_ucf101(source: Path, tmp_path: Path) -> None:
+    """Its test list has no labels; without --class_folders that is said."""
+    train = ["YoYo/v_YoYo_g08_c01.avi", "Archery/v_Archery_g08_c01.avi"]
+    test = ["Archery/v_Archery_g01_c01.avi", "YoYo/v_YoYo_g01_c02.avi"]
+    videos = copied(source, tmp_path / "UCF-101", *train, *test)
+    (tmp_path / "trainlist01.txt").write_text(f"{train[0]} 2\r\n{train[1]} 1\r\n")
+    (tmp_path / "testlist01.txt").write_text(f"{test[0]}\r\n{test[1]}\r\n")
+    (tmp_path / "classInd.txt").write_text("1 Archery\r\n2 YoYo\r\n")
+    options = [
+        f"--source={videos}", f"--list=train={tmp_path / 'trainlist01.txt'}",
+        f"--list=validation={tmp_path / 'testlist01.txt'}", f"--output={tmp_path / 'a'}",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="testlist01.txt has no labels, .* add --class_folders"):
+        run(*options)
+    run(*options, "--class_folders", f"--labels={tmp_path / 'classInd.txt'}")
+    assert Dataset(tmp_path / "a", "validation").label_names == ("Archery", "YoYo")
+    assert labels(tmp_path / "a", "train") == {train[0]: 1, train[1]: 0}
+    assert labels(tmp_path / "a", "validation") == {test[0]: 0, test[1]: 1}
+
+
+def test_the_official_split_of_hmdb51(source: Path, tmp_path: Path) -> None:
+    names = ["clap/a_f_0.avi", "clap/b_f_1.avi", "clap/#c_f_2.avi", "wave/d_f_0.avi",
+             "wave/e_f_1.avi"]  # fmt: skip
+    videos = copied(source, tmp_path / "hmdb51", *names)
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    lists.mkdir()
+    (lists / "clap_test_split1.txt").write_text("a_f_0.avi 1 \nb_f_1.avi 0 \n#c_f_2.avi 2 \n")
+    (lists / "wave_test_split1.txt").write_text("d_f_0.avi 2 \ne_f_1.avi 1 \n")
+    (lists / "wave_test_split2.txt").write_text("d_f_0.avi 1 \ne_f_1.avi 2 \n")
     run(
-        f"--source={source}", "--class_folders", f"--list=train={tmp_path / 'train.txt'}",
-        f"--list=test={tmp_path / 'test.csv'}", f"--output={tmp_path / 'a'}",
+        f"--source={videos}", f"--list=train={lists}/*_test_split1.txt",
+        f"--list=validation={lists}/*_test_split1.txt", f"--output={tmp_path / 'a'}",
     )  # fmt: skip
-    assert labels(tmp_path / "a", "train") == {"walk/v 0.mp4": 1, "run fast/v 1.mp4": 0}
-    assert labels(tmp_path / "a", "test") == {"walk/v 2.mp4": 1}
+    assert Dataset(tmp_path / "a", "train").label_names == ("clap", "wave")
+    assert labels(tmp_path / "a", "train") == {"clap/a_f_0.avi": 0, "wave/e_f_1.avi": 1}
+    assert labels(tmp_path / "a", "validation") == {"clap/#c_f_2.avi": 0, "wave/d_f_0.avi": 1}
+
+
+def test_the_official_split_of_kinetics(source: Path, tmp_path: Path) -> None:
+    names = ["train/-aB_000003_000013.mp4", "train/x_0_000010_000020.mp4",
+             "val/y_000000_000010.mp4"]  # fmt: skip
+    videos = copied(source, tmp_path / "k400", *names)
+    head = "label,youtube_id,time_start,time_end,split\n"
+    (tmp_path / "train.csv").write_text(
+        f"{head}air drumming,-aB,3,13,train\nyoga,x_0,10,20,train\n"
+    )
+    (tmp_path / "val.csv").write_text(f"{head}yoga,y,0,10,val\n")
+    run(
+        f"--source={videos}", f"--list=train={tmp_path / 'train.csv'}",
+        f"--list=validation={tmp_path / 'val.csv'}", f"--output={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert Dataset(tmp_path / "a", "train").label_names == ("air drumming", "yoga")
+    assert labels(tmp_path / "a", "train") == {names[0]: 0, names[1]: 1}
+    assert labels(tmp_path / "a", "validation") == {names[2]: 1}
 
 
 def test_something_something(source: Path, tmp_path: Path) -> None:
@@ -125,13 +179,26 @@ def test_codecs_are_read_by_training_and_by_tfds(source: Path, tmp_path: Path, c
         assert len(example[schema.TIMES]) == 20 and example[schema.KEYFRAMES][0] == 0
 
 
-def test_array_record(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_ORIGINAL])
+def test_array_record(source: Path, tmp_path: Path, codec: str) -> None:
     pytest.importorskip("array_record")
-    run(f"--source={source}", "--file_format=array_record", f"--output={tmp_path / 'a'}")
-    data = tfds.builder_from_directory(tmp_path / "a").as_data_source("train")
+    outputs = {}
+    for file_format in FILE_FORMATS:
+        outputs[file_format] = tmp_path / file_format
+        run(
+            f"--source={source}", f"--file_format={file_format}", f"--codec={codec}",
+            f"--output={outputs[file_format]}",
+        )  # fmt: skip
+    verify(outputs[ARRAY_RECORD], 1.0)
+    videos = []
+    for output in outputs.values():
+        with eval_batches(output, "train", SPEC, batch_size=5, num_threads=0) as batches:
+            videos.append(next(batches)["video"])
+    assert (videos[0] == videos[1]).all() and videos[0].any()
+    data = tfds.builder_from_directory(outputs[ARRAY_RECORD]).as_data_source("train")
     assert len(data) == 5
-    assert [frame.shape for frame in data[0][schema.FRAMES]] == [(48, 64, 3)] * 20
-    verify(tmp_path / "a", 1.0)
+    if codec == schema.CODEC_JPEG:
+        assert [frame.shape for frame in data[0][schema.FRAMES]] == [(48, 64, 3)] * 20
 
 
 @pytest.mark.parametrize(
@@ -140,6 +207,7 @@ def test_array_record(source: Path, tmp_path: Path) -> None:
         (["--list=train.csv"], "--list=train.csv must be SPLIT=FILE"),
         (["--list=train=a.txt", "--list=train=a.txt"], "the split train has a list already"),
         (["--list=train=none.csv"], "none.csv cannot be read"),
+        (["--list=train=none*.csv"], "no file is called like the list 'none*.csv'"),
         (["--list=train=bad.txt"], "bad.txt, line 2: '../x.mp4' lies outside of --source"),
         (["--list=train=a.txt", "--labels=names.txt"], "line 1: the label '7' is not among"),
         (["--list=train=a.txt", "--validation_fraction=0.2"], "means nothing with --list"),
@@ -206,3 +274,28 @@ def test_verify_decodes(tmp_path: Path) -> None:
     verify(tmp_path, 0.5)  # one of two
     with pytest.raises(UserError, match="record 1: frame 0 is no JPEG or PNG"):
         verify(tmp_path, 1.0)
+
+
+def test_verify_reads_every_frame(tmp_path: Path) -> None:
+    """Though the record's own checksum may be right."""
+    bad = serialize(video(0), frame_checksums=[1] * 6)
+    write_dataset(tmp_path, {"train": [serialize(video(1)), bad]}, with_masks=False)
+    with pytest.raises(UserError, match="record 1: frame 0 does not match its checksum"):
+        verify(tmp_path, 0.5)  # it is not among those that are decoded
+    worse = serialize(video(0), header_checksum=1)
+    write_dataset(tmp_path, {"train": [worse]}, with_masks=False)
+    with pytest.raises(UserError, match="record 0: its features do not match their checksum"):
+        verify(tmp_path)
+
+
+def test_splits_of_few_videos(source: Path, tmp_path: Path) -> None:
+    arguments = [f"--source={source}", "--validation_fraction=0.95"]
+    run(*arguments, f"--output={tmp_path / 'a'}")
+    assert len(labels(tmp_path / "a", "train")) == 1  # something is left to train on
+    make_video(tmp_path / "videos" / "long.mp4", 20)
+    make_video(tmp_path / "videos" / "short.mp4", 5)
+    message = (
+        r"the split 'train' would be empty: 1 of 2 items can be used, .*: short.mp4 \(5 frames"
+    )
+    with pytest.raises(UserError, match=message):
+        run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'b'}", "--max_skipped=0.5")

@@ -32,6 +32,7 @@ PLATFORMS = {
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "cv2": "opencv-python-headless",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
 }

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pictures, pretrain, pretrained
-from adamae_jax.data import pipeline
+from adamae_jax.data import pipeline, synthetic
 from adamae_jax.errors import UserError
 from adamae_jax.training.step import example_keys
 from tests.data import fixtures
 from tests.helpers import named
-from tests.runs import ROOT, environment, lines, moving_waves
+from tests.runs import ROOT, embedded_clips, environment, lines
 
 STEPS, HALF = 20, 10
 LONG_DEADLINE_S = 1200.0
@@ -85,9 +85,14 @@ Runs = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The beginning of the embedded dataset."""
     return fixtures.write_dataset(
-        tmp_path_factory.mktemp("data") / "waves",
-        {"train": moving_waves(16), "validation": moving_waves(1)},  # pictures take long
+        tmp_path_factory.mktemp("data") / "moving_objects",
+        {
+            "train": embedded_clips("train", 16),
+            "validation": embedded_clips("validation", 1),  # pictures take long
+        },
+        label_names=synthetic.MOTIONS,
     )
 
 

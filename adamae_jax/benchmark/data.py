@@ -4,39 +4,28 @@
 
 The videos of a folder, or a few made for the purpose, are prepared with each codec by
 ``python -m adamae_jax.prepare``, read by the real pipeline and, from the original files, by a plain
-PyTorch ``DataLoader`` with PyAV and with decord where those are installed. Prints a table and one
-JSON object.
+PyTorch ``DataLoader`` with PyAV and with decord where those are installed. Prints what each codec
+costs (`adamae_jax.benchmark.codecs`), a table of clips per second, and one JSON object.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
-import numpy as np
 from absl import flags
 
-from adamae_jax.benchmark import data_peers
+from adamae_jax.benchmark import codecs, data_peers
+from adamae_jax.benchmark.footage import make_videos
 from adamae_jax.data import schema
-from adamae_jax.data.clips import ClipSpec, make_clips
-from adamae_jax.data.permutation import AUGMENT, generator
+from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
-from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
 WARMUP_BATCHES = 2
-DECODE_ONLY_CLIPS = 24
-# Kinetics as most people have it: 10 s, long groups of frames, as x264 makes them by itself.
-MADE_SIZE, MADE_FRAMES, MADE_RATE = (256, 340), 300, 30
 
 
 def define_flags() -> None:
@@ -91,25 +80,34 @@ def main(argv: Sequence[str]) -> None:
         if unknown := set(given) - set(known):
             raise UserError(f"--{name} has {', '.join(unknown)}, but knows {', '.join(known)}")
     rows: list[Row] = []
+    stored: list[codecs.Stored] = []
     with tempfile.TemporaryDirectory(prefix="benchmark_data_") as folder:
-        source = Path(values.source) if values.source else _make_videos(Path(folder))
+        source = (
+            Path(values.source) if values.source else make_videos(Path(folder), values.num_videos)
+        )
         datasets = {codec: _prepare(source, Path(folder, codec), codec) for codec in values.codecs}
         for size in sizes:
             spec = ClipSpec(values.num_frames, values.sampling_rate, (size, size))
             for codec, directory in datasets.items():
-                rows += _measure_codec(codec, directory, spec, workers)
+                cost = codecs.measure(codec, directory, source, spec)
+                print(f"{size:4} px {cost}", flush=True)
+                stored.append(cost)
+                rows += _measure_codec(cost, directory, spec, workers)
             for peer in values.peers:
                 rows += _measure_peer(peer, source, spec, workers)
-    print(json.dumps([dataclasses.asdict(row) for row in rows]))
+    found = {
+        "codecs": [dataclasses.asdict(one) for one in stored],
+        "readers": [dataclasses.asdict(one) for one in rows],
+    }
+    print(json.dumps(found))
 
 
 def _measure_codec(
-    codec: str, directory: Path, spec: ClipSpec, workers: Sequence[int]
+    cost: codecs.Stored, directory: Path, spec: ClipSpec, workers: Sequence[int]
 ) -> Iterator[Row]:
-    decode_ms = 1000 * decode_seconds(Dataset(directory, "train"), spec, DECODE_ONLY_CLIPS)
     for num_workers in workers:
         rate = our_rate(directory, spec, num_workers)
-        yield _row(f"ours {codec}", spec, num_workers, rate, decode_ms)
+        yield _row(f"ours {cost.codec}", spec, num_workers, rate, cost.decode_ms)
 
 
 def _measure_peer(peer: str, source: Path, spec: ClipSpec, workers: Sequence[int]) -> Iterator[Row]:
@@ -175,17 +173,6 @@ def our_rate(directory: Path, spec: ClipSpec, num_workers: int) -> float:
         return data_peers.timed(batches, values.batch_size, warmup, values.batches)
 
 
-def decode_seconds(dataset: Dataset, spec: ClipSpec, count: int) -> float:
-    """Seconds to decode, cut and resize a training clip of a record that is in memory."""
-    records = [dataset[index] for index in range(min(len(dataset), count))]
-    total = 0.0
-    for k in range(-1, count):  # the first one warms up
-        start = time.perf_counter()
-        make_clips(records[k % len(records)], spec, [generator(0, AUGMENT, max(k, 0))])
-        total += time.perf_counter() - start if k >= 0 else 0.0
-    return total / count
-
-
 def _prepare(source: Path, output: Path, codec: str) -> Path:
     command = [
         *(sys.executable, "-m", "adamae_jax.prepare"),
@@ -197,32 +184,6 @@ def _prepare(source: Path, output: Path, codec: str) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"--source={source} cannot be prepared: {reason}")
     return output
-
-
-def _make_videos(folder: Path) -> Path:
-    """Pans over a picture of smooth and fine noise: as many bits as films have, about."""
-    source = folder / "videos"
-    source.mkdir()
-    height, width = MADE_SIZE
-    for number in range(flags.FLAGS.num_videos):
-        picture = _picture(number)
-        with contextlib.closing(av.open(os.fspath(source / f"{number}.mp4"), "w")) as container:
-            stream: Any = container.add_stream("libx264", rate=Fraction(MADE_RATE))
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            for t in range(MADE_FRAMES):
-                top = int(150 + 100 * np.sin(t / 40 + number))
-                left = int(250 + 200 * np.sin(t / 55 + 2 * number))
-                pixels = np.ascontiguousarray(picture[top : top + height, left : left + width])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode())
-    return source
-
-
-def _picture(number: int) -> np.ndarray:
-    rng = np.random.default_rng(number)
-    coarse = rng.normal(128, 60, (40, 60, 3)).repeat(16, 0).repeat(16, 1)
-    fine = rng.normal(0, 6, coarse.shape)
-    return np.clip(coarse + fine, 0, 255).astype(np.uint8)
 
 
 def _numbers(name: str, words: Sequence[str], least: int) -> list[int]:

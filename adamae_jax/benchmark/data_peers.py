@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt8
 
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.crops import choose_box
-from adamae_jax.data.cutting import cut_frames
+from adamae_jax.data.cutting import cut_frame
 from adamae_jax.data.permutation import AUGMENT, generator
 from adamae_jax.data.temporal import dense_frames
 
@@ -102,7 +102,10 @@ class PeerClips:
             area=spec.crop_area,
             aspect=spec.crop_aspect,
         )
-        return cut_frames(frames, box, spec.image_size, spec.interpolation)
+        clip = np.empty(spec.video_shape, np.uint8)
+        for frame, out in zip(frames, clip, strict=True):
+            cut_frame(frame, box, out, spec.interpolation)
+        return clip
 
 
 def peer_rate(clips: PeerClips, batch_size: int, num_workers: int, warmup: int) -> float:

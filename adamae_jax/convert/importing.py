@@ -15,13 +15,19 @@ from absl import flags
 from adamae_jax import pretrained
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
-from adamae_jax.interop import imports, sources
-from adamae_jax.interop.architecture import GENERATOR, VIT
+from adamae_jax.experiment import CHOICES
+from adamae_jax.interop import architecture, imports, licenses, sources
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
+from adamae_jax.interop.systems import GENERATOR, SYSTEMS, VIT
 
-# Fields of `architecture.Given` that have a flag of the same name.
-SIZES = ("num_frames", "num_heads", "decoder_num_heads", "sampler_num_heads")
+# Fields of `given.Given` that have a flag of the same name.
+SAID = (
+    *("num_frames", "num_heads", "decoder_num_heads", "sampler_num_heads"),
+    *("mask_ratio", "norm_epsilon", "sampling_rate", "frame_sampling"),
+)
+
+MOST_CLASSES = 2**20
 
 
 def define_flags() -> None:
@@ -34,12 +40,16 @@ def define_flags() -> None:
     flags.DEFINE_list("image_size", None, "Height,width in pixels, or one number for both.")
     for name in ("num_heads", "decoder_num_heads", "sampler_num_heads"):
         number(name, None, "Attention heads, where the weights do not tell.", lower_bound=1)
-    real = functools.partial(flags.DEFINE_float, lower_bound=0.0)
+    real = functools.partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
     real("mask_ratio", None, "Share of masked tokens; the authors', if not given.")
     real("norm_epsilon", None, "Of the layer norms; the authors', if not given.")
+    number("sampling_rate", None, "Video frames from one clip frame to the next.", lower_bound=1)
+    samplings = list(CHOICES["data.frame_sampling"])
+    flags.DEFINE_enum("frame_sampling", None, samplings, "How a clip's frames are chosen.")
     text("pretrained_vit", None, "Of AutoMAE: the checkpoint of the image MAE that it reads.")
-    number("num_classes", None, "Make a classifier: its classes.", lower_bound=1)
-    number("seed", 0, "Of what starts fresh in a classifier.")
+    # A slip of the finger must not fill the memory.
+    number("num_classes", None, "Make a classifier: its classes.", 1, upper_bound=MOST_CLASSES)
+    number("seed", 0, "Of what starts fresh in a classifier.", 0, upper_bound=2**32 - 1)
     text("label_names", None, "A file with one class name per line.")
     text("license", None, "Of the weights, to be kept with them, such as cc-by-nc-4.0.")
     number("to_num_frames", None, "Interpolate position tables to so many frames.", lower_bound=1)
@@ -100,7 +110,7 @@ def with_given(source: Source, values: Any) -> Source:
     Raises:
       UserError: where it says so itself, or something else.
     """
-    given = {name: getattr(values, name) for name in (*SIZES, "mask_ratio", "norm_epsilon")}
+    given = {name: getattr(values, name) for name in SAID}
     given["image_size"] = image_size(values.image_size, "image_size")
     said = {name: value for name, value in given.items() if value is not None}
     if said and source.description is not None:
@@ -122,29 +132,36 @@ def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
     """Height and width from a flag."""
     if words is None:
         return None
+    said = f"--{flag}={','.join(words)}"
     try:
         height, width = (int(word) for word in (words * 2 if len(words) == 1 else words))
     except ValueError as error:
-        raise UserError(
-            f"--{flag}={','.join(words)} should be height,width in pixels, such as 224,224"
-        ) from error
+        raise UserError(f"{said} should be height,width in pixels, such as 224,224") from error
+    if min(height, width) < 1:
+        raise UserError(f"{said} should be positive: height,width in pixels, such as 224,224")
     return height, width
 
 
 def with_vit(source: Source, path: str) -> Source:
-    """The source with the encoder of an image MAE beside it, and its licence where it has none."""
+    """The source with the encoder of an image MAE beside it, and under its licence too."""
     if not any(name.startswith(GENERATOR) for name in source.state):
         raise UserError(f"the source is no AutoMAE: leave --pretrained_vit={path} out")
     if any(name.startswith(VIT) for name in source.state):
         raise UserError(f"the source has a frozen ViT already: leave --pretrained_vit={path} out")
     image_mae = sources.read(path)
+    system, kind = architecture.detect(image_mae.state)
+    if not SYSTEMS[system].dialect.is_image or kind == "classifier":
+        raise UserError(
+            f"--pretrained_vit={path} holds a model of {system} ({kind}): AutoMAE's frozen ViT is "
+            "the encoder of a pretrained image MAE; give its checkpoint"
+        )
     encoder = {
         name: array
         for name, array in image_mae.state.items()
         if not name.startswith(("decoder_", "mask_token"))
     }
     state = {**source.state, **{VIT + name: array for name, array in encoder.items()}}
-    license = source.license or image_mae.license
+    license = licenses.together(source.license, image_mae.license)
     return dataclasses.replace(source, state=state, license=license)
 
 

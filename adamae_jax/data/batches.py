@@ -235,6 +235,9 @@ class Batches:
             piece = next(pieces)
             self._num_pieces += 1
             end = filled + len(piece["slot"])
+            if end == local_batch and not filled and not self._num_workers:
+                batch = piece  # nobody else has it
+                break
             for name, values in piece.items():
                 if not filled:
                     batch[name] = np.empty((local_batch, *values.shape[1:]), values.dtype)

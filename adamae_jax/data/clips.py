@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from adamae_jax.data.crops import CROPS, Box, choose_box, spread_boxes
-from adamae_jax.data.cutting import INTERPOLATIONS, cut_frames, cut_masks
+from adamae_jax.data.cutting import INTERPOLATIONS, cut_frame, cut_masks, reduction
 from adamae_jax.data.examples import Record
-from adamae_jax.data.frames import decode_foreground, decode_frames
+from adamae_jax.data.frames import decode_foreground, each_frame
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
@@ -40,7 +40,8 @@ class ClipSpec:
             their proportions).
         crop_area: lowest and highest area of a ``random_resized`` crop, as shares of the frame's.
         crop_aspect: lowest and highest width / height of a ``random_resized`` crop.
-        interpolation: how crops are resized: ``bilinear`` or ``bicubic``.
+        interpolation: how crops are resized: ``bilinear``, ``bicubic`` (both with antialiasing) or
+            ``bilinear_without_antialias``; see `adamae_jax.data.cutting.cut_frame`.
         horizontal_flip: whether every other training clip, at random, is mirrored.
         frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (pre-training of
             VideoMAE and AdaMAE), ``stretched`` too, but reaches to both ends of the
@@ -194,8 +195,18 @@ def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.nda
 def _cut_clips(record: Record, spec: ClipSpec, draws: Sequence[_Draw]) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
     needed = np.unique(np.concatenate([draw.frames for draw in draws]))
-    pixels = decode_frames(record.frames, needed, frame_size)
-    clips = {"video": np.stack([_cut_video(pixels, needed, draw, spec) for draw in draws])}
+    smaller = min(reduction(draw.box, spec.image_size, spec.interpolation) for draw in draws)
+    video = np.empty((len(draws), *spec.video_shape), np.uint8)
+    for number, pixels in each_frame(record.frames, needed, frame_size, smaller):
+        factor = 1 if pixels.shape[:2] == frame_size else smaller
+        for clip, draw in zip(video, draws, strict=True):
+            # A short video repeats a frame, which is then cut once.
+            places = np.flatnonzero(draw.frames == number)
+            if len(places):
+                box = Box(*(side // factor for side in draw.box))
+                cut_frame(pixels, box, clip[places[0]], spec.interpolation, draw.flipped)
+                clip[places[1:]] = clip[places[0]]
+    clips = {"video": video}
     if record.foreground is not None:
         masks = decode_foreground(record.foreground, len(record.frames))
         clips["foreground"] = np.stack(
@@ -239,20 +250,6 @@ def _rate(record: Record) -> float:
             "prepare the dataset from files that state their rate, or use frame_sampling 'dense'"
         )
     return record.rate
-
-
-def _cut_video(
-    pixels: UInt8[np.ndarray, "n frame_h frame_w 3"],
-    numbers: Int64[np.ndarray, "n"],
-    draw: _Draw,
-    spec: ClipSpec,
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """One clip out of the frames that have been decoded, whose ``numbers`` are sorted."""
-    # A short video repeats a frame, which is then resized once.
-    frames, repeats = np.unique(draw.frames, return_inverse=True)
-    whole = [pixels[row] for row in np.searchsorted(numbers, frames)]
-    cut = cut_frames(whole, draw.box, spec.image_size, spec.interpolation)[repeats]
-    return cut[:, :, ::-1] if draw.flipped else cut
 
 
 def _cut_foreground(

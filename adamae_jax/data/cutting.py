@@ -1,47 +1,83 @@
-"""Cutting a box out of frames and masks, and resizing what it holds."""
+"""Cutting a box out of frames and masks, and resizing what it holds.
 
-from collections.abc import Sequence
+Pillow and OpenCV share the work: the first filters what it makes smaller, as the released code of
+VideoMAE, AdaMAE and MAE does; the second is five times faster where there is nothing to filter.
+"""
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from adamae_jax.data.crops import Box
 
-_RESAMPLING = {
+# The readers are what is parallel, and OpenCV's threads would not survive a fork.
+cv2.setNumThreads(0)
+_FILTERED = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-INTERPOLATIONS = tuple(_RESAMPLING)
+NOT_FILTERED = "bilinear_without_antialias"
+INTERPOLATIONS = (*_FILTERED, NOT_FILTERED)
+REDUCTIONS = (8, 4, 2, 1)
 
 
-def cut_frames(
-    frames: Sequence[UInt8[np.ndarray, "frame_h frame_w 3"]],
+def cut_frame(
+    frame: UInt8[np.ndarray, "frame_h frame_w 3"],
     box: Box,
-    image_size: tuple[int, int],
+    out: UInt8[np.ndarray, "h w 3"],
     interpolation: str,
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """Cuts ``box`` out of every frame and resizes it.
+    flipped: bool = False,
+) -> None:
+    """Cuts ``box`` out of a frame and resizes it.
 
-    With antialiasing, as PIL does it and with it the released code of VideoMAE, AdaMAE and MAE.
-    (MAE-ST's interpolates normalised floats between the four nearest pixels, even where it makes
-    frames smaller; that is not imitated.) The box is cut *before* resizing, as by all of them:
-    PIL's ``resize(box=...)`` would let pixels from outside the box bleed in.
+    ``bilinear`` and ``bicubic`` filter what becomes smaller (antialiasing), as Pillow does it and
+    with it the released code of VideoMAE, AdaMAE and MAE. ``bilinear_without_antialias`` weighs the
+    four nearest pixels even there, as PyTorch does by default and MAE-ST's code with it. What
+    ``bilinear`` makes larger differs from Pillow's by the rounding, one level at most. The box is
+    cut *before* resizing, as by all of them: Pillow's ``resize(box=...)`` would let pixels from
+    outside the box bleed in.
 
     Args:
-        frames: all of the same size.
-        box: in pixels of the frames.
-        image_size: (height, width) of the result.
+        frame: RGB.
+        box: in pixels of the frame.
+        out: takes the result; contiguous.
         interpolation: one of `INTERPOLATIONS`.
+        flipped: whether the result is mirrored from left to right.
     """
-    resampling = _RESAMPLING[interpolation]
-    height, width = image_size
-    clip = np.empty((len(frames), height, width, 3), np.uint8)
-    bottom, right = box.top + box.height, box.left + box.width
-    for frame, out in zip(frames, clip, strict=True):
-        cut = frame[box.top : bottom, box.left : right]
-        out[:] = cut if cut.shape == out.shape else _resize(cut, (width, height), resampling)
-    return clip
+    cut = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    height, width = out.shape[:2]
+    smaller = box.height > height or box.width > width
+    if cut.shape == out.shape:
+        out[:] = cut
+    elif interpolation == NOT_FILTERED or (interpolation == "bilinear" and not smaller):
+        # The exact variant gives the same numbers on every kind of processor.
+        cv2.resize(cut, (width, height), dst=out, interpolation=cv2.INTER_LINEAR_EXACT)
+    else:
+        out[:] = _filtered(cut, (width, height), _FILTERED[interpolation])
+    if flipped:
+        cv2.flip(out, 1, dst=out)
+
+
+def reduction(box: Box, image_size: tuple[int, int], interpolation: str) -> int:
+    """How many times smaller, in both directions, frames may be decoded for a box.
+
+    A decoder that leaves out the finest frequencies is an antialiasing filter that costs less than
+    nothing. What it gives is never enlarged; and that its pixels are coarser than the box's edges
+    moves the picture by half a pixel of the result at most.
+
+    Args:
+        box: in pixels of whole frames.
+        image_size: (height, width) to which the box is resized.
+        interpolation: one of `INTERPOLATIONS`.
+
+    Returns:
+        One of `REDUCTIONS`.
+    """
+    if interpolation == NOT_FILTERED:
+        return 1
+    ratio = min(box.height / image_size[0], box.width / image_size[1])
+    return next(factor for factor in REDUCTIONS if factor == 1 or ratio >= 2 * (factor - 1))
 
 
 def cut_masks(
@@ -71,11 +107,11 @@ def cut_masks(
     )
     out = np.empty((len(masks), height, width), np.uint8)
     for mask, cut in zip(masks, out, strict=True):
-        cut[:] = _resize(mask, (width, height), Image.Resampling.BILINEAR, cells)
+        cut[:] = _filtered(mask, (width, height), Image.Resampling.BILINEAR, cells)
     return out
 
 
-def _resize(
+def _filtered(
     image: UInt8[np.ndarray, "..."],
     size: tuple[int, int],
     resampling: Image.Resampling,

@@ -1,16 +1,23 @@
 """From the bytes of one ``tf.train.Example`` to a record: a video, or an image as one of a frame.
 
-Without TensorFlow, and without decoding pixels.
+Without TensorFlow, and without decoding pixels. Of a video's JPEG frames only those are read that
+somebody asks for: `Record.frames` is then a `StoredFrames`, whose ``fetch(numbers)`` reads and
+checks them.
 """
 
+import abc
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema
 from adamae_jax.data.frames import encoded_size
+from adamae_jax.data.header import NO_EXAMPLE, Span, header_checksum, read_header
+from adamae_jax.data.payload import HeldPayload, Payload
+from adamae_jax.data.stored_frames import StoredFrames, locate
 from adamae_jax.data.stored_video import StoredVideo
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
@@ -23,7 +30,8 @@ class Record:
     Attributes:
         id: its name, unique within the dataset; empty where the dataset has no names.
         label: class index, or `schema.UNLABELLED`.
-        frames: one JPEG or PNG per frame, or a video file; at least one frame.
+        frames: one JPEG per frame, read when they are asked for; an image in memory; or a video
+            file. At least one frame.
         rate: frames per second; 0 where it is not known.
         height: pixels of each frame.
         width: pixels of each frame.
@@ -32,28 +40,33 @@ class Record:
 
     id: str
     label: int
-    frames: tuple[bytes, ...] | StoredVideo
+    frames: StoredFrames | tuple[bytes, ...] | StoredVideo
     rate: float
     height: int
     width: int
     foreground: bytes | None
 
 
-class Layout(Protocol):
+class Layout(abc.ABC):
     """How the records of a dataset are written down; can be pickled."""
 
     def parse(self, payload: bytes) -> Record:
-        """The record in the bytes of a ``tf.train.Example``.
+        """The record in bytes that are in memory; raises as `read` does."""
+        return self.read(HeldPayload(payload))
+
+    @abc.abstractmethod
+    def read(self, payload: Payload) -> Record:
+        """The record in a ``tf.train.Example``, reading no more of it than it takes.
 
         Raises:
             BadRecordError: it is damaged.
             UserError: it is written in a way that this version cannot read.
+            OSError: the storage keeps failing.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoLayout:
+class VideoLayout(Layout):
     """Videos after our own `adamae_jax.data.schema`.
 
     Attributes:
@@ -62,30 +75,24 @@ class VideoLayout:
 
     has_foreground: bool
 
-    def parse(self, payload: bytes) -> Record:
+    def read(self, payload: Payload) -> Record:
         """See `Layout`."""
-        example = _Example(payload)
+        if payload.size <= payload.gap:
+            payload = HeldPayload(payload.read(0, payload.size))
+        features, span = read_header(payload)
+        example = _Example(features)
+        if header_checksum(features) != example.integer(schema.HEADER_CHECKSUM):
+            raise BadRecordError("its features do not match their checksum")
         codec = example.text(schema.CODEC)
         if codec not in schema.CODECS:
             raise UserError(
                 f"frames are stored with codec {codec!r}, but only {', '.join(schema.CODECS)} are "
                 "read: update adamae_jax, or rebuild the dataset with python -m adamae_jax.prepare"
             )
-        frames: tuple[bytes, ...] | StoredVideo = example.many(schema.FRAMES)
-        num_frames = example.integer(schema.NUM_FRAMES)
-        if codec != schema.CODEC_JPEG:
-            frames = StoredVideo(
-                example.bytes(schema.FRAMES),
-                num_frames,
-                example.integers(schema.TIMES),
-                example.integers(schema.KEYFRAMES),
-            )
-        if num_frames < 1 or len(frames) != num_frames:
-            raise BadRecordError(f"it has {len(frames)} frames and says that it has {num_frames}")
         return Record(
             id=example.text(schema.ID),
             label=example.integer(schema.LABEL),
-            frames=frames,
+            frames=_frames(payload, span, example, codec),
             rate=example.one(schema.RATE, "float_list"),
             height=example.integer(schema.HEIGHT),
             width=example.integer(schema.WIDTH),
@@ -93,8 +100,32 @@ class VideoLayout:
         )
 
 
+def _frames(
+    payload: Payload, span: Span | None, example: "_Example", codec: str
+) -> StoredFrames | StoredVideo:
+    stored = locate(
+        payload,
+        span or Span(0, 0),
+        example.integers(schema.FRAME_SIZES),
+        example.integers(schema.FRAME_CHECKSUMS),
+    )
+    num_frames = example.integer(schema.NUM_FRAMES)
+    num_stored = num_frames if codec == schema.CODEC_JPEG else 1
+    if num_frames < 1 or len(stored) != num_stored:
+        raise BadRecordError(f"it has {len(stored)} frames and says that it has {num_frames}")
+    if codec == schema.CODEC_JPEG:
+        return stored
+    # Which bytes of a video file a frame needs, only its demuxer finds out: read it whole.
+    return StoredVideo(
+        stored[0],
+        num_frames,
+        example.integers(schema.TIMES),
+        example.integers(schema.KEYFRAMES),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageLayout:
+class ImageLayout(Layout):
     """Images as TFDS itself prepares them, each a video of one frame.
 
     Attributes:
@@ -105,9 +136,13 @@ class ImageLayout:
     name: str | None
     has_label: bool
 
-    def parse(self, payload: bytes) -> Record:
+    def read(self, payload: Payload) -> Record:
         """See `Layout`."""
-        example = _Example(payload)
+        try:
+            message = tf_example_pb2.Example.FromString(payload.whole())
+        except DecodeError as error:
+            raise BadRecordError(NO_EXAMPLE) from error
+        example = _Example(message.features.feature)
         image = example.bytes(schema.IMAGE)
         try:
             height, width = encoded_size(image)  # stored nowhere else
@@ -127,17 +162,11 @@ class ImageLayout:
 class _Example:
     """The features of a ``tf.train.Example``, each asked for by name and kind."""
 
-    def __init__(self, payload: bytes):
-        try:
-            self._features = tf_example_pb2.Example.FromString(payload).features.feature
-        except DecodeError as error:
-            raise BadRecordError("it is no tf.train.Example") from error
-
-    def many(self, name: str) -> tuple[bytes, ...]:
-        # The membership test first: asking a protobuf map for what it lacks adds it.
-        return tuple(self._features[name].bytes_list.value) if name in self._features else ()
+    def __init__(self, features: Mapping[str, Any]):
+        self._features = features
 
     def one(self, name: str, kind: str) -> Any:
+        # The membership test first: asking a protobuf map for what it lacks adds it.
         values = getattr(self._features[name], kind).value if name in self._features else []
         if len(values) != 1:
             raise BadRecordError(f"{name!r} has {len(values)} values of {kind} instead of one")

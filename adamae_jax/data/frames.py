@@ -1,19 +1,22 @@
 """From stored bytes to pixels: only the frames that a clip needs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import simplejpeg
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.stored_video import StoredVideo
 from adamae_jax.data.tfrecord import BadRecordError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # PIL's names; all but those with 16 bits
 MAX_PIXELS = 1 << 27  # more than photographs have, and little enough to allocate
+# One JPEG or PNG for each frame, or a video file.
+Encoded = Sequence[bytes] | StoredVideo
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -36,45 +39,84 @@ def encoded_size(image: bytes) -> tuple[int, int]:
     return size
 
 
-def decode_frames(
-    encoded: Sequence[bytes] | StoredVideo,
+def each_frame(
+    encoded: Encoded,
     frames: Int64[np.ndarray, "t"],
     frame_size: tuple[int, int],
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decodes the frames numbered ``frames``, of JPEGs, PNGs or a video file, to RGB.
+    reduction: int = 1,
+) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+    """Decodes single frames of JPEGs, PNGs or a video file to RGB, one after the other.
 
-    Transparency is dropped.
+    One at a time, so that it is still in the processor's cache when it is cut. Transparency is
+    dropped.
+
+    Args:
+        encoded: what holds them.
+        frames: sorted numbers of the frames to decode, each once.
+        frame_size: (height, width) of them all.
+        reduction: how many times smaller JPEGs are decoded, one of 1, 2, 4 and 8; what else there
+            is has its whole size.
+
+    Yields:
+        A number and the pixels, which are good until the next ones are asked for. They are of
+        ``frame_size``, or that divided by ``reduction`` and rounded up.
 
     Raises:
-        BadRecordError: one of them is damaged, or is not of (height, width) ``frame_size``.
+        BadRecordError: one of them is damaged, or is not of ``frame_size``.
     """
     if isinstance(encoded, StoredVideo):
-        return encoded.decode(frames, frame_size)
-    # All headers first: a wrong size must not make anybody allocate it.
-    for number in frames:
+        yield from encoded.each_frame(frames, frame_size)
+        return
+    images = (
+        encoded.fetch(frames)
+        if isinstance(encoded, StoredFrames)
+        else [encoded[number] for number in frames]
+    )
+    small = tuple(-(-side // reduction) for side in frame_size)
+    buffer: np.ndarray | None = None
+    for number, image in zip(frames.tolist(), images, strict=True):
         try:
-            size = encoded_size(encoded[number])
+            size = encoded_size(image)
         except BadRecordError as error:
             raise BadRecordError(f"frame {number} is {error}") from error
         if size != frame_size:
             raise BadRecordError(f"frame {number} is of size {size}, not {frame_size}")
-    pixels = np.empty((len(frames), *frame_size, 3), np.uint8)
-    for number, out in zip(frames, pixels, strict=True):
+        if buffer is None:  # not before a header has said that frames are so large
+            buffer = np.empty((*small, 3), np.uint8)
         try:
-            _decode(encoded[number], out)
+            pixels = _decode(image, buffer)
         except _DECODING_ERRORS as error:
             raise BadRecordError(f"frame {number} is damaged ({error})") from error
-    return pixels
+        yield number, pixels
 
 
-def _decode(image: bytes, out: UInt8[np.ndarray, "h w 3"]) -> None:
+def decode_frames(
+    encoded: Encoded,
+    frames: Int64[np.ndarray, "t"],
+    frame_size: tuple[int, int],
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames numbered ``frames``, in any order, as one array; see `each_frame`.
+
+    Raises:
+        BadRecordError: one of them is damaged, or is not of (height, width) ``frame_size``.
+    """
+    numbers, places = np.unique(frames, return_inverse=True)
+    found = [pixels.copy() for _, pixels in each_frame(encoded, numbers, frame_size)]
+    return np.stack([found[place] for place in places])
+
+
+def _decode(image: bytes, buffer: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "..."]:
+    """The pixels; of a JPEG in the buffer, whose size it is decoded to."""
     if not image.startswith(PNG_SIGNATURE):
-        simplejpeg.decode_jpeg(image, colorspace="RGB", buffer=out)
-        return
+        height, width = buffer.shape[:2]
+        simplejpeg.decode_jpeg(
+            image, colorspace="RGB", min_height=height, min_width=width, buffer=buffer
+        )
+        return buffer
     with _open_png(image) as png:
         if png.mode not in PNG_MODES:
             raise ValueError(f"a PNG of mode {png.mode}, not of 8 bits")
-        out[:] = np.asarray(png.convert("RGB"))
+        return np.asarray(png.convert("RGB"))
 
 
 def _open_png(image: bytes) -> Image.Image:

@@ -4,14 +4,17 @@ A list names the videos of one split. Its lines are ``path label`` or, in CSV (a
 ``.csv``, or a comma in the first line), ``path,label``; the label, a name or a number, may be
 missing from all of them. A first line that names its columns is understood, Kinetics' own
 ``label,youtube_id,time_start,time_end`` included. A JSON list is Something-Something v2's: objects
-with an ``id``, which names the file, and a ``template``, which is the class.
+with an ``id``, which names the file, and a ``template``, which is the class. A file called
+``CLASS_test_split1.txt`` (2, 3) is one of HMDB51's: its lines are ``name number``, and the number
+says whether the video is for training (1), for testing (2) or for neither (0).
 """
 
 import collections
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamae_jax.data.sources import Entry
@@ -22,6 +25,9 @@ LABEL_COLUMNS = ("label", "class", "label_name", "class_name", "label_id", "acti
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 # Where a list names videos without their suffix; the first that exists is taken.
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+_HMDB51 = re.compile(r"(.+)_test_split[123]\.txt")
+# What Kinetics' tables call a split, and how the folder is called in which it is usually kept.
+_KINETICS_FOLDERS = {"validate": "val"}
 
 
 def read_list(path: Path, split: str, root: Path) -> list[Entry]:
@@ -29,7 +35,8 @@ def read_list(path: Path, split: str, root: Path) -> list[Entry]:
 
     Args:
         path: of the list.
-        split: the split that its videos belong to.
+        split: the split that its videos belong to; of HMDB51's lists, ``train`` takes those for
+            training, and any other split those for testing.
         root: folder in which videos that are named without suffix are looked for.
 
     Raises:
@@ -38,6 +45,8 @@ def read_list(path: Path, split: str, root: Path) -> list[Entry]:
     text = _read_text(path)
     if path.suffix.lower() == ".json":
         entries = list(_json_entries(path, text, split, root))
+    elif match := _HMDB51.fullmatch(path.name):
+        entries = list(_hmdb51_entries(path, text, split, match[1]))
     else:
         entries = list(_table_entries(path, text, split, root))
     if not entries:
@@ -104,6 +113,19 @@ def _table_entries(path: Path, text: str, split: str, root: Path) -> Iterator[En
         yield Entry(name, label or None, split, where)
 
 
+def _hmdb51_entries(path: Path, text: str, split: str, label: str) -> Iterator[Entry]:
+    wanted = "1" if split == "train" else "2"
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, part = line.strip().rpartition(" ")
+        where = f"{path}, line {number}"
+        if part not in ("0", "1", "2") or not name:
+            raise UserError(f"{where}: {line.strip()!r} is no name with 0, 1 or 2, as HMDB51's are")
+        if part == wanted:
+            yield Entry(f"{label}/{name.strip()}", label, split, where)
+
+
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line that is not empty."""
     first = next((line for line in text.splitlines() if line.strip()), "")
@@ -134,19 +156,26 @@ def _named_columns(first: Sequence[str]) -> dict[str, int] | None:
     if "path" in columns:
         return columns
     if all(name in names for name in KINETICS_COLUMNS):
-        return columns | {name: names.index(name) for name in KINETICS_COLUMNS}
+        more = [name for name in (*KINETICS_COLUMNS, "split") if name in names]
+        return columns | {name: names.index(name) for name in more}
     return None
 
 
 def _kinetics_path(cells: dict[str, str], root: Path, where: str) -> str:
-    """Where the usual scripts put a clip of Kinetics: ``[label/]ID_START_END.mp4``, in seconds."""
+    """Where the usual scripts put a clip: ``[split/][label/]ID_START_END.mp4``, in seconds.
+
+    Some write the label with underscores.
+    """
     try:
         start, end = (int(float(cells[name])) for name in ("time_start", "time_end"))
     except ValueError as error:
         raise UserError(f"{where}: time_start and time_end must be seconds ({error})") from error
     name = f"{cells['youtube_id']}_{start:06d}_{end:06d}"
-    label = cells.get("label")
-    return _locate(root, [name, *([f"{label}/{name}"] if label else [])])
+    label, split = cells.get("label", ""), cells.get("split", "")
+    labels = dict.fromkeys(("", label, label.replace(" ", "_")))
+    splits = dict.fromkeys(("", split, _KINETICS_FOLDERS.get(split, "")))
+    folders = [PurePosixPath(split, label) for label in labels for split in splits]
+    return _locate(root, [str(folder / name) for folder in folders])
 
 
 def _locate(root: Path, stems: Sequence[str]) -> str:

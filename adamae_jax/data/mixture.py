@@ -1,4 +1,10 @@
-"""Several datasets as one, and which record of which of them stands where in a stream."""
+"""Several datasets as one, and which record of which of them stands where in a stream.
+
+A config and a command line name a mixture in the words of `parts_in`: ``k400:0.7,ssv2:0.3``.
+Trained on are all parts; looked at from outside, by evaluations and pictures, is the first alone,
+since no loss or accuracy over different datasets means much. So only the first needs a split for
+validation.
+"""
 
 import bisect
 import dataclasses
@@ -31,6 +37,10 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
+# What names a dataset or a mixture; see `parts_in`.
+Directory = str | os.PathLike[str] | Sequence[Part]
+
+
 class MixedDataset:
     """Datasets one behind the other, as one sequence of records.
 
@@ -40,11 +50,9 @@ class MixedDataset:
         datasets: the parts, in order.
         weights: of the parts.
         has_foreground: whether records carry foreground masks.
-        label_names: empty, for there is no common set of labels.
-        fingerprint: digest of those of the parts and their weights.
+        label_names: those that all parts have; empty where they differ.
+        fingerprint: digest of those of the parts and their shares of the stream.
     """
-
-    label_names: tuple[str, ...] = ()
 
     def __init__(self, parts: Sequence[Part], split: str):
         """Opens the same split of every part.
@@ -54,11 +62,13 @@ class MixedDataset:
         """
         parts = [Part(*part) for part in parts]
         self.weights = tuple(float(part.weight) for part in parts)
-        _shares(self.weights)
+        shares = [str(share) for share in _shares(self.weights)]
         self.datasets = tuple(Dataset(part.directory, split) for part in parts)
         self._first = (0, *itertools.accumulate(map(len, self.datasets)))
         self.has_foreground = all(dataset.has_foreground for dataset in self.datasets)
-        described = [dataset.fingerprint for dataset in self.datasets], self.weights
+        names = {dataset.label_names for dataset in self.datasets}
+        self.label_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
+        described = [dataset.fingerprint for dataset in self.datasets], shares
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -85,13 +95,51 @@ class MixedDataset:
         return self.datasets[part].where(index - self._first[part])
 
 
-def open_dataset(
-    directory: str | os.PathLike[str] | Sequence[Part], split: str
-) -> Dataset | MixedDataset:
-    """Opens a split of a dataset or of a mixture; raises as their constructors do."""
+def parts_in(directory: Directory) -> tuple[Part, ...]:
+    """The parts of a mixture; one part for a single dataset.
+
+    Args:
+        directory: one directory or address, the parts themselves, or their words in a config:
+            ``DIR:WEIGHT,DIR:WEIGHT``. Words without a comma are one directory, colons and all.
+
+    Raises:
+        UserError: words with a comma have a part without a directory or a weight above 0.
+    """
+    if isinstance(directory, str) and "," in directory:
+        return tuple(_part(words, directory) for words in directory.split(","))
     if isinstance(directory, str | os.PathLike):
-        return Dataset(directory, split)
-    return MixedDataset(directory, split)
+        return (Part(directory),)
+    return tuple(Part(*part) for part in directory)
+
+
+def _part(words: str, mixture: str) -> Part:
+    name, _, number = words.strip().rpartition(":")
+    try:
+        part = Part(name, float(number))
+        _shares([part.weight])
+    except (ValueError, UserError):
+        name = ""
+    if not name:
+        raise UserError(
+            f"{words!r} in the mixture {mixture!r} is no DIR:WEIGHT with a weight above 0: write "
+            "k400:0.7,ssv2:0.3, for instance (a single dataset needs no weight)"
+        )
+    return part
+
+
+def open_dataset(directory: Directory, split: str) -> Dataset | MixedDataset:
+    """Opens a split of a dataset or of a mixture; raises as `parts_in` and their constructors."""
+    parts = parts_in(directory)
+    if len(parts) == 1:
+        return Dataset(parts[0].directory, split)
+    return MixedDataset(parts, split)
+
+
+def open_first(directory: Directory, split: str) -> Dataset:
+    """Opens a split of a dataset, or of the first part of a mixture; raises like them."""
+    parts = parts_in(directory)
+    _shares([part.weight for part in parts])
+    return Dataset(parts[0].directory, split)
 
 
 def parts_of(
@@ -144,6 +192,13 @@ class Order:
         return self._starts[part] + permuted(
             place, self._sizes[part], self._seed, epoch, stream=part
         )
+
+    def turns_of_parts(self, first: int, count: int) -> list[int]:
+        """For each part, how many of the positions ``[first, first + count)`` are its turn."""
+        turns = [0] * len(self._sizes)
+        for position in range(first, first + count):
+            turns[self.turn(position)[0]] += 1
+        return turns
 
     def span(self, position: int) -> range:
         """The records of the part whose turn it is, among which a substitute is sought."""

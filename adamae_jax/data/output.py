@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adamae_jax.data import schema
 from adamae_jax.errors import UserError
 
 # Written last, beside the shards: what the dataset was made with, and the size of every file.
@@ -42,6 +43,11 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
     if not (output / RECORD_NAME).is_file():
         raise UserError(f"--output={output} exists and is no dataset made by this job: {remedy}")
     record = _read_record(output / RECORD_NAME)
+    if record["schema"] != schema.VERSION:
+        raise UserError(
+            f"--output={output} holds a dataset of another version of adamae_jax (its schema is "
+            f"{record['schema']}, not {schema.VERSION}): {remedy}"
+        )
     made_with, asked = record["arguments"], json.loads(json.dumps(arguments))
     differences = [
         f"{name} is {made_with.get(name)!r} there, {asked.get(name)!r} was asked for"
@@ -65,7 +71,11 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-        return {"arguments": dict(record["arguments"]), "files": dict(record["files"])}
+        return {
+            "schema": record.get("schema", 1),  # the first was not written down
+            "arguments": dict(record["arguments"]),
+            "files": dict(record["files"]),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error!r}), so the dataset beside it may be damaged: choose "
@@ -126,7 +136,7 @@ def unfinished(output: Path) -> Path:
 def _leftovers(folder: Path, resume: Mapping[str, Any] | None) -> Path:
     """The folder to build in: as a process before left it if that did the same, else empty."""
     build, note = folder / "build", folder / "arguments.json"
-    wanted = json.dumps(resume, sort_keys=True)
+    wanted = json.dumps({"schema": schema.VERSION, "arguments": resume}, sort_keys=True)
     same = resume is not None and note.is_file() and note.read_text() == wanted
     if not same:
         note.unlink(missing_ok=True)  # first, so that a kill in between does not mix two jobs
@@ -150,7 +160,12 @@ def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: An
     """
     files = sorted(path for path in built.rglob("*") if path.is_file())
     sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
-    record = {"arguments": dict(arguments), **facts, "files": sizes}
+    record = {
+        "schema": schema.VERSION,
+        "arguments": dict(arguments),
+        **facts,
+        "files": sizes,
+    }
     (built / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
     # On the disk before the rename is: after a power failure, too, the dataset is whole or absent.
     for path in [*files, built / RECORD_NAME]:

@@ -1,20 +1,27 @@
 """Work spread over processes, results in order, memory bounded."""
 
 import collections
-import concurrent.futures
+import contextlib
+import dataclasses
 import multiprocessing
 import os
-import signal
-import threading
+import time
+import traceback
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing import connection
+from typing import Any, Generic, TypeVar
 
-from adamae_jax.data.workers import WorkerDeathError
+from adamae_jax.data.workers import (
+    WorkerDeathError,
+    describe_end,
+    init_worker,
+    without_main_module,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_Future = concurrent.futures.Future
+# Spawned, not forked: libraries that run threads, TensorFlow among them, do not survive a fork.
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 def num_cores() -> int:
@@ -29,6 +36,9 @@ def ordered_map(
     items: Iterable[Item],
     num_workers: int,
     on_death: Callable[[Item], Result] | None = None,
+    *,
+    max_seconds: float | None = None,
+    on_timeout: Callable[[Item], Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Yields ``function(item)`` for every item, in the order of the items.
 
@@ -38,97 +48,211 @@ def ordered_map(
     Args:
         function: importable by name; it and the items are pickled where there are workers.
         items: may be endless.
-        num_workers: processes to start; 0 does the work in this one.
+        num_workers: processes to start; 0 does the work in this one, which nothing can end then.
         on_death: gives the result of an item that ends its process even when it is alone (a
             crash of a library, or too much memory).
+        max_seconds: after so many an item's process is ended; None waits for ever.
+        on_timeout: gives the result of an item that took longer.
 
     Raises:
-        WorkerDeathError: a worker process died, and there is no `on_death`.
+        WorkerDeathError: a worker process died, or took too long, and nothing gives the result.
     """
     if num_workers == 0:
         yield from map(function, items)
         return
+    pool = _Pool(function, num_workers, on_death, max_seconds, on_timeout)
     remaining = iter(items)
-    pending: collections.deque[tuple[Item, _Future[Result]]] = collections.deque()
-    pool = _start_pool(num_workers)
+    pending: collections.deque[_Task[Item, Result]] = collections.deque()
     try:
         while True:
-            try:
-                while len(pending) <= 2 * num_workers:
-                    try:
-                        item = next(remaining)
-                    except StopIteration:
-                        break
-                    # First noted, then handed over, which fails where the pool is broken.
-                    pending.append((item, _Future()))
-                    pending[-1] = (item, pool.submit(function, item))
-                if not pending:
-                    return
-                result = pending[0][1].result()
-            except BrokenProcessPool as error:
-                if on_death is None:
-                    raise _death() from error
-                pool.shutdown(wait=True, cancel_futures=True)
-                pending = _repeat_alone(function, pending, on_death)
-                pool = _start_pool(num_workers)
-            else:
-                pending.popleft()
-                yield result
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_pool(num_workers: int) -> concurrent.futures.ProcessPoolExecutor:
-    # Spawned, not forked: libraries that run threads, TensorFlow among them, do not survive a fork.
-    return concurrent.futures.ProcessPoolExecutor(
-        num_workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_init_process,
-    )
-
-
-def _init_process() -> None:
-    """Makes a worker leave Ctrl-C to its parent, and end when that does, however it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="watch-parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _death() -> WorkerDeathError:
-    return WorkerDeathError(
-        "a worker process died, perhaps because memory ran out: use a smaller --num_workers"
-    )
-
-
-def _repeat_alone(
-    function: Callable[[Item], Result],
-    pending: Iterable[tuple[Item, _Future[Result]]],
-    on_death: Callable[[Item], Result],
-) -> collections.deque[tuple[Item, _Future[Result]]]:
-    """The same items, all with a result; those that lack one are worked on one by one.
-
-    A pool does not say whose work ended a process, and breaks for all.
-    """
-    done: collections.deque[tuple[Item, _Future[Result]]] = collections.deque()
-    pool = _start_pool(1)
-    try:
-        for item, future in pending:
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                future = _Future()
+            while len(pending) <= 2 * num_workers:
                 try:
-                    future.set_result(pool.submit(function, item).result())
-                except BrokenProcessPool:
-                    future.set_result(on_death(item))
-                    pool.shutdown()
-                    pool = _start_pool(1)
-                except Exception as error:
-                    future.set_exception(error)
-            done.append((item, future))
-        return done
+                    pending.append(_Task(next(remaining)))
+                except StopIteration:
+                    break
+                pool.todo.append(pending[-1])
+            if not pending:
+                return
+            pool.turn(wait=not pending[0].done)
+            while pending and pending[0].done:
+                yield pending.popleft().outcome()
     finally:
-        pool.shutdown()
+        pool.close()
+
+
+@dataclasses.dataclass(eq=False)
+class _Task(Generic[Item, Result]):
+    """An item and what has become of it.
+
+    Attributes:
+        item: what is worked on.
+        done: whether there is a result, or an error.
+        result: of the function, if it returned.
+        error: that it raised.
+        ended_a_process: whether a worker has died of it, or while another one was greedy.
+    """
+
+    item: Item
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+    ended_a_process: bool = False
+
+    def finish(self, result: Any, error: Exception | None = None) -> None:
+        self.done, self.result, self.error = True, result, error
+
+    def outcome(self) -> Result:
+        if self.error is not None:
+            raise self.error
+        result: Result = self.result
+        return result
+
+
+class _Worker(Generic[Item, Result]):
+    """A process and what it is working on: one item at a time, so that its end has one cause."""
+
+    def __init__(self, function: Callable[[Item], Result]):
+        """Starts it; it says when it is ready."""
+        self.pipe, theirs = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_work, args=(function, theirs), daemon=True)
+        with without_main_module():
+            self.process.start()
+        theirs.close()
+        self.ready = False
+        self.task: _Task[Item, Result] | None = None
+        self.since = 0.0
+
+    def give(self, task: _Task[Item, Result]) -> None:
+        self.task, self.since = task, time.monotonic()
+        with contextlib.suppress(OSError):  # it has died, as its sentinel will tell
+            self.pipe.send(task.item)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class _Pool(Generic[Item, Result]):
+    """Workers, and what is to be done by them.
+
+    Attributes:
+        todo: tasks that nobody works on yet.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        num_workers: int,
+        on_death: Callable[[Item], Result] | None,
+        max_seconds: float | None,
+        on_timeout: Callable[[Item], Result] | None,
+    ):
+        """Starts no process yet; see `ordered_map`."""
+        self.todo: collections.deque[_Task[Item, Result]] = collections.deque()
+        self._suspects: collections.deque[_Task[Item, Result]] = collections.deque()
+        self._function, self._num_workers = function, num_workers
+        self._on_death, self._on_timeout = on_death, on_timeout
+        self._max_seconds = max_seconds
+        self._workers: list[_Worker[Item, Result]] = []
+
+    def turn(self, wait: bool) -> None:
+        """Hands out tasks and takes in results; if asked to, waits until something happens."""
+        self._hand_out()
+        ends: list[Any] = [worker.pipe for worker in self._workers]
+        ends += [worker.process.sentinel for worker in self._workers]
+        ready = set(connection.wait(ends, self._time_left() if wait else 0))
+        for worker in list(self._workers):
+            if worker.pipe in ready or worker.process.sentinel in ready:
+                self._take_in(worker)
+            elif worker.task is not None and self._is_late(worker):
+                self._give_up(worker)
+        self._hand_out()
+
+    def close(self) -> None:
+        """Ends all processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def _hand_out(self) -> None:
+        tasks = [worker.task for worker in self._workers if worker.task is not None]
+        waiting = len(self.todo) + len(self._suspects)
+        idle = len(self._workers) - len(tasks)
+        for _ in range(min(self._num_workers - len(self._workers), waiting - idle)):
+            self._workers.append(_Worker(self._function))
+        if any(task.ended_a_process for task in tasks) or (self._suspects and tasks):
+            return  # alone: who is ended for lack of memory is not always who took it
+        queue = self._suspects or self.todo
+        for worker in self._workers:
+            if queue and worker.ready and worker.task is None:
+                worker.give(queue.popleft())
+                if queue is self._suspects:
+                    return
+
+    def _take_in(self, worker: _Worker[Item, Result]) -> None:
+        try:
+            if not worker.pipe.poll():
+                raise EOFError
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        if worker.task is not None:
+            worker.task.finish(*message)
+        worker.ready, worker.task = True, None
+
+    def _bury(self, worker: _Worker[Item, Result]) -> None:
+        worker.end()
+        self._workers.remove(worker)
+        task = worker.task
+        if self._on_death is None or not worker.ready:
+            raise WorkerDeathError(
+                f"worker process {describe_end(worker.process)}: use a smaller --num_workers, or "
+                "look for its message above"
+            )
+        if task is None:
+            return
+        if task.ended_a_process:
+            task.finish(self._on_death(task.item))
+        else:
+            task.ended_a_process = True
+            self._suspects.append(task)
+
+    def _time_left(self) -> float | None:
+        """Seconds until the first worker is late."""
+        since = [worker.since for worker in self._workers if worker.task is not None]
+        if self._max_seconds is None or not since:
+            return None
+        return max(0.0, min(since) + self._max_seconds - time.monotonic())
+
+    def _is_late(self, worker: _Worker[Item, Result]) -> bool:
+        return self._max_seconds is not None and time.monotonic() - worker.since > self._max_seconds
+
+    def _give_up(self, worker: _Worker[Item, Result]) -> None:
+        worker.end()
+        self._workers.remove(worker)
+        if self._on_timeout is None:
+            raise WorkerDeathError(f"a worker process took longer than {self._max_seconds:g} s")
+        assert worker.task is not None
+        worker.task.finish(self._on_timeout(worker.task.item))
+
+
+def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
+    """What a worker does: one item after the other, until nobody gives any more."""
+    init_worker()
+    pipe.send(None)  # ready: what it took to start is no item's time
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result, error = function(item), None
+        except Exception as caught:
+            caught.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            result, error = None, caught
+        try:
+            pipe.send((result, error))
+        except Exception as unsendable:  # what cannot be pickled, of libraries mostly
+            pipe.send((None, RuntimeError(f"{error or result!r} cannot be sent: {unsendable}")))

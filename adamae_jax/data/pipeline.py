@@ -4,20 +4,16 @@ The same batches come out for any number of hosts, workers and threads; see
 `adamae_jax.data.stream`.
 """
 
-import os
-from collections.abc import Sequence
-
 from adamae_jax.data.batches import TIMEOUT_S, Batch, Batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import Part, open_dataset
-from adamae_jax.data.records import Dataset
+from adamae_jax.data.mixture import Directory, open_dataset, open_first
 from adamae_jax.data.stream import EvalStream, HostSlice, TrainStream
 from adamae_jax.data.views import Views
 from adamae_jax.errors import UserError
 
 
 def train_batches(
-    dataset_dir: str | os.PathLike[str] | Sequence[Part],
+    dataset_dir: Directory,
     split: str,
     spec: ClipSpec,
     *,
@@ -42,7 +38,7 @@ def train_batches(
     ``[p * B / P, (p + 1) * B / P)``, as `jax.make_array_from_process_local_data` expects.
 
     Args:
-        dataset_dir: directory of the dataset, or the parts of a mixture.
+        dataset_dir: directory of the dataset, or a mixture (see `parts_in`).
         split: name of the split, in each of them.
         spec: what a clip is.
         seed: of order and augmentation.
@@ -91,7 +87,7 @@ def train_batches(
 
 
 def eval_batches(
-    dataset_dir: str | os.PathLike[str],
+    dataset_dir: Directory,
     split: str,
     spec: ClipSpec,
     *,
@@ -110,7 +106,7 @@ def eval_batches(
     The last batch is filled up, and every host gets the same number of batches.
 
     Args:
-        dataset_dir: directory of the dataset.
+        dataset_dir: directory of the dataset; of a mixture, the first part is read.
         split: name of the split.
         spec: what a clip is.
         batch_size: videos in one global batch.
@@ -134,7 +130,7 @@ def eval_batches(
         UserError: the dataset cannot be used, or a value is out of range.
     """
     _check(batch_size, process_index, process_count, "batch_size")
-    dataset = Dataset(dataset_dir, split)
+    dataset = open_first(dataset_dir, split)
     if num_examples is not None and num_examples < 1:
         raise UserError(f"num_examples is {num_examples}, but must be at least 1")
     count = min(num_examples or len(dataset), len(dataset))
@@ -151,10 +147,10 @@ def eval_batches(
     )
 
 
-def first_clips(
-    dataset_dir: str | os.PathLike[str], split: str, spec: ClipSpec, count: int
-) -> Batch:
+def first_clips(dataset_dir: Directory, split: str, spec: ClipSpec, count: int) -> Batch:
     """Those of a split's first ``count`` clips that can be read, as one batch.
+
+    Of a mixture, those of the first part.
 
     Raises:
         UserError: the dataset cannot be used, or none of its first clips can be read.

@@ -1,70 +1,74 @@
-"""Checked reads of single records, from anywhere in a dataset."""
+"""Single records of TFRecord shards, whole and checked, or in part."""
 
-import os
-import threading
-from collections import OrderedDict
-from typing import Any
+import dataclasses
 
 from adamae_jax.data import storage
+from adamae_jax.data.open_files import OpenFiles
+from adamae_jax.data.payload import Payload
 from adamae_jax.data.storage import RangedFile
 from adamae_jax.data.tfrecord import CHECKSUM_BYTES, BadRecordError, ShardIndex, masked_checksum
 
-MAX_OPEN_SHARDS = 128  # well below the usual limit of 1,024 open files
-
 
 class RecordReader:
-    """Reads payloads by number, from any number of threads; survives pickling and forking."""
+    """Reads records by number, from any number of threads; survives pickling and forking."""
 
     def __init__(self, index: ShardIndex):
         """Opens nothing yet."""
         self.index = index
-        self._start_process()
+        self._files: OpenFiles[RangedFile] = OpenFiles(index.paths, storage.open_file)
 
-    def _start_process(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, RangedFile] = OrderedDict()
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.index)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files and lock, which belong to this process."""
-        return {"index": self.index}
+    def place(self, record: int) -> tuple[str, int]:
+        """The file that holds a record, and the record's number in it."""
+        shard = self.index.shard_of(record)
+        return self.index.paths[shard], record - int(self.index.first[shard])
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Starts afresh with the same index."""
-        self.index = state["index"]
-        self._start_process()
+    def payload(self, record: int) -> Payload:
+        """One record, of which nothing is read yet."""
+        return _StoredPayload(self, record, int(self.index.lengths[record]))
 
-    def read(self, record: int) -> bytes:
-        """The payload of one record.
+    def read(self, record: int, start: int, count: int) -> bytes:
+        """``count`` bytes from byte ``start`` of a record's payload on.
 
         Raises:
-            BadRecordError: the payload fails its checksum, or the shard has become shorter.
+            BadRecordError: the shard has become shorter.
             OSError: reading failed again and again (a passing failure is retried for seconds).
         """
         shard = self.index.shard_of(record)
-        offset, length = int(self.index.offsets[record]), int(self.index.lengths[record])
+        offset = int(self.index.offsets[record]) + start
         data = storage.retried(
-            lambda: self._shard(shard).read(offset, length + CHECKSUM_BYTES),
+            lambda: self._files[shard].read(offset, count),
             self.index.paths[shard],
-            lambda: self._forget(shard),  # a stale handle of a network file system stays stale
+            lambda: self._files.forget(shard),
         )
-        if len(data) < length + CHECKSUM_BYTES:
+        if len(data) < count:
             raise BadRecordError("the shard ends inside the record")
-        payload = data[:length]
-        if int.from_bytes(data[length:], "little") != masked_checksum(payload):
+        return data
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredPayload:
+    """See `Payload`."""
+
+    reader: RecordReader
+    record: int
+    size: int
+
+    @property
+    def gap(self) -> int:
+        return storage.gap(self.reader.place(self.record)[0])
+
+    def read(self, start: int, count: int) -> bytes:
+        if not 0 <= start <= start + count <= self.size:
+            raise BadRecordError(f"it ends before byte {start + count}")
+        return self.reader.read(self.record, start, count)
+
+    def whole(self) -> bytes:
+        data = self.reader.read(self.record, 0, self.size + CHECKSUM_BYTES)
+        payload = data[: self.size]
+        if int.from_bytes(data[self.size :], "little") != masked_checksum(payload):
             raise BadRecordError("its checksum does not match its content")
         return payload
-
-    def _shard(self, shard: int) -> RangedFile:
-        if self._process != os.getpid():  # forked: the lock may be held by a thread left behind
-            self._start_process()
-        with self._lock:
-            file = self._open.pop(shard, None) or storage.open_file(self.index.paths[shard])
-            self._open[shard] = file
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return file
-
-    def _forget(self, shard: int) -> None:
-        with self._lock:
-            self._open.pop(shard, None)

@@ -5,15 +5,19 @@ import functools
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
 from adamae_jax.data import schema, storage
+from adamae_jax.data.array_records import ArrayRecordReader
 from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
+from adamae_jax.data.payload import Payload
 from adamae_jax.data.record_reader import RecordReader
+from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.data.tfrecord import BadRecordError, load_index
 from adamae_jax.errors import UserError
 
@@ -26,6 +30,9 @@ REQUIRED_FEATURES = (
     schema.RATE,
     schema.HEIGHT,
     schema.WIDTH,
+    schema.FRAME_SIZES,
+    schema.FRAME_CHECKSUMS,
+    schema.HEADER_CHECKSUM,
 )
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
 INFO = "dataset_info.json"
@@ -33,16 +40,33 @@ DESCRIPTIONS = (".json", ".txt")  # what TFDS writes beside the shards
 PREPARE = "python -m adamae_jax.prepare"
 
 
+class Reader(Protocol):
+    """The records of several shards by number; can be pickled and used in threads."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def payload(self, record: int) -> Payload:
+        """The bytes of one record; raises `BadRecordError` or, if storage fails, OSError."""
+        ...
+
+    def place(self, record: int) -> tuple[str, int]:
+        """The file that holds a record, and the record's number in it."""
+        ...
+
+
 class Dataset:
     """One split of a dataset directory, as a random-access sequence of records.
 
-    The directory holds ``dataset_info.json``, ``features.json`` and TFRecord shards directly, as
+    The directory holds ``dataset_info.json``, ``features.json`` and shards directly, as
     ``tfds.builder_from_directory`` expects: videos after `adamae_jax.data.schema`, or images as
     TFDS prepared them itself (features ``image`` and, where there are any, ``label`` and ``id`` or
-    ``file_name``), which are read as videos of one frame. It may be on a file system that fsspec
-    knows (``gs://bucket/folder``). An index of the records is kept beside the shards
-    (``.index-SPLIT.npy``; see `load_index`). Objects can be pickled and used in several threads and
-    processes.
+    ``file_name``), which are read as videos of one frame. Of a video in a TFRecord file, only the
+    frames are read that are asked for. TFRecord shards may be on a file system that fsspec knows
+    (``gs://bucket/folder``); an index of their records is kept beside them (``.index-SPLIT.npy``;
+    see `load_index`). ArrayRecord shards have an index in themselves, and must be local. Objects
+    can be pickled and used in several threads and processes.
 
     Attributes:
         directory: the dataset's directory, or its address.
@@ -73,19 +97,17 @@ class Dataset:
         paths = [
             storage.join(self.directory, os.path.basename(path)) for path in split_info.filepaths
         ]
-        cache = storage.join(self.directory, f".index-{split}.npy")
-        index = load_index(paths, split_info.shard_lengths, cache)
-        if not len(index):
+        self._reader = _reader(info.file_format.value, paths, split_info.shard_lengths, split)
+        if not len(self):
             raise UserError(f"split {split!r} of {self.directory} is empty: rebuild with {PREPARE}")
-        self._reader = RecordReader(index)
-        self.fingerprint = _fingerprint(self.directory, paths, len(index))
+        self.fingerprint = _fingerprint(self.directory, paths, len(self))
 
     def __len__(self) -> int:
         """Number of records in the split."""
-        return len(self._reader.index)
+        return len(self._reader)
 
     def __getitem__(self, index: int) -> Record:
-        """Reads one record.
+        """Reads one record, without its frames where they can be read later.
 
         Raises:
             IndexError: ``index`` is outside ``[0, len(self))``.
@@ -95,19 +117,22 @@ class Dataset:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            record = self._layout.parse(self._reader.read(index))
+            record = self._layout.read(self._reader.payload(index))
         except BadRecordError as error:
             raise BadRecordError(f"{self.where(index)}: {error}") from error
         return record if record.id else dataclasses.replace(record, id=f"{self.split}/{index}")
 
     def where(self, index: int) -> str:
         """Words for messages: which record of which file this is."""
-        records = self._reader.index
-        shard = records.shard_of(index)
-        return (
-            f"record {index} of split {self.split!r} "
-            f"(number {index - int(records.first[shard])} in {records.paths[shard]})"
-        )
+        path, number = self._reader.place(index)
+        return f"record {index} of split {self.split!r} (number {number} in {path})"
+
+
+def _reader(file_format: str, paths: Sequence[str], counts: Sequence[int], split: str) -> Reader:
+    if file_format == ARRAY_RECORD:
+        return ArrayRecordReader(paths, counts)
+    beside = storage.join(paths[0].rpartition("/")[0], f".index-{split}.npy")
+    return RecordReader(load_index(paths, counts, beside))
 
 
 def _dataset_info(directory: str) -> Any:
@@ -154,11 +179,11 @@ def _builder_info(folder: str, directory: str) -> Any:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    if info.file_format.value != "tfrecord":
+    if info.file_format.value not in FILE_FORMATS:
         raise UserError(
-            f"the dataset at {directory} is stored as {info.file_format.value}, "
-            f"but only tfrecord is read: make one with {PREPARE}, or, of images, let TFDS prepare "
-            "it again with file_format='tfrecord'"
+            f"the dataset at {directory} is stored as {info.file_format.value}, but only "
+            f"{' and '.join(FILE_FORMATS)} are read: make one with {PREPARE}, or, of images, let "
+            "TFDS prepare it again with file_format='tfrecord'"
         )
     return info
 
@@ -170,8 +195,9 @@ def _layout(features: Any, directory: str) -> Layout:
         return VideoLayout(has_foreground=schema.FOREGROUND in names)
     if schema.FRAMES in names or schema.IMAGE not in names:
         raise UserError(
-            f"the dataset at {directory} holds neither videos as {PREPARE} writes them, for it "
-            f"lacks the features {', '.join(missing)}, nor images, as a feature {schema.IMAGE!r}"
+            f"the dataset at {directory} holds neither videos as {PREPARE} writes them today, for "
+            f"it lacks the features {', '.join(missing)}, nor images, as a feature "
+            f"{schema.IMAGE!r}: make it again with {PREPARE}"
         )
     return _image_layout({name: features[name] for name in names}, directory)
 

@@ -1,7 +1,8 @@
 """The one schema that every video dataset on disk follows, whatever its source and codec.
 
 A dataset is a directory that ``tfds.builder_from_directory`` opens: ``dataset_info.json``,
-``features.json`` and TFRecord shards of ``tf.train.Example`` with the features named here.
+``features.json`` and shards (TFRecord or ArrayRecord) of ``tf.train.Example`` with the features
+named here.
 Writers (`adamae_jax.data.writer`) and readers (`adamae_jax.data.examples`) meet only in this file.
 Image datasets are TFDS's own, and read by the names that most of them share.
 """
@@ -19,6 +20,11 @@ WIDTH = "width"  # int64
 # the front. Frame numbers count the frames in the order in which they are shown.
 TIMES = "frame_times"  # int64, one per frame or none
 KEYFRAMES = "keyframes"  # int64, sorted
+# What proves a record without reading all of it: so only those frames are read that a clip needs.
+# Checksums are CRC32C (RFC 3720), as they are: not masked as those of TFRecord files.
+FRAME_SIZES = "frame_sizes"  # int64: bytes of each value of FRAMES
+FRAME_CHECKSUMS = "frame_checksums"  # int64: checksum of each value of FRAMES
+HEADER_CHECKSUM = "header_checksum"  # int64: of all features but FRAMES and this one
 # Optional. One grey PNG: the foreground masks of all frames, low resolution, stacked from top to
 # bottom ([num_frames * h, w] pixels, 0 background to 255 foreground).
 FOREGROUND = "foreground"
@@ -31,4 +37,6 @@ CODEC_JPEG = "jpeg"
 CODEC_H264 = "h264"  # re-encoded with few frames between keyframes, in MP4
 CODEC_ORIGINAL = "original"  # the source's own file, untouched
 CODECS = (CODEC_JPEG, CODEC_H264, CODEC_ORIGINAL)
+INTEGER_LISTS = (TIMES, KEYFRAMES, FRAME_SIZES, FRAME_CHECKSUMS)
+VERSION = 2  # of this schema: another one cannot be read
 UNLABELLED = -1

@@ -1,13 +1,12 @@
 """Files of records, written and read from front to back: TFRecord and ArrayRecord."""
 
-import contextlib
-import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from adamae_jax.data import array_records
 from adamae_jax.data.tfrecord import (
     CHECKSUM_BYTES,
     HEADER_BYTES,
@@ -15,7 +14,6 @@ from adamae_jax.data.tfrecord import (
     BadRecordError,
     masked_checksum,
 )
-from adamae_jax.errors import UserError
 
 TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
 FILE_FORMATS = (TFRECORD, ARRAY_RECORD)
@@ -67,39 +65,9 @@ class TFRecordWriter:
         self._file.close()
 
 
-class ArrayRecordWriter:
-    """The library's own writer, each record for itself as TFDS has it."""
-
-    def __init__(self, path: Path):
-        """Opens a new file."""
-        self._path = path
-        self._writer = _array_record().ArrayRecordWriter(os.fspath(path), "group_size:1")
-
-    def write(self, payload: bytes) -> None:
-        """See `RecordWriter`."""
-        try:
-            self._writer.write(payload)
-        except RuntimeError as error:
-            raise OSError(errno.EIO, str(error), str(self._path)) from error
-
-    def close(self) -> None:
-        """See `RecordWriter`."""
-        try:
-            self._writer.close()
-        except RuntimeError as error:
-            raise OSError(errno.EIO, str(error), str(self._path)) from error
-        with open(self._path, "rb") as file:
-            os.fsync(file.fileno())
-
-    def abandon(self) -> None:
-        """See `RecordWriter`."""
-        with contextlib.suppress(RuntimeError):
-            self._writer.close()
-
-
 WRITERS: dict[str, Callable[[Path], RecordWriter]] = {
     TFRECORD: TFRecordWriter,
-    ARRAY_RECORD: ArrayRecordWriter,
+    ARRAY_RECORD: array_records.ArrayRecordWriter,
 }
 
 
@@ -124,12 +92,13 @@ def records(path: Path, file_format: str) -> Iterator[bytes | BadRecordError]:
         file_format: one of `FILE_FORMATS`.
 
     Yields:
-        The payload of each record, or why it cannot be had. Nothing comes after a damaged length.
+        The payload of each record, or why it cannot be had. Nothing comes after a damaged length in
+        a TFRecord file, and nothing else from an ArrayRecord file whose index is damaged.
 
     Raises:
         OSError: the file cannot be read.
     """
-    read = _tfrecord_records if file_format == TFRECORD else _array_record_records
+    read = _tfrecord_records if file_format == TFRECORD else array_records.records
     return read(path)
 
 
@@ -148,28 +117,3 @@ def _tfrecord_records(path: Path) -> Iterator[bytes | BadRecordError]:
             payload = file.read(length)
             sound = int.from_bytes(file.read(CHECKSUM_BYTES), "little") == masked_checksum(payload)
             yield payload if sound else BadRecordError("its checksum does not match its content")
-
-
-def _array_record_records(path: Path) -> Iterator[bytes | BadRecordError]:
-    try:
-        reader = _array_record().ArrayRecordReader(os.fspath(path))
-        try:
-            for _ in range(reader.num_records()):
-                yield reader.read()
-        finally:
-            reader.close()
-    except (RuntimeError, IndexError) as error:
-        yield BadRecordError(f"array_record cannot read on ({error})")
-
-
-def _array_record() -> Any:
-    try:
-        from array_record.python import (  # type: ignore[import-untyped,unused-ignore]
-            array_record_module,
-        )
-    except ImportError as error:
-        raise UserError(
-            f"--file_format={ARRAY_RECORD} needs a package that cannot be imported ({error}): "
-            f"pip install array_record, or use --file_format={TFRECORD}"
-        ) from error
-    return array_record_module

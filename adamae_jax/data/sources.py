@@ -5,9 +5,10 @@ what comes after knows nothing of where items came from.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,11 +79,13 @@ def make_source(
     """
     if classes is None:
         classes = _classes_of([entry.label for entry in entries])
-    top, real_top = os.path.abspath(root), os.path.realpath(root)
+    # With a slash at the end: what begins so lies below.
+    top, real_top = (os.path.join(place(root), "") for place in (os.path.abspath, os.path.realpath))
+    real_folder = functools.cache(os.path.realpath)  # folders have many files
     seen: dict[str, str] = {}
     items = []
     for entry in entries:
-        relative = _path_below(top, real_top, entry)
+        relative = _path_below(top, real_top, entry, real_folder)
         if relative in seen:
             raise UserError(
                 f"{entry.where}: {entry.path!r} is there already ({seen[relative]}): name each "
@@ -109,32 +112,31 @@ def _split_place(split: str | None) -> str:
     return "" if split in (None, "validation") else str(split)
 
 
-def _path_below(top: str, real_top: str, entry: Entry) -> str:
+def _path_below(top: str, real_top: str, entry: Entry, real_folder: Callable[[str], str]) -> str:
     """The path of an entry relative to the root, after making sure that it stays there.
 
     Links are followed to see where they end, and then left as they are.
 
     Args:
-        top: the root.
-        real_top: where it really is.
+        top: the root, with a slash at the end.
+        real_top: where it really is, likewise.
         entry: what to look at.
+        real_folder: where a folder really is.
     """
     if not entry.path or "\0" in entry.path:
         raise UserError(f"{entry.where}: the path {entry.path!r} names no file")
     path = os.path.normpath(os.path.join(top, entry.path))
-    real = os.path.realpath(path)
-    parents = [parent for parent in (top, real_top) if _is_below(path, parent)]
-    if not parents or not _is_below(real, real_top):
+    folder, name = os.path.split(path)
+    real = os.path.join(real_folder(folder), name)
+    real = os.path.realpath(real) if os.path.islink(real) else real
+    parents = [parent for parent in (top, real_top) if path.startswith(parent)]
+    if not parents or not real.startswith(real_top):
         leads = f" (it leads to {real})" if real != path else ""
         raise UserError(
-            f"{entry.where}: {printable(entry.path)!r} lies outside of --source={top}{leads}: "
+            f"{entry.where}: {printable(entry.path)!r} lies outside of --source={top[:-1]}{leads}: "
             "move the file there, or give the folder that holds all files"
         )
-    return os.path.relpath(path, parents[0])
-
-
-def _is_below(path: str, parent: str) -> bool:
-    return path.startswith(os.path.join(parent, ""))
+    return path.removeprefix(parents[0])
 
 
 def printable(path: str) -> str:

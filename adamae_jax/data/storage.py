@@ -1,7 +1,7 @@
 """Files by ranges of bytes: local ones through the kernel, remote ones (``gs://``) through fsspec.
 
 fsspec knows a file system by the protocol of its address; those of clouds are packages of their
-own (``gcsfs``, ``s3fs``, ``adlfs``), which are asked for when they are needed.
+own (``pip install adamae-jax[gcs]`` or ``[s3]``), which are asked for when they are needed.
 """
 
 import errno
@@ -15,6 +15,10 @@ from absl import logging
 from adamae_jax.errors import UserError
 
 RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
+# How many bytes are read in about the time that one more read takes: of a local file, a call of the
+# kernel; of a remote one, a request.
+LOCAL_GAP, REMOTE_GAP = 32 << 10, 1 << 20
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of our own package, by protocol
 # What file systems call that which changes with a file's content, the surest first.
 _VERSIONS = (
     *("generation", "ETag", "etag", "md5Hash", "content_md5"),
@@ -49,6 +53,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def join(directory: str, name: str) -> str:
     """The path of a file in a directory, remote or local."""
     return f"{directory.rstrip('/')}/{name}" if is_remote(directory) else f"{directory}/{name}"
+
+
+def gap(path: str) -> int:
+    """Bytes between two that are wanted which are better read with them than passed over."""
+    return REMOTE_GAP if is_remote(path) else LOCAL_GAP
 
 
 def open_file(path: str) -> RangedFile:
@@ -181,9 +190,13 @@ def _file_system(path: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
         # fsspec says which package is missing, or that the protocol is unknown.
-        raise UserError(
-            f"{path} cannot be opened: {error} (gs:// needs the package gcsfs, s3:// s3fs)"
-        ) from error
+        extra = _EXTRAS.get(path.partition("://")[0])
+        remedy = (
+            f"pip install 'adamae-jax[{extra}]'"
+            if extra
+            else "give a local path, gs://, s3://, or install what fsspec needs for the protocol"
+        )
+        raise UserError(f"{path} cannot be opened: {error}: {remedy}") from error
     except Exception as error:  # credentials, mostly
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
 

@@ -56,32 +56,30 @@ class StoredVideo:
         """The number of frames."""
         return self.num_frames
 
-    def decode(
+    def each_frame(
         self, frames: Int64[np.ndarray, "t"], frame_size: tuple[int, int]
-    ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The frames of these numbers, RGB, upright, of (height, width) `frame_size`.
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        """The frames of these sorted numbers, RGB, upright, of (height, width) `frame_size`.
 
         Raises:
             BadRecordError: the file is damaged, or does not have them.
         """
         if frame_size[0] * frame_size[1] > MAX_PIXELS or min(frame_size) < 1:
             raise BadRecordError(f"its frames claim the size {frame_size}")
-        needed = sorted({int(number) for number in frames})
+        needed = frames.tolist()
         if not needed or needed[0] < 0 or needed[-1] >= self.num_frames:
             raise BadRecordError(f"frames {needed} were asked for, but it has {self.num_frames}")
         upright = Upright(size=frame_size)
-        pixels = np.empty((len(needed), *frame_size, 3), np.uint8)
         found = 0
         try:
             with VideoFile(self.data) as video:
                 for number, frame in self._needed(video, needed):
-                    pixels[bisect.bisect_left(needed, number)] = upright(frame)
+                    yield number, upright(frame)
                     found += 1
         except (UnreadableVideoError, av.error.FFmpegError) as error:
             raise BadRecordError(f"its video is damaged ({error})") from error
         if found < len(needed):
             raise BadRecordError(f"its video shows only {found} of the frames {needed}")
-        return pixels[np.searchsorted(needed, frames)]
 
     def _needed(
         self, video: VideoFile, needed: Sequence[int]

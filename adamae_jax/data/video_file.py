@@ -198,6 +198,7 @@ class Upright:
             height=self.width if lies else self.height,
             format="rgb24",
             interpolation="AREA",
+            threads=1,  # starting some takes longer than what they do
         )
         return np.ascontiguousarray(np.rot90(small.to_ndarray(), quarter_turns))
 

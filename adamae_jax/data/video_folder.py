@@ -47,12 +47,12 @@ def find_files(source: Path, images: bool = False) -> list[str]:
     found = []
     for folder, folders, names in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(folder, source)
         for name in names:
-            path = Path(folder, name)
-            suffix = path.suffix.lower()
+            suffix = os.path.splitext(name)[1].lower()
             counts = suffix in IMAGE_SUFFIXES if images else suffix not in _NO_VIDEOS
-            if counts and not name.startswith(".") and path.is_file():
-                found.append(path.relative_to(source).as_posix())
+            if counts and not name.startswith(".") and os.path.isfile(os.path.join(folder, name)):
+                found.append(os.path.join(below, name) if below != "." else name)
     if not found:
         kind = "images" if images else "videos"
         raise UserError(f"--source={source} holds no {kind}: give the folder that holds them")
@@ -71,7 +71,7 @@ def folder_entries(paths: Sequence[str], class_folders: bool) -> list[Entry]:
     Raises:
         UserError: a file lies in no class folder.
     """
-    parts = [PurePosixPath(path).parts for path in paths]
+    parts = [path.split("/") for path in paths]
     splits = all(len(part) > 1 and part[0].lower() in SPLIT_FOLDERS for part in parts)
     entries = []
     for path, part in zip(paths, parts, strict=True):

@@ -1,4 +1,4 @@
-"""The manners of grain's worker processes: they start light and do not outlive their parent."""
+"""The manners of worker processes: they do not outlive their parent; grain's start light."""
 
 import contextlib
 import ctypes
@@ -26,15 +26,15 @@ _GRAIN_WORKER = "grain-process-prefetch"
 _starting = threading.Lock()
 
 
-def init_worker(worker_index: int, worker_count: int) -> None:
-    """Runs in each worker before it reads: it will not outlive its parent, nor answer Ctrl-C.
+def init_worker() -> None:
+    """Runs in each worker process of any kind: it will not outlive its parent, nor answer Ctrl-C.
 
     A worker whose parent is killed would wait for ever and keep its shared memory. It watches its
     parent instead of asking the kernel for a signal (``PR_SET_PDEATHSIG``), since that signal
     comes with the end of the *thread* that started the worker: grain's threads end first when a
-    pipeline is closed, and the signal would cut the worker's own tidying short.
+    pipeline is closed, and the signal would cut the worker's own tidying short. Nor does it wait
+    for the end of multiprocessing's pipe to its parent, which any fork of the parent holds open.
     """
-    del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, and closes its workers
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
@@ -45,7 +45,8 @@ def init_worker(worker_index: int, worker_count: int) -> None:
 
 def init_reader(heartbeat: Heartbeat, worker_index: int, worker_count: int) -> None:
     """Runs in each worker of a pipeline: as `init_worker`; if it hangs, it can be asked where."""
-    init_worker(worker_index, worker_count)
+    del worker_count
+    init_worker()
     keep_freed_memory()
     faulthandler.register(TELL_STACK)  # even where the interpreter is stuck
     heartbeat.introduce(worker_index)
@@ -54,9 +55,9 @@ def init_reader(heartbeat: Heartbeat, worker_index: int, worker_count: int) -> N
 def keep_freed_memory() -> None:
     """Has the C library reuse large blocks of memory instead of giving them back each time.
 
-    Records have megabytes, and are read, parsed and dropped one after the other: fetching their
-    pages from the kernel anew took longer than all else that is done to a record. What is kept is
-    at most `KEPT_BYTES` above what is in use, of each of the allocator's arenas.
+    Clips and video files have megabytes, and are made, copied and dropped one after the other:
+    fetching their pages from the kernel anew took longer than reading them. What is kept is at most
+    `KEPT_BYTES` above what is in use, of each of the allocator's arenas.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt
@@ -70,8 +71,34 @@ def _exit_without(parent: int) -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Around the code that spawns processes, in one thread at a time: they start light.
+
+    A spawned process imports the parent's main module again: a job, with all of its libraries, or
+    a script without a ``__main__`` guard, which would start over. No worker needs it. Main modules
+    named ``*.__main__`` are exempt, so this process's takes such a name for the time being.
+    """
+    with _starting:
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        main.__spec__ = importlib.machinery.ModuleSpec("adamae_jax.__main__", None)
+        try:
+            yield
+        finally:
+            main.__spec__ = spec
+
+
 class WorkerDeathError(UserError, RuntimeError):
     """A worker process has ended, or hangs, while it was needed."""
+
+
+def describe_end(process: multiprocessing.process.BaseProcess) -> str:
+    """Words on a process that has ended."""
+    return (
+        f"{process.pid} ended with exit code {process.exitcode} (negative: killed by that signal, "
+        "-9 mostly for lack of memory)"
+    )
 
 
 class Workers:
@@ -84,22 +111,12 @@ class Workers:
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Around the code during which grain starts the workers; one pipeline at a time.
-
-        Workers are spawned, and a spawned process imports the parent's main module again: a job,
-        with all of its libraries, or a script without a ``__main__`` guard, which would start
-        over. No worker needs it. Main modules named ``*.__main__`` are exempt, so this process's
-        takes such a name for the time being.
-        """
-        with _starting:
+        """Around the code during which grain starts the workers; one pipeline at a time."""
+        with without_main_module():
             self._others = set(multiprocessing.active_children())
-            main = sys.modules["__main__"]
-            spec = getattr(main, "__spec__", None)
-            main.__spec__ = importlib.machinery.ModuleSpec("adamae_jax.__main__", None)
             try:
                 yield
             finally:
-                main.__spec__ = spec
                 self._processes = self._children()
 
     def _children(self) -> list[multiprocessing.process.BaseProcess]:
@@ -117,9 +134,8 @@ class Workers:
         for process in self._processes:
             if process.exitcode is not None:
                 return (
-                    f"data worker {process.pid} ended with exit code {process.exitcode} "
-                    "(negative: killed by that signal, -9 mostly for lack of memory): "
-                    "use fewer workers or a smaller batch, or look for its message above"
+                    f"data worker {describe_end(process)}: use fewer workers or a smaller batch, "
+                    "or look for its message above"
                 )
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
@@ -17,10 +18,11 @@ import tqdm
 from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_feature_pb2
 
 from adamae_jax.data import schema, synthetic
 from adamae_jax.data.encoding import EncodedVideo
+from adamae_jax.data.header import compose, header_checksum
 from adamae_jax.data.parallel import ordered_map
 
 Example = dict[str, Any]  # the features of one clip, by their names in the schema
@@ -51,6 +53,9 @@ def features(
         schema.RATE: np.float32,
         schema.HEIGHT: np.int64,
         schema.WIDTH: np.int64,
+        schema.FRAME_SIZES: tfds.features.Sequence(np.int64),
+        schema.FRAME_CHECKSUMS: tfds.features.Sequence(np.int64),
+        schema.HEADER_CHECKSUM: np.int64,
     }
     if not jpegs:
         described[schema.TIMES] = tfds.features.Sequence(np.int64)
@@ -94,13 +99,12 @@ def make_example(
         foreground: PNG of all masks, see `schema.FOREGROUND`.
     """
     video = EncodedVideo(list(frames), len(frames), rate, height, width, None)
-    example = video_example(identity, label, schema.CODEC_JPEG, video)
-    if foreground is not None:
-        example[schema.FOREGROUND] = foreground
-    return example
+    return video_example(identity, label, schema.CODEC_JPEG, video, foreground)
 
 
-def video_example(identity: str, label: int, codec: str, video: EncodedVideo) -> Example:
+def video_example(
+    identity: str, label: int, codec: str, video: EncodedVideo, foreground: bytes | None = None
+) -> Example:
     """One video as `features` describes it; its codec is one of `schema.CODECS`."""
     example: Example = {
         schema.ID: identity,
@@ -108,30 +112,45 @@ def video_example(identity: str, label: int, codec: str, video: EncodedVideo) ->
         schema.FRAMES: video.frames,
         schema.CODEC: codec,
         schema.NUM_FRAMES: video.num_frames,
-        schema.RATE: video.rate,
+        schema.RATE: float(video.rate),
         schema.HEIGHT: video.height,
         schema.WIDTH: video.width,
+        schema.FRAME_SIZES: [len(frame) for frame in video.frames],
+        schema.FRAME_CHECKSUMS: [google_crc32c.value(frame) for frame in video.frames],
     }
     if codec != schema.CODEC_JPEG:
         example[schema.TIMES] = list(video.times)
         example[schema.KEYFRAMES] = list(video.keyframes)
-    return example
+    if foreground is not None:
+        example[schema.FOREGROUND] = foreground
+    header = {name: value for name, value in example.items() if name != schema.FRAMES}
+    return {**example, schema.HEADER_CHECKSUM: header_checksum(_messages(header).feature)}
 
 
 def serialize(example: Example) -> bytes:
-    """The bytes of a ``tf.train.Example``; the same features always give the same bytes."""
-    message = tf_example_pb2.Example()
+    """The bytes of a ``tf.train.Example``, frames last; the same features give the same bytes."""
+    header = {name: value for name, value in example.items() if name != schema.FRAMES}
+    frames = {name: value for name, value in example.items() if name == schema.FRAMES}
+    return compose(
+        _messages(header).SerializeToString(deterministic=True),
+        _messages(frames).SerializeToString(deterministic=True),
+    )
+
+
+def _messages(example: Example) -> Any:
+    """Features as the message ``tf.train.Features``."""
+    messages = tf_feature_pb2.Features()
     for name, value in example.items():
         values = value if isinstance(value, list) else [value]
-        feature = message.features.feature[name]
-        if name in (schema.TIMES, schema.KEYFRAMES) or isinstance(value, int):
+        feature = messages.feature[name]
+        if name in schema.INTEGER_LISTS or isinstance(value, int):
             feature.int64_list.value.extend(values)
         elif isinstance(value, float):
             feature.float_list.value.extend(values)
         else:
             texts = (item.encode() if isinstance(item, str) else item for item in values)
             feature.bytes_list.value.extend(texts)
-    return bytes(message.SerializeToString(deterministic=True))
+    return messages
 
 
 def write_metadata(

@@ -1,17 +1,17 @@
-"""The authors' weight names and ours, for every system.
-
-Three ways of naming are in use: VideoMAE's (AdaMAE's too), MAE's (AutoMAE's too) and MAE-ST's.
-"""
+"""The authors' weight names and ours, for every system, in their three dialects."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import layouts
+from adamae_jax.interop import dialects, layouts
+from adamae_jax.interop.dialects import Dialect, dialect_of
+from adamae_jax.interop.systems import DISCRIMINATOR, GENERATOR, SAMPLER, SAMPLER_TABLE, VIT
 from adamae_jax.interop.tables import Constant, Entry, Table
-from adamae_jax.masking import adaptive, adversarial
+from adamae_jax.masking import MaskingStrategy, adaptive, adversarial
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.encoder import Encoder
@@ -19,41 +19,6 @@ from adamae_jax.models.positions import sincos_2d
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Pretraining
-
-Dialect = Literal["videomae", "mae", "mae_st"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionNames:
-    """How query, key and value are called.
-
-    Attributes:
-      kernels: the array, or arrays in the order query, key, value.
-      biases: likewise, of those that have one.
-    """
-
-    kernels: str | tuple[str, ...]
-    biases: str | tuple[str, ...]
-
-
-ATTENTION: dict[str, AttentionNames] = {
-    "videomae": AttentionNames("attn.qkv.weight", ("attn.q_bias", "attn.v_bias")),
-    "mae": AttentionNames("attn.qkv.weight", "attn.qkv.bias"),
-    "mae_st": AttentionNames(
-        ("attn.q.weight", "attn.k.weight", "attn.v.weight"),
-        ("attn.q.bias", "attn.k.bias", "attn.v.bias"),
-    ),
-}
-
-
-def dialect_of(positions: str, geometry: ClipGeometry) -> Dialect:
-    """Whose names a model has: positions tell."""
-    if positions == "sincos_1d":
-        return "videomae"
-    is_image = geometry.num_frames == geometry.tubelet_size == 1
-    if positions == "sincos_2d" or (positions == "learned" and is_image):
-        return "mae"
-    return "mae_st"
 
 
 def norm_entries(ours: str, theirs: str) -> list[Entry]:
@@ -69,7 +34,7 @@ def dense_entries(ours: str, theirs: str, bias: bool = True) -> list[Entry]:
 
 def block_entries(ours: str, theirs: str, spec: TransformerSpec, dialect: Dialect) -> list[Entry]:
     """The rows of a stack of blocks; ``theirs`` holds the ``{}``."""
-    names, heads = ATTENTION[dialect], spec.num_heads
+    names, heads = dialect.attention, spec.num_heads
     rows = [
         *norm_entries("norm1", "norm1"),
         Entry("attention/qkv_kernel", names.kernels, layouts.qkv(heads)),
@@ -110,8 +75,7 @@ def position_table(
 def encoder_table(encoder: Encoder, dialect: Dialect) -> Table:
     """An encoder; in MAE's names and MAE-ST's it stands at the root."""
     spec = encoder.spec
-    is_image = dialect == "mae"
-    convolution = layouts.tubelet_convolution(encoder.geometry, flat=is_image)
+    convolution = layouts.tubelet_convolution(encoder.geometry, flat=dialect.is_image)
     entries = [
         Entry("embedding/projection/kernel", "patch_embed.proj.weight", convolution),
         Entry("embedding/projection/bias", "patch_embed.proj.bias"),
@@ -126,29 +90,18 @@ def encoder_table(encoder: Encoder, dialect: Dialect) -> Table:
     )
 
 
-# What the parts of a decoder are called: projection, class token, blocks, norm, head, and what
-# stands before its positions.
-_PREFIXED = ("decoder_embed", "decoder_cls_token", "decoder_blocks.{}", "decoder_norm")
-DECODERS = {
-    "videomae": ("encoder_to_decoder", "", "decoder.blocks.{}", "decoder.norm", "decoder.head"),
-    "mae": (*_PREFIXED, "decoder_pred"),
-    "mae_st": (*_PREFIXED, "decoder_pred"),
-}
-
-
 def decoder_table(model: Autoencoder, dialect: Dialect) -> Table:
     """A decoder; all names from the root."""
-    spec = model.decoder_spec
-    projection, class_token, blocks, norm, head = DECODERS[dialect]
+    spec, names = model.decoder_spec, dialect.decoder
     entries = [
-        *dense_entries("projection", projection, bias=model.projection_bias),
+        *dense_entries("projection", names.projection, bias=model.projection_bias),
         Entry("mask_token", "mask_token", layouts.leading_ones(2)),
-        *block_entries("transformer", blocks, spec, dialect),
-        *norm_entries("norm", norm),
-        *dense_entries("head", head),
+        *block_entries("transformer", names.blocks, spec, dialect),
+        *norm_entries("norm", names.norm),
+        *dense_entries("head", names.head),
     ]
     if model.class_token == "separate":
-        entries.append(Entry("class_token", class_token, layouts.leading_ones(2)))
+        entries.append(Entry("class_token", names.class_token, layouts.leading_ones(2)))
     has_class = model.class_token != "none"
     return Table(entries) + position_table(
         "positions", "decoder_", model.positions, has_class, model.geometry, spec.width
@@ -158,8 +111,7 @@ def decoder_table(model: Autoencoder, dialect: Dialect) -> Table:
 def autoencoder_table(model: Autoencoder) -> Table:
     """The pretraining autoencoder."""
     dialect = dialect_of(model.positions, model.geometry)
-    prefix = "encoder." if dialect == "videomae" else ""
-    encoder = encoder_table(model.encoder_definition, dialect).under("encoder", prefix)
+    encoder = encoder_table(model.encoder_definition, dialect).under("encoder", dialect.encoder)
     return encoder + decoder_table(model, dialect).under("decoder")
 
 
@@ -169,8 +121,7 @@ def classifier_table(model: Classifier) -> Table:
     encoder = Encoder(
         model.geometry, model.spec, model.positions, model.class_token, final_norm=False
     )
-    norm = "norm" if dialect == "mae_st" else "fc_norm"
-    rest = [*norm_entries("norm", norm), *dense_entries("head", "head")]
+    rest = [*norm_entries("norm", dialect.classifier_norm), *dense_entries("head", "head")]
     return encoder_table(encoder, dialect).under("encoder") + Table(rest)
 
 
@@ -186,12 +137,11 @@ def sampler_table(strategy: adaptive.Strategy, token_width: int) -> Table:
             "the authors' AdaMAE names only have a sampler of attention blocks as wide as the "
             f"tokens ({token_width}): this one is {strategy.network!r} with width {spec.width}"
         )
-    theirs = "encoder.get_token_probs"
     return Table(
         [
-            Entry("position_table", "encoder.pos_embed_probs", layouts.leading_ones(1)),
-            *block_entries("transformer", theirs + ".{}", spec, "videomae"),
-            *dense_entries("head", f"{theirs}.{spec.depth}"),
+            Entry("position_table", SAMPLER_TABLE, layouts.leading_ones(1)),
+            *block_entries("transformer", SAMPLER + "{}", spec, dialects.VIDEOMAE),
+            *dense_entries("head", f"{SAMPLER}{spec.depth}"),
         ]
     )
 
@@ -201,7 +151,7 @@ def generator_table() -> Table:
     return Table(
         [
             row
-            for ours, theirs in (("conv1", "scorer_pred.main.0"), ("conv2", "scorer_pred.main.2"))
+            for ours, theirs in (("conv1", f"{GENERATOR}main.0"), ("conv2", f"{GENERATOR}main.2"))
             for row in (
                 Entry(f"{ours}/kernel", f"{theirs}.weight", layouts.CONVOLUTION),
                 Entry(f"{ours}/bias", f"{theirs}.bias"),
@@ -222,21 +172,32 @@ def discriminator_tables() -> tuple[Table, Table]:
     return Table(weights), Table(vectors)
 
 
-def masking_table(pretraining: Pretraining) -> Table:
-    """What a strategy brings, over ``params``, ``state`` and ``frozen``."""
-    strategy, width = pretraining.strategy, pretraining.model.encoder_spec.width
-    if isinstance(strategy, adaptive.Strategy):
-        return sampler_table(strategy, width).under("params/masking")
-    if not isinstance(strategy, adversarial.Strategy):
-        return Table([])
+def _adaptive_table(strategy: adaptive.Strategy, model: Autoencoder) -> Table:
+    return sampler_table(strategy, model.encoder_spec.width).under("params/masking")
+
+
+def _adversarial_table(strategy: adversarial.Strategy, model: Autoencoder) -> Table:
     weights, vectors = discriminator_tables()
-    vit = encoder_table(strategy.vit(pretraining.model.geometry), "mae")
+    vit = encoder_table(strategy.vit(model.geometry), dialects.MAE)
     return (
         generator_table().under("params/masking/generator")
-        + weights.under("params/masking/discriminator", "discriminator.")
-        + vectors.under("state", "discriminator.")
-        + vit.under("frozen/vit", "pretrained_vit.")
+        + weights.under("params/masking/discriminator", DISCRIMINATOR)
+        + vectors.under("state", DISCRIMINATOR)
+        + vit.under("frozen/vit", VIT)
     )
+
+
+# The strategies with weights.
+MASKING_TABLES: dict[type[MaskingStrategy], Callable[[Any, Autoencoder], Table]] = {
+    adaptive.Strategy: _adaptive_table,
+    adversarial.Strategy: _adversarial_table,
+}
+
+
+def masking_table(pretraining: Pretraining) -> Table:
+    """What a strategy brings, over ``params``, ``state`` and ``frozen``."""
+    build = MASKING_TABLES.get(type(pretraining.strategy))
+    return Table([]) if build is None else build(pretraining.strategy, pretraining.model)
 
 
 def pretraining_table(pretraining: Pretraining) -> Table:

@@ -4,17 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from adamae_jax import experiment, pretrained
-from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
-from adamae_jax.interop import authors, huggingface, safetensors_files, torch_files
-from adamae_jax.interop.architecture import DISCRIMINATOR, VIT
+from adamae_jax.interop import authors, faithful, huggingface, safetensors_files, torch_files
+from adamae_jax.interop.dialects import dialect_of
 from adamae_jax.interop.huggingface import Blocks, Facts, Kind
 from adamae_jax.interop.imports import table_of
 from adamae_jax.interop.safetensors_files import StateDict, replace_file
@@ -26,18 +23,19 @@ from adamae_jax.interop.sources import (
     MODEL_CARD,
     config_digest,
     decoder_remarks,
+    given_of,
     placeholders,
 )
+from adamae_jax.interop.systems import DISCRIMINATOR, VIT
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.objectives import Objective
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 
-# What the authors' code can do beside what they published.
-_ALSO: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("videomae", "attention_bias"): ("",),
-    ("mae", "attention_bias"): ("",),
-    ("mae_st", "attention_bias"): ("",),
-    ("mae_st", "class_token"): ("none",),
+# Norms of Hugging Face's classes whose epsilon no config changes: remarks of their own say so.
+NORMS: dict[Kind, tuple[str, ...]] = {
+    "videomae_pretraining": ("model.decoder_norm_epsilon",),
+    "videomae_classifier": ("classifier.norm_epsilon",),
+    "mae_pretraining": (),
 }
 
 
@@ -47,29 +45,12 @@ def to_authors(loaded: Loaded) -> StateDict:
     Raises:
       UserError: for a model that the authors' code does not have.
     """
-    _check_family(loaded.config)
+    faithful.check(loaded)
     tree = jax.tree.map(np.asarray, dict(loaded.variables))
     empty = [name for name in tree if not jax.tree.leaves(tree[name])]
     return table_of(loaded.config).to_authors(
         {name: part for name, part in tree.items() if name not in empty}
     )
-
-
-def _check_family(config: ConfigDict) -> None:
-    """Raises a `UserError` for a mixture of families, for which nobody has names."""
-    model = config.model
-    dialect = authors.dialect_of(model.positions, experiment.geometry(config))
-    foreign = [
-        f"model.{field}={getattr(model, field)!r}"
-        for field, value in FAMILIES[dialect].items()
-        if field in ("class_token", "attention_bias", "projection_bias")
-        and getattr(model, field) not in (value, *_ALSO.get((dialect, field), ()))
-    ]
-    if foreign:
-        raise UserError(
-            f"the authors' code has no model with model.positions={model.positions!r} and "
-            f"{', '.join(foreign)}: there are no names to export it under"
-        )
 
 
 def description_of(loaded: Loaded) -> str:
@@ -93,19 +74,20 @@ def write_authors(loaded: Loaded, path: Path) -> list[str]:
         written.
     """
     state, description = to_authors(loaded), description_of(loaded)
+    remarks = faithful.remarks(loaded, state, faithful.given_of(loaded, state))
     if path.suffix == ".safetensors":
         metadata = {DESCRIPTION: description}
         if loaded.license:
             metadata["license"] = loaded.license
         safetensors_files.write(path, state, metadata)
-        return []
+        return remarks
     groups: dict[str, StateDict] = {}
     for prefix in (DISCRIMINATOR, VIT):
         names = [name for name in state if name.startswith(prefix)]
         if names:
             groups[prefix[:-1]] = {name.removeprefix(prefix): state.pop(name) for name in names}
     torch_files.write(path, state, {**groups, DESCRIPTION: description})
-    return [f"{name} has a place of its own in the file" for name in groups]
+    return remarks + [f"{name} has a place of its own in the file" for name in groups]
 
 
 def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
@@ -121,14 +103,15 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
       UserError: where no class of theirs is this model, or a file cannot be written.
     """
     kind = kind_of(loaded)
-    state = to_authors(loaded)
+    state, facts = to_authors(loaded), _facts(kind, loaded)
     remarks = [*decoder_remarks(kind, loaded.config.model.decoder_norm_epsilon)]
     remarks += _loss_remarks(kind, loaded)
+    remarks += faithful.remarks(loaded, state, given_of(kind, facts), said=NORMS[kind])
     beside: Mapping[str, np.ndarray] = {}
     if isinstance(loaded, Pretrained):
         names = authors.masking_table(loaded.pretraining).names
         beside = {name: state.pop(name) for name in names}
-    remarks += huggingface.write(directory, kind, state, _facts(loaded))
+    remarks += huggingface.write(directory, kind, state, facts)
     if beside:
         safetensors_files.write(directory / MASKING_FILE, beside)
         remarks.append(f"{huggingface.CLASSES[kind]} has no place for {MASKING_FILE}: it is beside")
@@ -173,27 +156,33 @@ def kind_of(loaded: Loaded) -> Kind:
       UserError: where there is none.
     """
     model = loaded.model
-    dialect = authors.dialect_of(model.positions, model.geometry)
+    family = dialect_of(model.positions, model.geometry).family
     kinds: dict[tuple[str, bool], Kind] = {
         ("videomae", False): "videomae_pretraining",
         ("videomae", True): "videomae_classifier",
         ("mae", False): "mae_pretraining",
     }
-    kind = kinds.get((dialect, isinstance(loaded, Finetuned)))
+    kind = kinds.get((family, isinstance(loaded, Finetuned)))
     if kind is None:
         what = "classifier" if isinstance(loaded, Finetuned) else "pretraining model"
-        raise UserError(
-            f"Hugging Face has no class for a {what} of the family {dialect!r}: it has "
-            f"{', '.join(huggingface.CLASSES.values())}; export --format=authors"
-        )
+        raise _no_class(f"a {what} of the family {family!r} (model.positions={model.positions!r})")
+    if loaded.config.model.layer_scale:
+        raise _no_class("blocks with LayerScale (model.layer_scale)")
     return kind
+
+
+def _no_class(what: str) -> UserError:
+    classes = ", ".join(huggingface.CLASSES.values())
+    return UserError(
+        f"Hugging Face has no class for {what}: it has {classes}; export --format=authors"
+    )
 
 
 def _blocks(spec: TransformerSpec) -> Blocks:
     return Blocks(spec.width, spec.depth, spec.num_heads, int(spec.width * spec.mlp_ratio))
 
 
-def _facts(loaded: Loaded) -> Facts:
+def _facts(kind: Kind, loaded: Loaded) -> Facts:
     config, clip = loaded.config, loaded.model.geometry
     objective = experiment.objective(config)
     is_classifier = isinstance(loaded, Finetuned)
@@ -211,9 +200,8 @@ def _facts(loaded: Loaded) -> Facts:
         qkv_bias=bool(model.attention_bias),
         norm_epsilon=model.norm_epsilon,
         classifier_norm_epsilon=config.classifier.norm_epsilon if is_classifier else None,
-        use_mean_pooling=is_classifier,
         norm_pix_loss=objective.normalize_targets != "none",
-        mask_ratio=None if is_classifier else config.masking.mask_ratio,
+        mask_ratio=config.masking.mask_ratio if kind == "mae_pretraining" else None,
         label_names=labels,
         pixel_mean=objective.pixel_mean,
         pixel_std=objective.pixel_std,

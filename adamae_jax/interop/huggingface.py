@@ -60,7 +60,10 @@ def read(directory: str | os.PathLike[str]) -> HuggingFaceModel:
     directory = Path(directory)
     place = directory / CONFIG
     if not place.is_file():
-        raise UserError(f"{directory} holds no {CONFIG}: give a directory of a Hugging Face model")
+        raise UserError(
+            f"{directory} holds no {CONFIG}: give the directory of a Hugging Face model, or a .pth "
+            "or .safetensors file"
+        )
     config = huggingface_files.read_json(place)
     kind = huggingface_config.read_kind(config, str(place))
     facts = huggingface_config.read_facts(config, kind, str(place))
@@ -117,12 +120,10 @@ def _remarks(kind: Kind, facts: Facts) -> list[str]:
     """What their classes do otherwise, whatever the config says."""
     remarks = []
     epsilon = facts.classifier_norm_epsilon
-    theirs = FC_NORM_EPSILON if facts.use_mean_pooling else facts.norm_epsilon
-    if epsilon is not None and not math.isclose(epsilon, theirs):
-        norm = "fc_norm" if facts.use_mean_pooling else "the last norm"
+    if epsilon is not None and not math.isclose(epsilon, FC_NORM_EPSILON):
         remarks.append(
-            f"{CLASSES[kind]} has the epsilon {theirs:g} in {norm}, this model {epsilon:g}: its "
-            "logits differ slightly"
+            f"{CLASSES[kind]} has the epsilon {FC_NORM_EPSILON:g} in fc_norm, this model "
+            f"{epsilon:g}: its logits differ slightly"
         )
     pixels = (facts.pixel_mean, facts.pixel_std)
     # Targets that are normalized per patch and channel do not show it.

@@ -34,7 +34,10 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the weights alone do not say. The activation is exact GELU, there is no LayerScale.
+    """What the weights alone do not say.
+
+    The activation is exact GELU, there is no LayerScale, and a classifier's head sees the mean over
+    all tokens.
 
     Attributes:
       image_size: height and width in pixels.
@@ -47,8 +50,6 @@ class Facts:
       qkv_bias: whether queries and values (for images, keys too) have a bias.
       norm_epsilon: of all layer norms but a classifier's last.
       classifier_norm_epsilon: of a classifier's last norm; None without one.
-      use_mean_pooling: of a classifier: the mean over tokens goes through the last norm to the
-        head; otherwise the first token does. Pre-training models have no pooling: False.
       norm_pix_loss: whether the targets are normalized per patch.
       mask_ratio: of `ViTMAEForPreTraining`; VideoMAE's config has no place for it: None.
       label_names: of a classifier's classes, by label.
@@ -67,7 +68,6 @@ class Facts:
     qkv_bias: bool = True
     norm_epsilon: float = 1e-6
     classifier_norm_epsilon: float | None = None
-    use_mean_pooling: bool = False
     norm_pix_loss: bool = True
     mask_ratio: float | None = None
     label_names: tuple[str, ...] = ()

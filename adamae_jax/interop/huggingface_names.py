@@ -1,6 +1,6 @@
 """Hugging Face's weight names for VideoMAE and MAE and the authors', both ways.
 
-The table of a model is a list of `Row`. Every array is accounted for in both directions.
+In the `Table` of a model the authors' arrays stand where ours stand elsewhere.
 
 The names are those of the published checkpoints (MCG-NJU/videomae-base, facebook/vit-mae-base),
 which transformers 4 writes and 4 and 5 both read. Version 5 has other names inside, writes the
@@ -8,17 +8,19 @@ published ones unless told otherwise, but misspells those of MAE's decoder; `REN
 of them back.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from adamae_jax.errors import UserError
 from adamae_jax.interop.huggingface_facts import CLASSES, Blocks, Facts, Kind
 from adamae_jax.interop.safetensors_files import StateDict
+from adamae_jax.interop.tables import Entry, Table
 
-Shape = tuple[int, ...]
+# One array of the authors', where it lies in Hugging Face's model, and its shape. Where Hugging
+# Face has several, these one after the other, along the first axis, are the authors'.
+Row = tuple[Entry, tuple[int, ...]]
 
 _VIDEOMAE_RENAMINGS = (
     (r"\.attention\.attention\.query\.bias$", ".attention.attention.q_bias"),
@@ -40,38 +42,9 @@ RENAMINGS: dict[Kind, tuple[tuple[str, str], ...]] = {
     "mae_pretraining": _MAE_RENAMINGS,
 }
 
-# What the authors' models may have and Hugging Face's classes do not.
-_ELSEWHERE = (
-    (r"(^|\.)gamma_[12]$", "LayerScale"),
-    (r"(^|\.)pos_embed$", "learned position tables"),
-    (r"(^|\.)(pos_embed_probs|get_token_probs\..*)$", "AdaMAE's sampling network"),
-    (r"^scorer_pred\.", "AutoMAE's mask generator"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One array of the authors' and where it lies in Hugging Face's model.
-
-    Attributes:
-      authors: the authors' name.
-      names: Hugging Face's; where there are several, their arrays one after the other, along the
-        first axis, are the authors'.
-      shape: the shape of the authors' array.
-    """
-
-    authors: str
-    names: tuple[str, ...]
-    shape: Shape
-
-    @property
-    def part_shape(self) -> Shape:
-        """The shape of each of Hugging Face's arrays."""
-        return (self.shape[0] // len(self.names), *self.shape[1:])
-
 
 def rows(kind: Kind, facts: Facts) -> list[Row]:
-    """The table of a model.
+    """All arrays of a model.
 
     Raises:
       UserError: for a pre-training model without a decoder.
@@ -91,39 +64,37 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], kind: Kind, facts: Fact
     Raises:
       UserError: listing all names that are missing, left over, or of another shape.
     """
-    renamed = _published_names(tensors, kind)
-    table = rows(kind, facts)
-    expected = {name: row.part_shape for row in table for name in row.names}
-    problems = _differences(renamed, expected)
-    if problems:
-        raise UserError(f"the weights do not fit {CLASSES[kind]} of this config: {problems}")
-    return {row.authors: np.concatenate([renamed[name] for name in row.names]) for row in table}
+    table, shapes = _table(rows(kind, facts))
+    try:
+        return table.from_authors(_published_names(tensors, kind), shapes)
+    except UserError as error:
+        raise UserError(f"{CLASSES[kind]} of this config: {error}") from error
 
 
 def to_hugging_face(state: Mapping[str, np.ndarray], kind: Kind, facts: Facts) -> StateDict:
     """Hugging Face's tensors from the authors' state dict.
 
     Raises:
-      UserError: listing all names that are missing, left over (and of what), or of another shape.
+      UserError: listing all names that are missing or left over, or that have another shape.
     """
-    table = rows(kind, facts)
-    problems = _differences(state, {row.authors: row.shape for row in table})
-    if problems:
-        expected = {row.authors for row in table}
-        foreign = [
-            what
-            for pattern, what in _ELSEWHERE
-            if any(re.search(pattern, name) for name in state if name not in expected)
-        ]
-        reason = f" ({CLASSES[kind]} has no {' and no '.join(foreign)})" if foreign else ""
-        raise UserError(f"the weights do not fit {CLASSES[kind]}: {problems}{reason}")
-    return {
-        name: np.array(part, order="C")
-        for row in table
-        for name, part in zip(
-            row.names, np.split(np.asarray(state[row.authors]), len(row.names)), strict=True
-        )
-    }
+    table, shapes = _table(rows(kind, facts))
+    wrong = [
+        f"{name} {np.shape(state[name])} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in state and np.shape(state[name]) != shape
+    ]
+    if wrong:
+        raise UserError(f"the weights do not fit {CLASSES[kind]}: misshapen {', '.join(wrong)}")
+    try:
+        return table.to_authors(state)
+    except UserError as error:
+        raise UserError(f"{CLASSES[kind]}: {error}") from error
+
+
+def _table(found: Iterable[Row]) -> tuple[Table, dict[str, tuple[int, ...]]]:
+    """The table, and the shapes of the authors' arrays."""
+    entries = list(found)
+    return Table([entry for entry, _ in entries]), {entry.ours: shape for entry, shape in entries}
 
 
 def _published_names(tensors: Mapping[str, np.ndarray], kind: Kind) -> StateDict:
@@ -139,23 +110,6 @@ def _published_names(tensors: Mapping[str, np.ndarray], kind: Kind) -> StateDict
             )
         renamed[new] = value
     return renamed
-
-
-def _differences(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> str:
-    """All that is wrong with the names and shapes; empty where nothing is."""
-    missing = [name for name in expected if name not in found]
-    unused = sorted(set(found) - set(expected))
-    misshapen = [
-        f"{name} {tuple(found[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    lists: Sequence[tuple[str, list[str]]] = (
-        ("missing", missing),
-        ("not used", unused),
-        ("of another shape", misshapen),
-    )
-    return "; ".join(f"{what} {', '.join(names)}" for what, names in lists if names)
 
 
 def _videomae_encoder_rows(root: str, facts: Facts) -> list[Row]:
@@ -179,8 +133,8 @@ def _decoder_rows(facts: Facts, decoder: Blocks) -> list[Row]:
     pixels = facts.num_channels * facts.tubelet_size * facts.patch_size**2
     return [
         *_norm("encoder.norm", "videomae.layernorm", width),
-        Row("encoder_to_decoder.weight", ("encoder_to_decoder.weight",), (inner, width)),
-        Row("mask_token", ("mask_token",), (1, 1, inner)),
+        (Entry("encoder_to_decoder.weight", "encoder_to_decoder.weight"), (inner, width)),
+        (Entry("mask_token", "mask_token"), (1, 1, inner)),
         *_videomae_block_rows("decoder.blocks", "decoder.decoder_layers", decoder, facts.qkv_bias),
         *_norm("decoder.norm", "decoder.norm", inner),
         *_layer("decoder.head", "decoder.head", (pixels, inner)),
@@ -190,9 +144,8 @@ def _decoder_rows(facts: Facts, decoder: Blocks) -> list[Row]:
 def _classifier_rows(facts: Facts) -> list[Row]:
     """What `VideoMAEForVideoClassification` has after its blocks."""
     width = facts.encoder.width
-    norm = ("fc_norm", "fc_norm") if facts.use_mean_pooling else ("norm", "videomae.layernorm")
     return [
-        *_norm(*norm, width),
+        *_norm("fc_norm", "fc_norm", width),
         *_layer("head", "classifier", (len(facts.label_names), width)),
     ]
 
@@ -203,8 +156,8 @@ def _mae_rows(facts: Facts, decoder: Blocks) -> list[Row]:
     tokens = facts.num_tokens + 1
     embeddings = "vit.embeddings"
     return [
-        Row("cls_token", (f"{embeddings}.cls_token",), (1, 1, width)),
-        Row("pos_embed", (f"{embeddings}.position_embeddings",), (1, tokens, width)),
+        (Entry("cls_token", f"{embeddings}.cls_token"), (1, 1, width)),
+        (Entry("pos_embed", f"{embeddings}.position_embeddings"), (1, tokens, width)),
         *_layer(
             "patch_embed.proj",
             f"{embeddings}.patch_embeddings.projection",
@@ -213,8 +166,8 @@ def _mae_rows(facts: Facts, decoder: Blocks) -> list[Row]:
         *_mae_block_rows("blocks", "vit.encoder.layer", facts.encoder, facts.qkv_bias),
         *_norm("norm", "vit.layernorm", width),
         *_layer("decoder_embed", "decoder.decoder_embed", (inner, width)),
-        Row("mask_token", ("decoder.mask_token",), (1, 1, inner)),
-        Row("decoder_pos_embed", ("decoder.decoder_pos_embed",), (1, tokens, inner)),
+        (Entry("mask_token", "decoder.mask_token"), (1, 1, inner)),
+        (Entry("decoder_pos_embed", "decoder.decoder_pos_embed"), (1, tokens, inner)),
         *_mae_block_rows("decoder_blocks", "decoder.decoder_layers", decoder, facts.qkv_bias),
         *_norm("decoder_norm", "decoder.decoder_norm", inner),
         *_layer("decoder_pred", "decoder.decoder_pred", (patch**2 * facts.num_channels, inner)),
@@ -224,9 +177,11 @@ def _mae_rows(facts: Facts, decoder: Blocks) -> list[Row]:
 def _videomae_block_rows(authors: str, names: str, blocks: Blocks, bias: bool) -> list[Row]:
     """Blocks in which the queries and the values may have a bias, each its own array."""
     biases = [
-        Row(
-            f"{authors}.{layer}.attn.{letter}_bias",
-            (f"{names}.{layer}.attention.attention.{letter}_bias",),
+        (
+            Entry(
+                f"{authors}.{layer}.attn.{letter}_bias",
+                f"{names}.{layer}.attention.attention.{letter}_bias",
+            ),
             (blocks.width,),
         )
         for layer in range(blocks.depth if bias else 0)
@@ -238,9 +193,11 @@ def _videomae_block_rows(authors: str, names: str, blocks: Blocks, bias: bool) -
 def _mae_block_rows(authors: str, names: str, blocks: Blocks, bias: bool) -> list[Row]:
     """Blocks in which queries, keys and values may have a bias, fused as their weights are."""
     biases = [
-        Row(
-            f"{authors}.{layer}.attn.qkv.bias",
-            _parts(f"{names}.{layer}.attention.attention", "bias"),
+        (
+            Entry(
+                f"{authors}.{layer}.attn.qkv.bias",
+                _parts(f"{names}.{layer}.attention.attention", "bias"),
+            ),
             (3 * blocks.width,),
         )
         for layer in range(blocks.depth if bias else 0)
@@ -257,7 +214,7 @@ def _block_rows(authors: str, names: str, blocks: Blocks) -> list[Row]:
         parts = _parts(f"{theirs}.attention.attention", "weight")
         table += [
             *_norm(f"{ours}.norm1", f"{theirs}.layernorm_before", width),
-            Row(f"{ours}.attn.qkv.weight", parts, (3 * width, width)),
+            (Entry(f"{ours}.attn.qkv.weight", parts), (3 * width, width)),
             *_layer(f"{ours}.attn.proj", f"{theirs}.attention.output.dense", (width, width)),
             *_norm(f"{ours}.norm2", f"{theirs}.layernorm_after", width),
             *_layer(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense", (inner, width)),
@@ -270,11 +227,11 @@ def _parts(attention: str, what: str) -> tuple[str, ...]:
     return tuple(f"{attention}.{part}.{what}" for part in ("query", "key", "value"))
 
 
-def _layer(authors: str, name: str, shape: Shape) -> list[Row]:
+def _layer(authors: str, name: str, shape: tuple[int, ...]) -> list[Row]:
     """A linear layer or a convolution, with its bias."""
     return [
-        Row(f"{authors}.weight", (f"{name}.weight",), shape),
-        Row(f"{authors}.bias", (f"{name}.bias",), shape[:1]),
+        (Entry(f"{authors}.weight", f"{name}.weight"), shape),
+        (Entry(f"{authors}.bias", f"{name}.bias"), shape[:1]),
     ]
 
 

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment, pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, authors, resizing
-from adamae_jax.interop.architecture import Kind
+from adamae_jax.interop.dialects import Dialect
+from adamae_jax.interop.given import Kind
 from adamae_jax.interop.sources import Source
 from adamae_jax.interop.tables import Table
 
@@ -43,12 +44,16 @@ class Imported:
     remarks: tuple[str, ...]
 
 
+def dialect_of(config: ConfigDict) -> Dialect:
+    """Whose names the model of a config has."""
+    return authors.dialect_of(config.model.positions, experiment.geometry(config))
+
+
 def table_of(config: ConfigDict, kind: Kind | None = None) -> Table:
     """The names of all of a model's variables, or of its encoder alone."""
     if kind == "encoder":
         model = experiment.autoencoder(config)
-        dialect = authors.dialect_of(model.positions, model.geometry)
-        return authors.encoder_table(model.encoder_definition, dialect).under(ENCODER)
+        return authors.encoder_table(model.encoder_definition, dialect_of(config)).under(ENCODER)
     if config.classifier.num_classes:
         return authors.classifier_table(experiment.classifier(config)).under("params")
     return authors.pretraining_table(experiment.pretraining(config))
@@ -105,8 +110,10 @@ def resize(
     """The same model for clips of another size: its learned position tables are interpolated.
 
     Raises:
-      UserError: where the size does not fit the tubelets.
+      UserError: where the size does not fit the tubelets, or an image should have several frames.
     """
+    if num_frames not in (None, 1) and dialect_of(imported.config).is_image:
+        raise UserError(f"--to_num_frames={num_frames}: the model is one of images; leave it out")
     config = resizing.resized_config(imported.config, num_frames, image_size)
     old, new = (experiment.geometry(each).grid for each in (imported.config, config))
     flat = pretrained.flatten(imported.variables)
@@ -142,31 +149,41 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
     """
     if imported.config.classifier.num_classes:
         raise UserError("the model is a classifier already: leave --num_classes out")
-    config = imported.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.classifier.num_classes = num_classes
-        config.model.initialization = "classifier"  # what starts fresh, starts as in fine-tuning
-        fixed_2d = config.model.positions == "sincos_2d"
-        if fixed_2d:
-            config.model.positions = "learned"  # MAE's fine-tuning trains the table
-        config.classifier.norm_epsilon = config.model.norm_epsilon
-        has_class = config.model.class_token != "none"
-        config.classifier.skip_first_patch = _is_mae_st(config) and not has_class
+    dialect = dialect_of(imported.config)
+    config = _classifier_config(imported.config, num_classes, dialect)
     encoder = dict(imported.variables["params"]["autoencoder"]["encoder"])
-    if fixed_2d:
-        encoder["positions"] = {"table": _fixed_table(imported.config)}
+    fixed_positions = dialect.trains_positions and "positions" not in encoder
+    if fixed_positions:
+        encoder["positions"] = {"table": _fixed_table(imported.config, dialect)}
     taken = {name: encoder[name] for name in TAKEN if name in encoder}
     params = {**_fresh(config, seed), "encoder": taken}
-    if _is_mae_st(config):
+    if dialect.keeps_norm:
         params["norm"] = encoder["norm"]
+    remarks = _transfer(imported.variables, params, dialect.keeps_norm)
+    if fixed_positions:
+        remarks.append("encoder/positions: trained from now on, from the fixed table")
     return dataclasses.replace(
         imported,
         kind="classifier",
         variables={"params": params},
         config=config,
         label_names=(),
-        remarks=(*imported.remarks, *_transfer(imported.variables, params, fixed_2d)),
+        remarks=(*imported.remarks, *remarks),
     )
+
+
+def _classifier_config(config: ConfigDict, num_classes: int, dialect: Dialect) -> ConfigDict:
+    """As the authors fine-tune such a model."""
+    new = config.copy_and_resolve_references()
+    with new.unlocked():
+        new.classifier.num_classes = num_classes
+        new.model.initialization = "classifier"  # what starts fresh, starts as in fine-tuning
+        if dialect.trains_positions:
+            new.model.positions = "learned"
+        new.classifier.norm_epsilon = new.model.norm_epsilon
+        has_class = new.model.class_token != "none"
+        new.classifier.skip_first_patch = dialect.drops_first_token and not has_class
+    return new
 
 
 def _fresh(config: ConfigDict, seed: int) -> dict[str, Any]:
@@ -182,10 +199,9 @@ def _fresh(config: ConfigDict, seed: int) -> dict[str, Any]:
     return jax.tree.map(np.asarray, start(jax.random.key(seed)))
 
 
-def _transfer(variables: Any, params: Any, fixed_positions: bool) -> list[str]:
+def _transfer(variables: Any, params: Any, norm_taken: bool) -> list[str]:
     """What became of the parts of a pretrained model, in the words of its parameters."""
     encoder = variables["params"]["autoencoder"]["encoder"]
-    norm_taken = params["norm"] is encoder["norm"]
     taken = [f"encoder/{name}" for name in params["encoder"] if name in encoder]
     parts = [name for name in variables["params"]["autoencoder"] if name != "encoder"]
     left = ["encoder/norm"] * (not norm_taken) + parts
@@ -194,17 +210,11 @@ def _transfer(variables: Any, params: Any, fixed_positions: bool) -> list[str]:
         f"taken from pretraining: {', '.join(taken + ['encoder/norm'] * norm_taken)}",
         f"fresh: {'head' if norm_taken else 'head, norm'}",
     ]
-    if fixed_positions:
-        remarks.append("encoder/positions: trained from now on, from the fixed table")
     return remarks + [f"left out: {', '.join(left)}"] * bool(left)
 
 
-def _is_mae_st(config: ConfigDict) -> bool:
-    return authors.dialect_of(config.model.positions, experiment.geometry(config)) == "mae_st"
-
-
-def _fixed_table(config: ConfigDict) -> np.ndarray:
+def _fixed_table(config: ConfigDict, dialect: Dialect) -> np.ndarray:
     """An image MAE's fixed position table, with the class token's row."""
     model = experiment.autoencoder(config)
-    (row,) = authors.encoder_table(model.encoder_definition, "mae").constants
+    (row,) = authors.encoder_table(model.encoder_definition, dialect).constants
     return row.value[0]

@@ -12,10 +12,11 @@ from typing import Any
 from adamae_jax import pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import huggingface, huggingface_files, safetensors_files, torch_files
-from adamae_jax.interop.architecture import DISCRIMINATOR, VIT, Given
-from adamae_jax.interop.huggingface import Kind
+from adamae_jax.interop.given import Given
+from adamae_jax.interop.huggingface import Facts, Kind
 from adamae_jax.interop.huggingface_facts import FC_NORM_EPSILON
 from adamae_jax.interop.safetensors_files import StateDict
+from adamae_jax.interop.systems import DISCRIMINATOR, VIT
 
 # What our own exports add: the content of model.json as a string, and in a Hugging Face directory
 # the weights that its classes have no place for.
@@ -140,34 +141,11 @@ def _read_directory(directory: Path) -> Source:
 def _read_hugging_face(directory: Path) -> Source:
     model = huggingface.read(directory)
     facts, state = model.facts, dict(model.state)
-    is_classifier = facts.decoder is None
-    if is_classifier and not facts.use_mean_pooling:
-        raise UserError(
-            f"{directory} classifies by the first token (use_mean_pooling is false): only the mean "
-            "over tokens is supported"
-        )
     masking = directory / MASKING_FILE
     if masking.is_file():
         state |= safetensors_files.read(masking, strip_prefixes=False)
-    pixels = None
-    if facts.pixel_mean is not None and facts.pixel_std is not None:
-        pixels = (facts.pixel_mean, facts.pixel_std)
-    normalized = "tubelet" if model.kind == "mae_pretraining" else "channel"
-    given = Given(
-        num_frames=facts.num_frames,
-        image_size=facts.image_size,
-        num_heads=facts.encoder.num_heads,
-        decoder_num_heads=None if facts.decoder is None else facts.decoder.num_heads,
-        mask_ratio=facts.mask_ratio,
-        norm_epsilon=facts.norm_epsilon,
-        decoder_norm_epsilon=(
-            FC_NORM_EPSILON if model.kind == "videomae_pretraining" else facts.norm_epsilon
-        ),
-        classifier_norm_epsilon=facts.classifier_norm_epsilon,
-        pixels=pixels,
-        normalize_targets=normalized if facts.norm_pix_loss else "none",
-    )
     names = () if is_placeholder(facts.label_names) else facts.label_names
+    given = given_of(model.kind, facts)
     source = Source(without_duplicates(state), given, names, _card_license(directory))
     described = directory / DESCRIPTION_FILE
     description = _parse(_text(described), described)
@@ -179,6 +157,27 @@ def _read_hugging_face(directory: Path) -> Source:
             )
         return _described(source, description)
     return source
+
+
+def given_of(kind: Kind, facts: Facts) -> Given:
+    """What a Hugging Face directory says beside the weights."""
+    pixels = None
+    if facts.pixel_mean is not None and facts.pixel_std is not None:
+        pixels = (facts.pixel_mean, facts.pixel_std)
+    normalized = "tubelet" if kind == "mae_pretraining" else "channel"
+    last = FC_NORM_EPSILON if kind == "videomae_pretraining" else facts.norm_epsilon
+    return Given(
+        num_frames=facts.num_frames,
+        image_size=facts.image_size,
+        num_heads=facts.encoder.num_heads,
+        decoder_num_heads=None if facts.decoder is None else facts.decoder.num_heads,
+        mask_ratio=facts.mask_ratio,
+        norm_epsilon=facts.norm_epsilon,
+        decoder_norm_epsilon=last,
+        classifier_norm_epsilon=facts.classifier_norm_epsilon,
+        pixels=pixels,
+        normalize_targets=normalized if facts.norm_pix_loss else "none",
+    )
 
 
 def config_digest(directory: Path) -> str:

@@ -46,11 +46,17 @@ class Entry:
         return [part.format(layer) for layer in layers for part in self.parts]
 
     def to_ours(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Our array, from theirs."""
+        """Our array, from theirs.
+
+        Raises:
+          ValueError: where an array does not have the shape that it should have.
+        """
         whole = isinstance(self.theirs, str)
         layers = []
         for layer in range(self.depth or 1):
             parts = [np.asarray(state[part.format(layer)]) for part in self.parts]
+            if any(part.shape != parts[0].shape for part in parts):
+                raise ValueError("the parts of one array have different shapes")
             array = parts[0] if whole else np.concatenate(parts)
             layers.append(np.ascontiguousarray(self.layout.to_ours(array)))
         return np.stack(layers) if self.depth else layers[0]
@@ -77,6 +83,18 @@ class Constant:
 
     theirs: str
     value: np.ndarray
+
+    def complaints(self, state: Mapping[str, np.ndarray]) -> list[str]:
+        """What is wrong with it in a state dict that has it."""
+        if self.theirs not in state:
+            return []  # which is said of all that is missing
+        found = np.shape(state[self.theirs])
+        if found != self.value.shape:
+            return [f"misshapen {self.theirs} {found}, expected {self.value.shape}"]
+        # Equal up to the rounding of another library's sine.
+        if not np.allclose(state[self.theirs], self.value, atol=1e-5):
+            return [f"{self.theirs} is not the fixed table that it should be"]
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +159,7 @@ class Table:
                     f"misshapen {', '.join(entry.names[:3])} (as {entry.ours}: "
                     f"{flat[entry.ours].shape}, expected {tuple(shapes[entry.ours])})"
                 )
-        for row in self.constants:
-            if row.theirs in state and not _close(state[row.theirs], row.value):
-                complaints.append(f"{row.theirs} is not the fixed table that it should be")
+        complaints += [complaint for row in self.constants for complaint in row.complaints(state)]
         if complaints:
             raise UserError("the weights do not fit the model: " + "; ".join(complaints))
         return traverse_util.unflatten_dict(flat, sep="/")
@@ -170,7 +186,7 @@ class Table:
         expected = {entry.ours for entry in self.entries}
         if expected != set(flat):
             raise UserError(
-                "the parameters do not fit the authors' names: "
+                "the parameters do not fit their names: "
                 f"missing {', '.join(sorted(expected - set(flat))) or 'none'}; "
                 f"not used {', '.join(sorted(set(flat) - expected)) or 'none'}"
             )
@@ -178,8 +194,3 @@ class Table:
         for entry in self.entries:
             state |= entry.to_theirs(np.asarray(flat[entry.ours]))
         return state
-
-
-def _close(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal up to the rounding of another library's sine."""
-    return found.shape == expected.shape and bool(np.allclose(found, expected, atol=1e-5))

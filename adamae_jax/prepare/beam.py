@@ -1,17 +1,19 @@
 """The same records by Apache Beam, for when one machine is not enough.
 
-The unit of work is a block of items, which becomes one shard: a worker reads its items and writes
-the shard itself, so that no pixels pass through Beam. (So many items are set aside for validation,
-then; where one process sees all results, so many records.) Sources and output must lie where every
-worker sees them under the same path (a network file system, or a mounted bucket). A block that is
-done is found again by the next run.
+The unit of work is a block of items, which becomes one shard: a worker reads its items, in a
+process of their own, and writes the shard itself, so that no pixels pass through Beam. (So many
+items are set aside for validation, then; where one process sees all results, so many records.)
+Sources and output must lie where every worker sees them under the same path (a network file system,
+or a mounted bucket), or knows them by their address (see `adamae_jax.prepare.mounts`). A block that
+is done is found again by the next run.
 """
 
+import contextlib
 import dataclasses
 import functools
-import os
 import shlex
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adamae_jax.data.shard_files import WRITERS
@@ -24,10 +26,14 @@ from adamae_jax.data.shards import (
     shard_to_json,
 )
 from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import SKIPPED, Recipe, transform
+from adamae_jax.data.transform import SKIPPED, Recipe, Result, transform
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.mounts import Mount, delivered, transform_fetched
+from adamae_jax.prepare.reading import read_items
 
 _SAMPLE = 8  # items that are tried to know how large records are
+# For the items of a block. A crash in Beam's own would end that, and the job after some attempts.
+_PROCESSES = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +64,13 @@ class BeamOptions:
         runner: Beam's name of what does the work: DirectRunner, DataflowRunner, FlinkRunner, ...
         more: of Beam's own options, as on a command line.
         num_workers: of the DirectRunner; 0 and 1 let it work in this process.
+        mount: the folder that workers know by its address only; None: they see all paths.
     """
 
     runner: str
     more: str = ""
     num_workers: int = 0
+    mount: Mount | None = None
 
     def arguments(self) -> list[str]:
         """As Beam takes them."""
@@ -79,6 +87,7 @@ def fill(
     recipe: Recipe,
     limits: Limits,
     options: BeamOptions,
+    max_seconds: float,
 ) -> None:
     """Adds the shards that are missing to a journal.
 
@@ -88,6 +97,7 @@ def fill(
         recipe: how each record is made.
         limits: of the shards; their size is judged by the first items.
         options: what Beam is to do.
+        max_seconds: for one item.
 
     Raises:
         TooManySkippedError: more than allowed are left out.
@@ -95,16 +105,16 @@ def fill(
     """
     folder = journal.folder.parent / "blocks"
     folder.mkdir(exist_ok=True)
-    per_block = _items_per_block(items, recipe, limits.shard_bytes)
+    per_block = _items_per_block(items, recipe, limits.shard_bytes, max_seconds)
     todo = list(blocks(items, journal.done, per_block, limits.set_aside))
-    work = functools.partial(write_block, recipe, journal.file_format, folder)
-    _run(work, [block for block in todo if finished(block, folder) is None], options)
+    block_of = Blocks(recipe, journal.file_format, folder, max_seconds, options.mount)
+    _run(block_of.write, [block for block in todo if finished(block, folder) is None], options)
     for block in todo:
         shard = finished(block, folder)
         if shard is None:
             raise UserError(
                 f"Beam has ended, but {folder / block.name} is not there: do all workers see "
-                f"{folder} under this path?"
+                f"{folder} under this path? If they reach it by an address only, give --beam_mount"
             )
         if shard.records:
             number = sum(other.split == block.split for other in journal.files)
@@ -129,40 +139,71 @@ def blocks(items: Sequence[Item], first: int, per_block: int, set_aside: int) ->
             start = stop
 
 
-def _items_per_block(items: Sequence[Item], recipe: Recipe, shard_bytes: int) -> int:
-    sizes = [len(transform(recipe, item).payload or b"") for item in items[:_SAMPLE]]
+def _items_per_block(
+    items: Sequence[Item], recipe: Recipe, shard_bytes: int, max_seconds: float
+) -> int:
+    work = functools.partial(transform, recipe)
+    results = read_items(work, items[:_SAMPLE], _PROCESSES, max_seconds)
+    sizes = [len(result.payload or b"") for result in results]
     return max(1, shard_bytes * len(sizes) // max(1, sum(sizes)))
 
 
-def write_block(recipe: Recipe, file_format: str, folder: Path, block: Block) -> None:
-    """Writes a block's shard and a note on it; what runs on Beam's workers.
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How blocks become shards; what is sent to Beam's workers.
 
-    Beam may start the same work twice, even at once: each writes files of its own, and the last
-    takes the place of the others, which hold the same.
+    Attributes:
+        recipe: how each record is made.
+        file_format: of the shards.
+        folder: where they go, as the machine sees it that started the job.
+        max_seconds: for one item.
+        mount: that all paths lie in, if workers know it by its address only.
     """
-    unique = f"{block.name}.{os.uname().nodename}-{os.getpid()}"
-    path, flaws, records, num_bytes = folder / f"{unique}.data", [], 0, 0
-    writer = WRITERS[file_format](path)
-    for result in map(functools.partial(transform, recipe), block.items):
-        if result.payload is not None:
-            writer.write(result.payload)
-            records, num_bytes = records + 1, num_bytes + len(result.payload)
-        if result.flaw is not None:
-            flaws.append(result.flaw)
-    writer.close()
-    shard = Shard(
-        block.name if records else "",
-        block.split if records else "",
-        block.start + len(block.items),
-        records,
-        num_bytes,
-        path.stat().st_size if records else 0,
-        tuple(flaws),
-    )
-    note = folder / f"{unique}.note"
-    note.write_text(shard_to_json(shard), encoding="utf-8")
-    os.replace(path, folder / block.name)
-    os.replace(note, folder / f"{block.name}.json")
+
+    recipe: Recipe
+    file_format: str
+    folder: Path
+    max_seconds: float
+    mount: Mount | None = None
+
+    def write(self, block: Block) -> None:
+        """Writes a block's shard and then a note on it.
+
+        Beam may start the same work twice, even at once: each writes files of its own, and the
+        last takes the place of the others, which hold the same.
+        """
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            delivered(self.folder, self.mount) as place,
+        ):
+            work = functools.partial(transform, self.recipe)
+            if self.mount is not None:
+                work = functools.partial(transform_fetched, self.recipe, self.mount, Path(scratch))
+            shard = self._write_shard(work, place / block.name, block)
+            note = place / f"{block.name}.json"
+            note.write_text(shard_to_json(shard), encoding="utf-8")
+
+    def _write_shard(self, work: Callable[[Item], Result], path: Path, block: Block) -> Shard:
+        flaws, records, num_bytes = [], 0, 0
+        writer = WRITERS[self.file_format](path)
+        results = read_items(work, block.items, _PROCESSES, self.max_seconds)
+        with contextlib.closing(results):
+            for result in results:
+                if result.payload is not None:
+                    writer.write(result.payload)
+                    records, num_bytes = records + 1, num_bytes + len(result.payload)
+                if result.flaw is not None:
+                    flaws.append(result.flaw)
+        writer.close()
+        return Shard(
+            block.name if records else "",
+            block.split if records else "",
+            block.start + len(block.items),
+            records,
+            num_bytes,
+            path.stat().st_size if records else 0,
+            tuple(flaws),
+        )
 
 
 def finished(block: Block, folder: Path) -> Shard | None:
@@ -175,7 +216,7 @@ def finished(block: Block, folder: Path) -> Shard | None:
     return shard if shard and (size == shard.file_bytes or not shard.records) else None
 
 
-def _run(work: functools.partial[None], todo: Sequence[Block], options: BeamOptions) -> None:
+def _run(work: Callable[[Block], None], todo: Sequence[Block], options: BeamOptions) -> None:
     if not todo:
         return
     try:
@@ -193,6 +234,10 @@ def _run(work: functools.partial[None], todo: Sequence[Block], options: BeamOpti
         # Reshuffle: without it a runner may give all blocks to one worker.
         _ = pipeline | beam.Create(list(todo)) | beam.Reshuffle() | beam.Map(work)
         pipeline.run().wait_until_finish()
+    except SystemExit as error:
+        raise UserError(
+            f"--beam_options={options.more!r} are no options of Beam: see its message above"
+        ) from error
     except Exception as error:  # Beam wraps whatever its workers raise in kinds of its own
         reason = (str(error).strip().splitlines() or [repr(error)])[-1]
         raise UserError(f"--beam_runner={options.runner} failed: {reason}") from error

@@ -9,23 +9,22 @@ from pathlib import Path
 
 from adamae_jax.data import output as folders
 from adamae_jax.data import writer
-from adamae_jax.data.parallel import ordered_map
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
 from adamae_jax.data.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
-from adamae_jax.data.sources import Item
 from adamae_jax.data.transform import (
     SKIPPED,
     TRUNCATED,
     Flaw,
     Recipe,
-    Result,
     transform,
     write_flaws,
 )
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.mounts import Mount
 from adamae_jax.prepare.progress import count, describe, progress
+from adamae_jax.prepare.reading import MAX_SECONDS, read_items
 
 SKIPPED_NAME = "skipped.csv"
 _MOST_NAMED = 30  # items that a message names
@@ -70,11 +69,23 @@ class Engine:
         num_workers: processes that read; 0 reads in this one.
         beam_runner: of Apache Beam, which reads instead; None reads here.
         beam_options: more of Beam's own options, as on a command line.
+        beam_mount: the folder that Beam's workers know by its address only; None: they see all.
+        max_seconds: for one item, which is left out if it takes longer.
+
+    Raises:
+        UserError: a value that makes no sense.
     """
 
     num_workers: int = 0
     beam_runner: str | None = None
     beam_options: str = ""
+    beam_mount: Mount | None = None
+    max_seconds: float = MAX_SECONDS
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not self.max_seconds > 0:
+            raise UserError(f"--max_seconds_per_video={self.max_seconds} must be more than 0")
 
 
 def build(found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
@@ -129,12 +140,15 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
     )
     try:
         if engine.beam_runner is not None:
-            options = beam.BeamOptions(engine.beam_runner, engine.beam_options, engine.num_workers)
-            beam.fill(journal, items, recipe, limits, options)
+            options = beam.BeamOptions(
+                engine.beam_runner, engine.beam_options, engine.num_workers, engine.beam_mount
+            )
+            beam.fill(journal, items, recipe, limits, options, engine.max_seconds)
             return
-        work = functools.partial(transform, recipe)
         remaining = items[journal.done :]
-        with contextlib.closing(ordered_map(work, remaining, engine.num_workers, _crashed)) as read:
+        work = functools.partial(transform, recipe)
+        results = read_items(work, remaining, engine.num_workers, engine.max_seconds)
+        with contextlib.closing(results) as read:
             write_shards(journal, items, progress(read, journal.done, len(items)), limits)
     except TooManySkippedError as error:
         table = folders.unfinished(output.folder) / SKIPPED_NAME
@@ -149,11 +163,6 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
         ) from None
 
 
-def _crashed(item: Item) -> Result:
-    reason = "ends the process that reads it: a crash of FFmpeg, or more memory than there is"
-    return Result(None, Flaw(item.id, SKIPPED, 0, reason))
-
-
 def _refuse_empty_splits(journal: Journal, found: Found) -> None:
     items = found.source.items
     written = {shard.split for shard in journal.files}
@@ -164,10 +173,11 @@ def _refuse_empty_splits(journal: Journal, found: Found) -> None:
     wanted = {item.split or "train" for item in items}
     wanted |= {"validation"} if found.set_aside else set()
     if missing := sorted(wanted - written):
+        usable = sum(shard.records for shard in journal.files)
         raise UserError(
-            f"the split {missing[0]!r} would be empty, since none of its items can be used, or all "
-            "that can are in another; see --validation_fraction, or give a list of each split:"
-            f"{_list(journal.flaws)}"
+            f"the split {missing[0]!r} would be empty: {usable} of {count(len(items), 'item')} can "
+            "be used, all of them in another split: mend or add some, or give a list of each split "
+            f"(--list=train=FILE):{_list(journal.flaws)}"
         )
 
 

@@ -1,6 +1,7 @@
 """From options to the items that a dataset is made of."""
 
 import dataclasses
+import glob
 import hashlib
 import os
 import re
@@ -70,7 +71,7 @@ def find_source(values: flags.FlagValues) -> Found:
             f"--validation_fraction={values.validation_fraction} must be a fraction between 0 "
             "and 1, neither of them"
         )
-    root = Path(values.source)
+    root = Path(values.source).absolute()  # Beam's workers start in other folders
     if not root.is_dir():
         raise UserError(f"--source={root} is not a folder: give the one that holds the files")
     entries = _listed(values, root) if values.list else _found(values, root)
@@ -92,26 +93,43 @@ def _listed(values: flags.FlagValues, root: Path) -> list[Entry]:
     splits = _lists(values.list)
     if values["validation_fraction"].present:
         raise UserError("--validation_fraction means nothing with --list: leave it out")
-    for split, path in splits.items():
-        entries += read_list(path, split, root)
+    for split, paths in splits.items():
+        for path in paths:
+            entries += read_list(path, split, root)
     if values.class_folders:
         # UCF101's test lists have no labels, and the folder says the same as its training lists.
-        entries = [entry._replace(label=class_of(entry.path)) for entry in entries]
+        return [entry._replace(label=class_of(entry.path)) for entry in entries]
+    labelled = {entry.split for entry in entries if entry.label is not None}
+    if labelled and "validation" in splits.keys() - labelled:
+        raise UserError(
+            f"--list=validation={splits['validation'][0]} has no labels, though other lists have: "
+            "add --class_folders if the folders are the classes, or call the split otherwise"
+        )
     return entries
 
 
-def _lists(options: Sequence[str]) -> Mapping[str, Path]:
-    splits: dict[str, Path] = {}
+def _lists(options: Sequence[str]) -> Mapping[str, Sequence[Path]]:
+    """The files of each split: one, or as many as a pattern stands for."""
+    splits: dict[str, Sequence[Path]] = {}
     for option in options:
         match = re.fullmatch(r"([A-Za-z]\w*)=(.+)", option)
         if match is None:
             raise UserError(f"--list={option} must be SPLIT=FILE: train=train.csv, for instance")
         if match[1] in splits:
             raise UserError(f"--list={option}: the split {match[1]} has a list already")
-        splits[match[1]] = Path(match[2])
+        splits[match[1]] = _matching(match[2])
     return splits
+
+
+def _matching(name: str) -> Sequence[Path]:
+    if os.path.exists(name) or not glob.has_magic(name):
+        return [Path(name)]  # if it is not there, reading it says so
+    if not (found := sorted(glob.glob(name))):
+        raise UserError(f"no file is called like the list {name!r}: correct the pattern")
+    return [Path(path) for path in found]
 
 
 def _set_aside(items: Sequence[Item], values: flags.FlagValues) -> int:
     free = sum(item.split is None for item in items)
-    return max(1, round(values.validation_fraction * free)) if free > 1 else 0
+    wanted = max(1, round(values.validation_fraction * free))
+    return min(wanted, free - 1) if free else 0  # one is left to train on

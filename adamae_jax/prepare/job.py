@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from adamae_jax.data import schema
+from adamae_jax.data import schema, storage
 from adamae_jax.data.parallel import num_cores
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
 from adamae_jax.data.transform import Recipe
@@ -25,13 +25,15 @@ from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
 from adamae_jax.prepare.build import Engine, Output, build
 from adamae_jax.prepare.find import find_source
+from adamae_jax.prepare.mounts import Mount
+from adamae_jax.prepare.reading import MAX_SECONDS
 
 _SOURCES = ("source", "tfds", "embedded")
 # Which options say something about which of the sources.
 _FILE_OPTIONS = ("class_folders", "images", "list", "labels", "validation_fraction")
 _RECIPE_OPTIONS = (
     "codec", "short_side", "min_frames", "max_skipped", "shard_mb", "file_format", "beam_runner",
-    "beam_options",
+    "beam_options", "beam_mount", "max_seconds_per_video",
 )  # fmt: skip
 _FOREIGN = {
     "source": ("seed",),
@@ -50,7 +52,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("embedded", None, "write the embedded dataset: demo or large", values)
     number("seed", 0, "of the embedded dataset", flag_values=values)
     flags.DEFINE_multi_string(
-        "list", [], "SPLIT=FILE: the videos of a split, in --source; may be repeated",
+        "list", [], "SPLIT=FILE, or SPLIT=PATTERN of several: the videos of a split, in --source; "
+        "may be repeated",
         flag_values=values,
     )  # fmt: skip
     text("labels", None, "file with the classes of the lists, one a line or as JSON", values)
@@ -72,10 +75,19 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "max_skipped", output.max_skipped, "fraction of files that may be left out",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_float(
+        "max_seconds_per_video", MAX_SECONDS,
+        "leave out what takes longer to read: a decoder that hangs, a film of many hours",
+        flag_values=values,
+    )  # fmt: skip
     number("shard_mb", output.shard_mb, "size of a shard in MB, about", flag_values=values)
     text("file_format", TFRECORD, f"of the shards: {' or '.join(FILE_FORMATS)}", values)
     text("beam_runner", None, "let Apache Beam do the work: DirectRunner, for instance", values)
     text("beam_options", "", "of Apache Beam, in one string: '--region=... --project=...'", values)
+    text(
+        "beam_mount", None,
+        "FOLDER=ADDRESS: the mounted bucket that Beam's workers know by its address only", values,
+    )  # fmt: skip
     number("num_workers", num_cores(), "processes that read or make clips", flag_values=values)
 
 
@@ -92,10 +104,23 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     for name in _FOREIGN[kinds[0]]:
         if values[name].present:
             raise UserError(f"--{name} means nothing with --{kinds[0]}: leave it out")
+    for name in ("source", "tfds", "output"):
+        if storage.is_remote(values[name].value or ""):
+            raise UserError(
+                f"--{name}={values[name].value} is an address, but folders are needed here: mount "
+                "the bucket and give its folder (training reads gs:// and s3:// as they are, so "
+                "a finished dataset may also be copied there)"
+            )
     if not values.output:
         raise UserError("--output=DIR is missing: give a folder to write")
     if values.num_workers < 0:
         raise UserError(f"--num_workers={values.num_workers} must be 0 or more")
+    here = not values.num_workers and values.beam_runner is None
+    if here and values["max_seconds_per_video"].present:
+        raise UserError(
+            "--max_seconds_per_video means nothing with --num_workers=0, which starts no process "
+            "that could be ended: leave one of them out"
+        )
     destination = Path(values.output).absolute()
     if values.embedded is not None:
         embedded.prepare(values.embedded, destination, values.seed, values.num_workers)
@@ -110,7 +135,26 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
             why = "images" if found.images else "--codec=original"
             raise UserError(f"--{name} means nothing with {why}: leave it out")
     output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
-    if values["beam_options"].present and values.beam_runner is None:
-        raise UserError("--beam_options means nothing without --beam_runner: leave it out")
-    engine = Engine(values.num_workers, values.beam_runner, values.beam_options)
+    for name in ("beam_options", "beam_mount"):
+        if values[name].present and values.beam_runner is None:
+            raise UserError(f"--{name} means nothing without --beam_runner: leave it out")
+    engine = Engine(
+        values.num_workers,
+        values.beam_runner,
+        values.beam_options,
+        _mount(values, found.root, destination),
+        values.max_seconds_per_video,
+    )
     build(found, recipe, output, engine)
+
+
+def _mount(values: flags.FlagValues, *folders: Path) -> Mount | None:
+    """What Beam's workers reach by address, after making sure that it holds all folders."""
+    if values.beam_mount is None:
+        return None
+    if values.tfds is not None:
+        raise UserError("--beam_mount means nothing with --tfds: copy the dataset to a folder")
+    mount = Mount.parse(values.beam_mount)
+    for folder in folders:
+        mount.address_of(folder)
+    return mount

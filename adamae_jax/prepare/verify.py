@@ -1,7 +1,7 @@
 """Checks a dataset: python -m adamae_jax.prepare verify DIR.
 
-Reads every record of every shard, checks checksums and structure, decodes a sample, and prints one
-table. Ends with status 2 where anything is wrong.
+Reads every record of every shard, checks the checksums of files, records and frames and their
+structure, decodes a sample, and prints one table. Ends with status 2 where anything is wrong.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.output import RECORD_NAME
 from adamae_jax.data.parallel import num_cores, ordered_map
 from adamae_jax.data.shard_files import records
+from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 
@@ -76,6 +77,8 @@ def check_shard(
                 if isinstance(payload, BadRecordError):
                     raise payload
                 record = layout.parse(payload)
+                if isinstance(record.frames, StoredFrames):
+                    record.frames.fetch(range(len(record.frames)))
                 if number % decode_every == 0:
                     last = len(record.frames) - 1
                     chosen = np.unique(np.array([0, last // 2, last]))

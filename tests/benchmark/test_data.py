@@ -42,7 +42,12 @@ def test_it_measures_codecs_and_says_what_is_not_there(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *lines, figures = done.stdout.splitlines()
-    rows = json.loads(figures)
+    found = json.loads(figures)
+    jpeg, original = found["codecs"]
+    assert (jpeg["codec"], original["codec"]) == ("jpeg", "original")
+    assert jpeg["video_mb"] > original["video_mb"] > 0
+    assert original["psnr_db"] is None and 25 < jpeg["psnr_db"] < 60
+    rows = found["readers"]
     ours = [row for row in rows if row["reader"].startswith("ours")]
     assert [row["reader"] for row in ours] == ["ours jpeg", "ours original"]
     for row in ours:

@@ -14,9 +14,11 @@ import google_crc32c
 import numpy as np
 import simplejpeg
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from adamae_jax.data import schema
+from adamae_jax.data.examples import Record
+from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.writer import features
 
 NAME = "small"
@@ -31,6 +33,12 @@ def frame_record(payload: bytes) -> bytes:
 
     length = struct.pack("<Q", len(payload))
     return length + checksum(length) + payload + checksum(payload)
+
+
+def stored_frames(record: Record) -> StoredFrames:
+    """The frames of a record of JPEGs."""
+    assert isinstance(record.frames, StoredFrames)
+    return record.frames
 
 
 def encode_png(masks: np.ndarray) -> bytes:
@@ -62,14 +70,48 @@ def serialize(
     }
     if masks is not None:
         values[schema.FOREGROUND] = encode_png(masks)
-    example = tf_example_pb2.Example()
-    for name, value in (values | changes).items():
-        many = value if isinstance(value, list) else [value]
+    lists = {
+        name: value if isinstance(value, list) else [value]
+        for name, value in (values | changes).items()
+    }
+    return tf_example_pb2.Example(features=sealed(lists)).SerializeToString()
+
+
+def sealed(lists: dict[str, list[Any]]) -> tf_feature_pb2.Features:
+    """Features, with the sizes and checksums that prove them, independently of the writer."""
+    lists = {
+        schema.FRAME_SIZES: [len(frame) for frame in lists[schema.FRAMES]],
+        schema.FRAME_CHECKSUMS: [google_crc32c.value(frame) for frame in lists[schema.FRAMES]],
+        **lists,
+    }
+    features = tf_feature_pb2.Features()
+    for name, values in lists.items():
         kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[
-            type((many or [b""])[0])
+            type((values or [0 if name in schema.INTEGER_LISTS else b""])[0])
         ]
-        getattr(example.features.feature[name], kind).value.extend(many)
-    return example.SerializeToString()
+        getattr(features.feature[name], kind).value.extend(values)
+    if schema.HEADER_CHECKSUM not in lists:
+        checksum = google_crc32c.value(canonical(lists))
+        features.feature[schema.HEADER_CHECKSUM].int64_list.value.append(checksum)
+    return features
+
+
+def canonical(lists: dict[str, list[Any]]) -> bytes:
+    """What the checksum of a header is of."""
+    data = b""
+    for name, values in sorted(lists.items()):
+        if name != schema.FRAMES:
+            one = values[0] if values else None
+            kind = {bytes: 0, float: 1, int: 2}[type(one)] if values else 0
+            data += (
+                struct.pack("<I", len(name)) + name.encode() + struct.pack("<BI", kind, len(values))
+            )
+            for value in values:
+                if isinstance(value, bytes):
+                    data += struct.pack("<I", len(value)) + value
+                else:
+                    data += struct.pack("<f" if isinstance(value, float) else "<q", value)
+    return data
 
 
 def video(seed: int, num_frames: int = 6, height: int = 24, width: int = 32) -> np.ndarray:

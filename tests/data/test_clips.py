@@ -1,14 +1,17 @@
 import dataclasses
+import io
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adamae_jax.data import clips
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.crops import CROPS
 from adamae_jax.data.examples import Record, VideoLayout
+from adamae_jax.data.frames import each_frame
 from adamae_jax.data.temporal import FRAME_SAMPLINGS
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
@@ -146,13 +149,13 @@ def test_clips_of_a_video_differ_and_do_not_depend_on_each_other() -> None:
 
 def test_no_frame_is_decoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    decode = clips.decode_frames
+    decode = clips.each_frame
 
-    def noted(jpegs: Any, frames: Any, size: Any) -> Any:
+    def noted(jpegs: Any, frames: Any, *rest: Any) -> Any:
         decoded.extend(frames.tolist())
-        return decode(jpegs, frames, size)
+        return decode(jpegs, frames, *rest)
 
-    monkeypatch.setattr(clips, "decode_frames", noted)
+    monkeypatch.setattr(clips, "each_frame", noted)
     record = painted_record(6, 64, 80)
     make_clips(record, ClipSpec(8, 1, (32, 32)), [np.random.default_rng(k) for k in range(3)])
     assert decoded == sorted(set(decoded))
@@ -217,3 +220,43 @@ def test_evaluation_takes_the_centre() -> None:
 def test_impossible_clips_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         dataclasses.replace(ClipSpec(4, 1, (8, 8)), **changes)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth, as pictures are: what is fine in it is faint."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / period + y / (3 * period)) * period**0.5 for period in (9, 20, 60)]
+    grey = 128 + 6 * np.sum(waves, axis=0)
+    return np.clip(np.stack([grey, grey[::-1], grey[:, ::-1]], -1), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(256, 340), (255, 341), (480, 640)])
+def test_a_large_box_is_cut_out_of_frames_decoded_smaller(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = parsed(serialize(photograph(*size)[None].repeat(2, 0)), False)
+    spec = ClipSpec(2, 1, (100, 100))
+    small = make_clip(record, spec, None)["video"].astype(int)
+    decoded = [
+        pixels.shape[:2]
+        for factor in (1, 2)
+        for _, pixels in each_frame(record.frames, np.arange(1), size, factor)
+    ]
+    assert decoded == [size, (-(-size[0] // 2), -(-size[1] // 2))]
+    monkeypatch.setattr(clips, "reduction", lambda *_: 1)
+    whole = make_clip(record, spec, None)["video"].astype(int)
+    assert 0 < np.abs(small - whole).mean() < 2.5  # of 130 levels, at half a pixel off
+    assert np.abs(small - whole).max() < 16
+
+
+def test_frames_of_other_kinds_are_not_made_smaller() -> None:
+    """A PNG has no frequencies to leave out; the box is then one of the whole frame."""
+    pixels = photograph(200, 300)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    record = Record("id", 0, (png.getvalue(),), 0.0, 200, 300, None)
+    (clip,) = make_clip(record, ClipSpec(1, 1, (50, 50)), None)["video"]
+    expected = (
+        Image.fromarray(pixels).crop((50, 0, 250, 200)).resize((50, 50), Image.Resampling.BILINEAR)
+    )
+    np.testing.assert_array_equal(clip, np.asarray(expected))

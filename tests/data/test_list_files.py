@@ -57,6 +57,33 @@ def test_kinetics_own_tables(tmp_path: Path) -> None:
         read(tmp_path, "label,youtube_id,time_start,time_end\nyoga,x,?,10\n", "k400.csv")
 
 
+@pytest.mark.parametrize(
+    "place", ["{}", "val/{}", "air drumming/{}", "val/air drumming/{}", "air_drumming/{}"]
+)
+def test_kinetics_clips_are_found_where_scripts_put_them(tmp_path: Path, place: str) -> None:
+    path = tmp_path / place.format("-0a_000003_000013.webm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    text = "label,youtube_id,time_start,time_end,split\nair drumming,-0a,3,13,validate\n"
+    found = path.relative_to(tmp_path).as_posix()
+    assert read(tmp_path, text, "validate.csv") == [(found, "air drumming")]
+
+
+HMDB51 = "#1_a, b_clap_f_0.avi 1 \nApril, 09_clap_f_1.avi 0 \n\nx y_clap_f_2.avi 2\n"
+
+
+def test_hmdb51_lists_of_both_halves(tmp_path: Path) -> None:
+    assert read(tmp_path, HMDB51, "brush_hair_test_split1.txt") == [
+        ("brush_hair/#1_a, b_clap_f_0.avi", "brush_hair")
+    ]
+    for split in ("validation", "test"):
+        (entry,) = read_list(tmp_path / "brush_hair_test_split1.txt", split, tmp_path)
+        assert (entry.path, entry.label, entry.split) == (
+            "brush_hair/x y_clap_f_2.avi", "brush_hair", split
+        )  # fmt: skip
+        assert entry.where.endswith("line 4")
+
+
 def test_something_something(tmp_path: Path) -> None:
     (tmp_path / "7.webm").write_bytes(b"")
     videos = [
@@ -78,6 +105,9 @@ def test_something_something(tmp_path: Path) -> None:
         ("a.csv", "path,label,x\na.mp4\n", "a.csv, line 2: only 1 columns"),
         ("a.txt", "a.mp4 1\nb.mp4\n", "a.txt, line 2: the label is missing"),
         ("a.csv", "a.mp4,1\nb.mp4,\n", "a.csv, line 2: the label is missing"),
+        ("a_test_split1.txt", "x.avi 3\n", "line 1: 'x.avi 3' is no name with 0, 1 or 2"),
+        ("a_test_split2.txt", "x.avi 1\nx.avi\n", "line 2: 'x.avi' is no name with 0, 1 or 2"),
+        ("a_test_split3.txt", "x.avi 2\n", "names no videos"),
         ("a.json", "{", "is no JSON"),
         ("a.json", '{"a": 1}', "holds no list"),
         ("a.json", '[{"id": "7"}, 3]', "a.json, entry 2: 3 is no object with an 'id'"),

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import MixedDataset, Order, Part, open_dataset
-from adamae_jax.data.pipeline import Batch, train_batches
+from adamae_jax.data.mixture import MixedDataset, Order, Part, open_dataset, parts_in
+from adamae_jax.data.pipeline import Batch, eval_batches, train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import TrainStream
 from adamae_jax.errors import UserError
@@ -157,6 +157,51 @@ def test_the_fingerprint_knows_parts_and_weights(folders: list[Path]) -> None:
         mixed(folders, 1, 1).fingerprint,
     }
     assert len(prints) == 3
+
+
+def test_weights_in_the_same_proportion_are_the_same_mixture(folders: list[Path]) -> None:
+    assert mixed(folders, 0.7, 0.3).fingerprint == mixed(folders, 7, 3).fingerprint
+    assert mixed(folders, 0.7, 0.3).fingerprint != mixed(folders, 0.3, 0.7).fingerprint
+
+
+def test_turns_of_parts_are_counted(folders: list[Path]) -> None:
+    order = Order(mixed(folders, 2, 1, 1), seed=3)
+    for first in range(11):
+        expected = np.bincount(turns(order, 37)[first : first + 3], minlength=3)
+        assert order.turns_of_parts(first, 3) == expected.tolist()
+
+
+def test_classes_that_all_parts_have_are_the_mixtures(folders: list[Path]) -> None:
+    assert mixed(folders[:2], 1, 1).label_names == ("a", "b", "c")
+    assert mixed(folders, 1, 1, 1).label_names == ()
+
+
+def test_words_name_a_mixture(folders: list[Path]) -> None:
+    assert parts_in("gs://bucket:8/k400:0.7, /data/ssv2:3e-1") == (
+        Part("gs://bucket:8/k400", 0.7),
+        Part("/data/ssv2", 0.3),
+    )
+    for single in ("/data/k400", "gs://bucket/k400:0.7"):  # a colon alone makes no mixture
+        assert parts_in(single) == (Part(single),)
+    by_words = open_dataset(f"{folders[0]}:2,{folders[1]}:1", "train")
+    assert by_words.fingerprint == mixed(folders, 2, 1).fingerprint
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["a,b", "a:1,b:", "a:1,:2", "a:1,", "a:1,b:x", "a:1,b:0", "a:1,b:-2", "a:1,b:nan", "s://a,b:1"],
+)
+def test_words_that_are_no_mixture_are_refused(words: str) -> None:
+    with pytest.raises(UserError, match="is no DIR:WEIGHT with a weight above 0: write") as caught:
+        parts_in(words)
+    assert repr(words) in str(caught.value)
+
+
+def test_the_first_part_is_evaluated(folders: list[Path]) -> None:
+    words = f"{folders[1]}:1,{folders[0]}:9"
+    with eval_batches(words, "train", SPEC, batch_size=8) as batches:
+        (batch,) = batches
+    assert batch["example_index"].tolist() == [0, 1, 2] + [-1] * 5
 
 
 def test_impossible_mixtures_are_refused(folders: list[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from adamae_jax.data import schema
 from adamae_jax.data.output import RECORD_NAME, already_written, publish, workspace
 from adamae_jax.errors import UserError
 
@@ -30,6 +31,7 @@ def test_a_dataset_is_published_with_its_record(tmp_path: Path) -> None:
     assert sorted(os.listdir(output)) == [RECORD_NAME, "shard"]
     record = json.loads((output / RECORD_NAME).read_text())
     assert record == {
+        "schema": schema.VERSION,
         "arguments": {"seed": 3, "sizes": [1, 2]},
         "clips": {"train": 7},
         "files": {"shard": 5},
@@ -52,6 +54,25 @@ def test_other_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rate is None there, 25 was asked for"):
         already_written(tmp_path / "a", {**ARGUMENTS, "rate": 25})
     assert (tmp_path / "a" / "shard").read_bytes() == b"12345"
+
+
+def test_datasets_of_another_schema_are_named_and_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(ValueError), workspace(tmp_path / "b", resume=ARGUMENTS) as folder:
+        (folder / "half").write_text("12")
+        raise ValueError
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    with pytest.raises(UserError, match=r"another version of adamae_jax \(its schema is 2, not 3"):
+        already_written(tmp_path / "a", ARGUMENTS)
+    record = json.loads((tmp_path / "a" / RECORD_NAME).read_text())
+    del record["schema"]
+    (tmp_path / "a" / RECORD_NAME).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"its schema is 1, not 3"):
+        already_written(tmp_path / "a", ARGUMENTS)
+    with workspace(tmp_path / "b", resume=ARGUMENTS) as folder:
+        assert not list(folder.iterdir())
 
 
 def test_other_content_is_refused(tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
+import multiprocessing
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from adamae_jax.data.parallel import num_cores, ordered_map
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def square_late(number: int) -> int:
@@ -17,6 +24,38 @@ def die_at_three(number: int) -> int:
     if number == 3:
         os._exit(0)
     return number
+
+
+def die_at_first(item: tuple[Path, int]) -> tuple[int, int]:
+    """Numbers 3 and 4 end their process when they are tried first; then it is said who is busy."""
+    folder, number = item
+    if number in (3, 4) and not (folder / f"{number}").exists():
+        (folder / f"{number}").touch()
+        os._exit(0)
+    marker = folder / f"busy-{number}"
+    marker.touch()
+    busy = len(list(folder.glob("busy-*")))
+    time.sleep(0.1 if number < 5 else 0.7)  # longer than a new process takes to start
+    marker.unlink()
+    return number, busy
+
+
+def sleep_at_three(number: int) -> int:
+    time.sleep(3600 if number == 3 else 0)
+    return number
+
+
+def megabytes(number: int) -> str:
+    return str(number) * (1 << 20)
+
+
+def unsendable(number: int) -> Callable[[], int]:
+    return lambda: number
+
+
+def print_process_and_sleep(number: int) -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(3600)
 
 
 def fail_at_three(number: int) -> int:
@@ -52,13 +91,74 @@ def test_a_failure_reaches_the_caller() -> None:
 
 
 def test_a_dead_worker_does_not_hang_the_caller() -> None:
-    with pytest.raises(RuntimeError, match="a worker process died"):
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"worker process \d+ ended with exit code 0"):
         list(ordered_map(die_at_three, range(9), 2))
+    assert time.monotonic() - start < 20
+
+
+def test_a_killed_worker_does_not_hang_the_caller() -> None:
+    results = ordered_map(sleep_at_three, range(9), 2)
+    assert next(results) == 0
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(RuntimeError, match="ended with exit code -9"):
+        list(results)
 
 
 def test_an_item_that_ends_its_process_costs_nothing_else() -> None:
     results = list(ordered_map(die_at_three, range(9), 2, lambda number: -number))
     assert results == [0, 1, 2, -3, 4, 5, 6, 7, 8]
+
+
+def test_who_dies_is_tried_again_and_alone(tmp_path: Path) -> None:
+    """Perhaps it was ended for the memory that others took."""
+    items = [(tmp_path, number) for number in range(8)]
+    results = list(ordered_map(die_at_first, items, 3, lambda item: (-1, 0)))
+    assert [number for number, _ in results] == list(range(8))
+    assert [busy for number, busy in results if number in (3, 4)] == [1, 1]
+    assert max(busy for _, busy in results) > 1
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    start, processor = time.monotonic(), time.process_time()
+    results = ordered_map(
+        sleep_at_three, range(9), 2, max_seconds=1.0, on_timeout=lambda number: -number
+    )
+    assert list(results) == [0, 1, 2, -3, 4, 5, 6, 7, 8]
+    assert time.monotonic() - start < 15
+    assert time.process_time() - processor < 0.6  # it waits, and does not spin
+    assert not multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="took longer than 0.5 s"):
+        list(ordered_map(sleep_at_three, range(9), 2, max_seconds=0.5))
+
+
+def test_a_slow_caller_is_not_taken_for_a_slow_worker() -> None:
+    """Results of a megabyte, which wait in their workers until somebody takes them."""
+    results = ordered_map(megabytes, range(4), 2, max_seconds=0.3, on_timeout=lambda number: "")
+    for number in range(4):
+        assert next(results) == str(number) * (1 << 20)
+        time.sleep(0.5)
+
+
+def test_what_cannot_be_sent_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="cannot be sent"):
+        list(ordered_map(unsendable, [1], 1))
+
+
+def test_workers_end_with_their_parent() -> None:
+    script = (
+        "from adamae_jax.data.parallel import ordered_map\n"
+        "from tests.data.test_parallel import print_process_and_sleep\n"
+        "list(ordered_map(print_process_and_sleep, range(2), 2))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+        parent.kill()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_a_failure_is_not_taken_for_a_death() -> None:

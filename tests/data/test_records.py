@@ -10,10 +10,10 @@ from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from tests.data.fixtures import (
     flip_byte,
-    frame_record,
     serialize,
     shard_path,
     small_records,
+    stored_frames,
     video,
     write_dataset,
 )
@@ -56,7 +56,7 @@ def test_reads_what_the_writer_writes(tmp_path: Path) -> None:
     dataset = Dataset(write_dataset(tmp_path, {"train": payloads}, with_masks=False), "train")
     records = [dataset[index] for index in range(len(dataset))]
     assert sorted(record.id for record in records) == ["v0", "v1", "v2", "v3"]
-    assert {(r.frames, r.rate, r.height, r.width, r.label) for r in records} == {
+    assert {(tuple(stored_frames(r)), r.rate, r.height, r.width, r.label) for r in records} == {
         (tuple(frames), 25.0, 8, 16, UNLABELLED)
     }
 
@@ -92,8 +92,8 @@ def test_missing_and_empty_datasets_are_reported(tmp_path: Path) -> None:
 def test_foreign_datasets_are_reported(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train": small_records(1)})
     info = (tmp_path / "dataset_info.json").read_text()
-    (tmp_path / "dataset_info.json").write_text(info.replace('"tfrecord"', '"array_record"'))
-    with pytest.raises(UserError, match="stored as array_record"):
+    (tmp_path / "dataset_info.json").write_text(info.replace('"tfrecord"', '"riegeli"'))
+    with pytest.raises(UserError, match="stored as riegeli, but only tfrecord and array_record"):
         Dataset(tmp_path, "train")
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="TFDS cannot open the dataset at"):
@@ -128,12 +128,32 @@ def test_damaged_records_are_named(tmp_path: Path, record: bytes, complaint: str
 
 def test_missing_masks_and_failed_checksums_are_bad_records(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train": [*small_records(1), serialize(video(0))]})
-    flip_byte(shard_path(tmp_path, "train"), len(frame_record(small_records(1)[0])) - 1)
+    path = shard_path(tmp_path, "train")
+    flip_byte(path, path.read_bytes().index(b"video-0"))
     dataset = Dataset(tmp_path, "train")
-    with pytest.raises(BadRecordError, match="checksum"):
+    with pytest.raises(BadRecordError, match="its features do not match their checksum"):
         dataset[0]
     with pytest.raises(BadRecordError, match="'foreground' has 0 values"):
         dataset[1]
+
+
+def test_only_damaged_frames_are_bad(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": [serialize(video(0))]}, with_masks=False)
+    before = list(stored_frames(Dataset(tmp_path, "train")[0]))
+    path = shard_path(tmp_path, "train")
+    flip_byte(path, path.read_bytes().index(before[2]) + 100)
+    frames = stored_frames(Dataset(tmp_path, "train")[0])
+    assert frames.fetch([1, 3]) == [before[1], before[3]]
+    with pytest.raises(BadRecordError, match="frame 2 does not match its checksum"):
+        frames.fetch([1, 2])
+
+
+def test_datasets_of_an_older_schema_are_to_be_made_again(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": small_records(1)})
+    features = (tmp_path / "features.json").read_text()
+    (tmp_path / "features.json").write_text(features.replace("frame_checksums", "unknown"))
+    with pytest.raises(UserError, match=r"lacks the features frame_checksums, .*make it again"):
+        Dataset(tmp_path, "train")
 
 
 def test_unknown_codec_is_the_users_to_know(tmp_path: Path) -> None:

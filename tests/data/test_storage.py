@@ -1,7 +1,7 @@
 """Datasets on a file system of fsspec, stood in for by its own in memory."""
 
+import importlib.util
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
-from tests.data.fixtures import NAME, small_records, write_dataset
+from tests.data.fixtures import NAME, small_records, stored_frames, write_dataset
 
 REMOTE = "cloud://bucket/videos"
 SPEC = ClipSpec(4, 1, (16, 16))
@@ -28,7 +28,7 @@ class Cloud(MemoryFileSystem):
     protocol = "cloud"
     store: dict[str, Any] = {}  # noqa: RUF012 (as in the class above)
     pseudo_dirs = [""]  # noqa: RUF012
-    read_bytes = 0
+    requests: list[int] = []  # noqa: RUF012 (bytes of each, cleared by the tests)
     failures = 0
 
     @classmethod
@@ -40,7 +40,7 @@ class Cloud(MemoryFileSystem):
             Cloud.failures -= 1
             raise ConnectionResetError("connection reset")
         data = bytes(super().cat_file(path, start, end, **options))
-        Cloud.read_bytes += len(data)
+        Cloud.requests.append(len(data))
         return data
 
 
@@ -80,12 +80,37 @@ def test_training_batches_come_from_remote_shards(remote: str, tmp_path: Path) -
             np.testing.assert_array_equal(one["video"], other["video"])
 
 
-def test_only_the_record_is_fetched(remote: str) -> None:
+def test_a_small_record_is_one_request(remote: str) -> None:
     dataset = Dataset(remote, "train")
-    Cloud.read_bytes = 0
-    length = len(small_records(9)[5])
-    assert dataset[5].id == "video-5"
-    assert Cloud.read_bytes == length + tfrecord.CHECKSUM_BYTES
+    Cloud.requests.clear()
+    record = dataset[5]
+    assert record.id == "video-5" and len(list(stored_frames(record))) == 6
+    assert Cloud.requests == [len(small_records(9)[5])]
+
+
+def test_of_a_large_record_only_what_is_needed_is_fetched(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = stored_frames(Dataset(tmp_path, "train")[5])
+    dataset = Dataset(remote, "train")
+    monkeypatch.setattr(storage, "REMOTE_GAP", 300)
+    Cloud.requests.clear()
+    frames = stored_frames(dataset[5])
+    assert len(Cloud.requests) <= 2  # frames may stand among the other features
+    Cloud.requests.clear()
+    # Frames are of about 900 bytes: one between two is more than the gap, none is less.
+    assert frames.fetch([0, 1, 4]) == here.fetch([0, 1, 4])
+    sizes = frames.sizes
+    assert len(Cloud.requests) == 2 and Cloud.requests[1] == sizes[4]
+    assert sizes[0] + sizes[1] < Cloud.requests[0] < sizes[0] + sizes[1] + 8
+    Cloud.requests.clear()
+    monkeypatch.setattr(storage, "REMOTE_GAP", 3000)
+    assert dataset[5].frames == here
+    Cloud.failures = 2
+    assert frames.fetch([4, 0]) == here.fetch([4, 0])
+    Cloud.failures = 3
+    with pytest.raises(OSError, match=r"connection reset.*cloud://bucket/videos/small-train"):
+        frames.fetch([0])
 
 
 def test_the_index_is_kept_in_the_cloud_and_by_the_user(
@@ -131,17 +156,15 @@ def test_what_is_not_there_is_reported(remote: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"),
-    [("nonsense://bucket/videos", "Protocol not known: nonsense"), ("gs://bucket/videos", "gcsfs")],
+    ("address", "package", "remedy"),
+    [
+        ("nonsense://bucket/videos", "Protocol not known: nonsense", "give a local path, gs://"),
+        ("gs://bucket/videos", "gcsfs", r"pip install 'adamae-jax\[gcs\]'$"),
+        ("s3://bucket/videos", "s3fs", r"pip install 'adamae-jax\[s3\]'$"),
+    ],
 )
-def test_a_missing_package_is_named(address: str, reason: str) -> None:
-    if reason == "gcsfs" and re.search("gcsfs", " ".join(map(str, _installed()))):
-        pytest.skip("gcsfs is installed, and would look for the bucket")
-    with pytest.raises(UserError, match=f"^{address} cannot be opened: .*{reason}"):
+def test_a_missing_package_is_named(address: str, package: str, remedy: str) -> None:
+    if importlib.util.find_spec(package.partition(":")[0]):
+        pytest.skip(f"{package} is installed, and would look for the bucket")
+    with pytest.raises(UserError, match=f"^{address} cannot be opened: .*{package}.*: {remedy}"):
         Dataset(address, "train")
-
-
-def _installed() -> list[str]:
-    from importlib.metadata import distributions
-
-    return [found.metadata["Name"] for found in distributions()]

@@ -35,8 +35,8 @@ def load(shards: list[Path]) -> ShardIndex:
 
 def test_reads_every_record_of_every_shard(shards: list[Path]) -> None:
     reader = RecordReader(load(shards))
-    assert [reader.read(number) for number in range(7)] == PAYLOADS
-    assert reader.read(5) == PAYLOADS[5]
+    assert [reader.payload(number).whole() for number in range(7)] == PAYLOADS
+    assert reader.payload(5).whole() == PAYLOADS[5]
 
 
 def test_index_is_cached_and_rebuilt_when_a_shard_changes(
@@ -89,12 +89,12 @@ def test_index_of_read_only_data_is_kept_by_the_user(
     folder = shards[0].parent
     refuse_in([folder], monkeypatch)
     index = load(shards)
-    assert RecordReader(index).read(6) == PAYLOADS[6]
+    assert RecordReader(index).payload(6).whole() == PAYLOADS[6]
     assert sorted(path.name for path in folder.iterdir()) == [p.name for p in shards]
     (kept,) = user_cache.iterdir()
     assert index.mapped is not None and index.mapped[0] == str(kept)
     monkeypatch.setattr(tfrecord, "_scan_shards", None)
-    assert RecordReader(load(shards)).read(6) == PAYLOADS[6]
+    assert RecordReader(load(shards)).payload(6).whole() == PAYLOADS[6]
 
 
 def test_index_stays_in_memory_where_it_cannot_be_written(
@@ -103,7 +103,7 @@ def test_index_stays_in_memory_where_it_cannot_be_written(
     refuse_in([shards[0].parent, user_cache], monkeypatch)
     index = load(shards)
     assert index.mapped is None
-    assert RecordReader(pickle.loads(pickle.dumps(index))).read(6) == PAYLOADS[6]
+    assert RecordReader(pickle.loads(pickle.dumps(index))).payload(6).whole() == PAYLOADS[6]
     assert not list(user_cache.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_a_mapped_index_travels_as_the_name_of_its_file(shards: list[Path]) -> N
     assert index.offsets.tobytes() not in pickled and len(pickled) < 1000
     copy = pickle.loads(pickled)
     assert isinstance(copy.offsets, np.memmap)
-    assert [RecordReader(copy).read(number) for number in range(7)] == PAYLOADS
+    assert [RecordReader(copy).payload(number).whole() for number in range(7)] == PAYLOADS
     os.utime(shards[0], (1, 1))
     load(shards)
     with pytest.raises(UserError, match=r"index.npy has changed since the dataset was opened"):
@@ -127,7 +127,7 @@ def test_records_smaller_than_a_block_are_found(tmp_path: Path) -> None:
     payloads = [bytes(number % 50) for number in range(2000)]
     (tmp_path / "shard").write_bytes(b"".join(map(frame_record, payloads)))
     reader = RecordReader(load_index([tmp_path / "shard"], [2000], tmp_path / "index.npy"))
-    assert [reader.read(number) for number in range(2000)] == payloads
+    assert [reader.payload(number).whole() for number in range(2000)] == payloads
 
 
 @pytest.mark.full

@@ -39,7 +39,11 @@ def test_a_video(tmp_path: Path) -> None:
     result = transform(Recipe(short_side=24), Item("ü", str(path), 3))
     assert result.flaw is None
     values = features(result.payload)
-    assert len(values.pop(schema.FRAMES)) == 20
+    frames = values.pop(schema.FRAMES)
+    assert len(frames) == 20
+    assert values.pop(schema.FRAME_SIZES) == [len(frame) for frame in frames]
+    assert len(values.pop(schema.FRAME_CHECKSUMS)) == 20
+    assert len(values.pop(schema.HEADER_CHECKSUM)) == 1
     assert values == {
         schema.ID: ["ü".encode()],
         schema.LABEL: [3],

@@ -23,7 +23,6 @@ FACTS: dict[Kind, Facts] = {
     "videomae_classifier": dataclasses.replace(
         VIDEO,
         decoder=None,
-        use_mean_pooling=True,
         classifier_norm_epsilon=1e-5,
         label_names=("walking", "running", "jumping", "élan", "rest"),
     ),

@@ -5,13 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume
+from hypothesis import given as examples
+from hypothesis import strategies as st
 
 from adamae_jax import experiment
 from adamae_jax.config import SIZES, default_config, set_size
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture
-from adamae_jax.interop.architecture import Given, infer
-from adamae_jax.interop.published import SYSTEMS
+from adamae_jax.interop.architecture import infer
+from adamae_jax.interop.given import Given
+from adamae_jax.interop.sizes import Sizes
+from adamae_jax.interop.systems import SYSTEMS
+from configs import adamae_k400, adamae_ssv2, mae_imagenet, mae_st_k400, videomae_k400
 from tests.parity import reference_weights
 from tests.parity.reference_weights import Shapes
 
@@ -84,18 +90,34 @@ def test_every_guess_is_said() -> None:
     remarks = infer(arrays(published("adamae", "B")), Given()).remarks
     assert sorted(remarks) == [
         "decoder_num_heads 6: as in the published model of this size",
+        "frame_sampling dense, crop multi_scale_corner, interpolation bilinear, horizontal_flip "
+        "False: as published for Kinetics",
         "image_size 224,224: as published",
         "mask_ratio 0.95: as published",
         "num_frames 16: as published",
         "num_heads 12: as in the published model of this size",
         "sampler_num_heads 8: as in the released code",
+        "sampling_rate 4: as published for Kinetics; 2 for Something-Something V2: give "
+        "--sampling_rate",
     ]
 
 
 def test_what_is_given_is_no_guess() -> None:
-    given = Given(16, (224, 224), 12, 6, 8, 0.9, 1e-5)
+    given = Given(
+        num_frames=16,
+        image_size=(224, 224),
+        sampling_rate=2,
+        frame_sampling="segments",
+        num_heads=12,
+        decoder_num_heads=6,
+        sampler_num_heads=8,
+        mask_ratio=0.9,
+        norm_epsilon=1e-5,
+    )
     found = infer(arrays(published("adamae", "B")), given)
-    assert found.remarks == ()
+    crop = "crop multi_scale_corner, interpolation bilinear, horizontal_flip False"
+    assert found.remarks == (f"{crop}: as published for Kinetics",)
+    assert (found.config.data.sampling_rate, found.config.data.frame_sampling) == (2, "segments")
     assert found.config.masking.mask_ratio == 0.9
     assert found.config.model.norm_epsilon == 1e-5
 
@@ -111,7 +133,7 @@ def test_a_fixed_table_fits_any_clip() -> None:
     [
         (Given(num_frames=8), (8, (320, 320))),
         (Given(image_size=(160, 320)), (16, (160, 320))),
-        (Given(8, (320, 320)), (8, (320, 320))),
+        (Given(num_frames=8, image_size=(320, 320)), (8, (320, 320))),
     ],
 )
 def test_a_table_over_all_tokens_needs_half_a_word(given: Given, expected: Any) -> None:
@@ -142,10 +164,80 @@ def test_a_classifiers_head_says_its_classes() -> None:
     assert not any("mask_ratio" in remark for remark in found.remarks)
 
 
+CLIPS = (
+    *("sampling_rate", "frame_sampling", "target_fps", "crop", "crop_area", "crop_aspect"),
+    *("interpolation", "horizontal_flip"),
+)
+
+
+@pytest.mark.parametrize(
+    ("system", "recipe"),
+    [
+        ("adamae", adamae_k400),
+        ("videomae", videomae_k400),
+        ("mae_st", mae_st_k400),
+        ("mae", mae_imagenet),
+    ],
+)
+def test_clips_are_cut_as_in_the_recipe(system: str, recipe: Any) -> None:
+    found, expected = infer(arrays(published(system, "B")), Given()).config, recipe.get_config()
+    for name in CLIPS:
+        assert found.data[name] == expected.data[name], name
+
+
+def test_of_adamaes_datasets_one_is_said() -> None:
+    given = Given(sampling_rate=2)
+    found = infer(arrays(published("adamae", "B")), given).config
+    expected = adamae_ssv2.get_config()
+    for name in CLIPS:
+        assert found.data[name] == expected.data[name], name
+
+
+@pytest.mark.parametrize(
+    ("system", "classes", "sampling", "flip"),
+    [
+        ("videomae", 400, "stretched", True),
+        ("videomae", 174, "segments", False),
+        ("mae_st", 400, "time_scaled", True),
+        ("mae", 1000, "dense", True),
+    ],
+)
+def test_a_classifiers_clips_are_those_of_fine_tuning(
+    system: str, classes: int, sampling: str, flip: bool
+) -> None:
+    """Which dataset it was fine-tuned on, its classes tell."""
+    meta = {**meta_of(MAE["B"], MAE_DECODER, **VIDEO), "num_classes": classes}
+    shapes = reference_weights.classifier_shapes(meta, published(system, "B"))
+    found = infer(arrays(shapes), Given())
+    data = found.config.data
+    assert (data.frame_sampling, data.horizontal_flip) == (sampling, flip)
+    assert data.crop_area == (0.08, 1.0)
+    assert ("Something-Something" in "".join(found.remarks)) == (classes == 174)
+
+
+@pytest.mark.parametrize("given", [Given(sampling_rate=2), Given(frame_sampling="dense")])
+def test_an_image_is_no_clip(given: Given) -> None:
+    with pytest.raises(UserError, match=r"--(sampling_rate|frame_sampling)=.* of this model .mae."):
+        infer(arrays(published("mae", "B")), given)
+
+
 def test_zero_is_a_value() -> None:
     """An epsilon of 0 is said, and is not the default."""
     config = infer(arrays(published("mae", "B")), Given(norm_epsilon=0.0, mask_ratio=0.0)).config
     assert (config.model.norm_epsilon, config.masking.mask_ratio) == (0, 0)
+
+
+@examples(st.integers(1, 2000), st.integers(1, 2000), st.floats(0.5, 8.0, allow_subnormal=False))
+def test_one_ratio_gives_the_hidden_widths_of_both_stacks(
+    encoder: int, decoder: int, ratio: float
+) -> None:
+    """Each was rounded down, and read back in floating point."""
+    widths = {"blocks.": encoder, "decoder_blocks.": decoder}
+    hidden = {name: max(1, int(width * ratio)) for name, width in widths.items()}
+    assume(all(int(width * ratio) for width in widths.values()))
+    shapes: Shapes = {f"{n}0.mlp.fc1.weight": (hidden[n], width) for n, width in widths.items()}
+    found = Sizes(arrays(shapes), Given()).mlp_ratio(*widths)
+    assert {name: int(width * found) for name, width in widths.items()} == hidden
 
 
 @pytest.mark.parametrize(

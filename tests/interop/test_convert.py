@@ -139,7 +139,7 @@ def test_what_has_no_class_is_refused(tmp_path: Path, name: str) -> None:
     ours = written(tmp_path / "ours", name)
     message = {
         "mae_st": "no class for a pretraining model of the family 'mae_st'",
-        "videomae_scaled": "VideoMAEForPreTraining has no LayerScale",
+        "videomae_scaled": "Hugging Face has no class for blocks with LayerScale",
     }
     if name in message:
         with pytest.raises(convert_cases.exporting.UserError, match=message[name]):
@@ -198,10 +198,25 @@ def test_what_was_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     safetensors_files.write(file, exports.to_authors(loaded("mae")))
     bring(file, tmp_path / "ours", *given("mae"))
     assert capsys.readouterr().out.splitlines() == [
+        "note: crop random_resized, crop_area 0.2-1, crop_aspect 0.75-1.33, interpolation bicubic, "
+        "horizontal_flip True: as published for ImageNet",
         "note: mask_ratio 0.75: as published",
         "license: unknown; give --license where you know it",
         str(tmp_path / "ours"),
     ]
+
+
+def test_how_clips_are_cut_is_taken_from_the_recipe_or_said(tmp_path: Path) -> None:
+    """The model directory says it to every job."""
+    file = tmp_path / "file.safetensors"
+    safetensors_files.write(file, exports.to_authors(loaded("mae_st")))
+    data = pretrained.load(bring(file, tmp_path / "ours", *given("mae_st"))).config.data
+    assert (data.frame_sampling, data.sampling_rate, data.crop) == (
+        *("time_scaled", 4, "random_resized"),
+    )
+    own = ("--sampling_rate=2", "--frame_sampling=dense", *given("mae_st"))
+    data = pretrained.load(bring(file, tmp_path / "other", *own)).config.data
+    assert (data.frame_sampling, data.sampling_rate) == ("dense", 2)
 
 
 def test_labels_and_license_are_given_and_kept(

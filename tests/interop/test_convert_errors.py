@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
@@ -137,6 +138,9 @@ CONTRADICTIONS = {
     "other": ("videomae", ["--sampler_num_heads=4"], "--sampler_num_heads=4 says nothing of this"),
     "ratio": ("adamae", ["--mask_ratio=0.999"], "mask_ratio 0.999 leaves no visible token"),
     "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio 0.0 is outside \(0, 1\)"),
+    "nothing": ("videomae", ["--image_size=0,12"], "--image_size=0,12 should be positive"),
+    "images": ("mae", ["--to_num_frames=2"], "--to_num_frames=2: the model is one of images"),
+    "negative": ("mae_st", ["--to_image_size=-8,8"], "--to_image_size=-8,8 should be positive"),
     "words": ("videomae", ["--image_size=big"], "--image_size=big should be height,width"),
     "three": ("videomae", ["--image_size=8,12,3"], "--image_size=8,12,3 should be height,width"),
     "vit": (
@@ -166,6 +170,44 @@ def test_of_a_classifier_nothing_is_said_that_it_lacks(tmp_path: Path) -> None:
 def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
     state = {name: a for name, a in theirs("automae").items() if "pretrained_vit" not in name}
     refused(tmp_path, state, "give --pretrained_vit, the checkpoint", *given("automae"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fine_tuned", "found"),
+    [("videomae", False, "videomae .pretraining."), ("mae", True, "mae .classifier.")],
+)
+def test_another_model_is_no_frozen_vit(
+    tmp_path: Path, name: str, fine_tuned: bool, found: str
+) -> None:
+    state = {n: a for n, a in theirs("automae").items() if "pretrained_vit" not in n}
+    safetensors_files.write(tmp_path / "automae.safetensors", state)
+    safetensors_files.write(tmp_path / "other.safetensors", theirs(name, fine_tuned))
+    flag = f"--pretrained_vit={tmp_path / 'other.safetensors'}"
+    with pytest.raises(UserError, match=f"other.safetensors holds a model of {found}: AutoMAE's"):
+        bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *given("automae"))
+
+
+def test_a_vit_of_another_grid_is_misshapen(tmp_path: Path) -> None:
+    state = {n: a for n, a in theirs("automae").items() if "pretrained_vit" not in n}
+    safetensors_files.write(tmp_path / "automae.safetensors", state)
+    safetensors_files.write(tmp_path / "other.safetensors", theirs("mae"))
+    flag = f"--pretrained_vit={tmp_path / 'other.safetensors'}"
+    message = r"misshapen pretrained_vit.pos_embed \(1, 5, 16\), expected \(1, 145, 16\)"
+    with pytest.raises(UserError, match=message):
+        bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *given("automae"))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--num_classes=99999999999", "--seed=99999999999999999999", "--norm_epsilon=inf"),
+        *("--num_heads=0", "--sampling_rate=0", "--frame_sampling=fast", "--mask_ratio=2"),
+    ],
+)
+def test_what_no_model_can_have_is_no_flag(tmp_path: Path, flag: str) -> None:
+    """Nor may it fill the memory."""
+    with pytest.raises(absl_flags.Error, match=flag.removeprefix("--").partition("=")[0]):
+        bring(tmp_path / "file.safetensors", tmp_path / "ours", flag)
 
 
 def test_unknown_weights_are_named(tmp_path: Path) -> None:

@@ -48,8 +48,9 @@ def fresh(kind: Kind) -> Any:
     if kind == "mae_pretraining":
         config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.7)
     else:
+        pooling = kind == "videomae_classifier"
         config = transformers.VideoMAEConfig(
-            **sizes, num_frames=6, tubelet_size=2, use_mean_pooling=facts.use_mean_pooling
+            **sizes, num_frames=6, tubelet_size=2, use_mean_pooling=pooling
         )
     if facts.label_names:
         config.id2label = dict(enumerate(facts.label_names))

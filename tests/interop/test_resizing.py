@@ -166,7 +166,7 @@ def test_predicted_frames_keep_their_share() -> None:
 def test_a_size_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="image height 10 is not a positive multiple"):
         imports.resize(imported("mae"), None, (10, 8))
-    with pytest.raises(UserError, match="num_frames 4 is not|tell the 4 time steps"):
+    with pytest.raises(UserError, match="--to_num_frames=4: the model is one of images; leave"):
         imports.resize(imported("mae"), 4, None)
     with pytest.raises(UserError, match="needs a grid of at least 12 x 12"):
         imports.resize(imported("automae"), None, (44, 48))

@@ -85,7 +85,7 @@ def test_there_and_back_is_exact_and_brings_the_constants_along() -> None:
         (without(layers__3__q=FIXED), "missing none; not used layers.3.q$"),
         (without("first", head=FIXED), "missing first; not used head$"),
         (without(pos_embed=FIXED + 1e-3), "pos_embed is not the fixed table that it should be$"),
-        (without(pos_embed=FIXED[0]), "pos_embed is not the fixed table"),
+        (without(pos_embed=FIXED[0]), r"misshapen pos_embed \(2, 3\), expected \(1, 2, 3\)$"),
         # Layers that cannot be stacked, parts that cannot be joined, and an axis too many.
         (without(layers__1__fc__weight=np.ones((6, 4))), r"misshapen layers.0.fc.weight \(5, 4\)"),
         (without(second=np.ones((3, 5))), r"misshapen first \(3, 2\), second \(3, 5\)"),
@@ -96,7 +96,12 @@ def test_there_and_back_is_exact_and_brings_the_constants_along() -> None:
             without(**{f"layers__{i}__fc__weight": np.ones((6, 4)) for i in range(3)}),
             r"layers.2.fc.weight \(as blocks/dense/kernel: \(3, 4, 6\), expected \(3, 4, 5\)\)",
         ),
-        (without(first=np.ones((4, 2))), r"first, second \(as pair: \(7, 2\), expected \(6, 2\)\)"),
+        # Parts that differ: even where they are together as long as they should be.
+        (without(first=np.ones((4, 2))), r"misshapen first \(4, 2\), second \(3, 2\)"),
+        (
+            without(first=np.ones((4, 2)), second=np.ones((2, 2))),
+            r"misshapen first \(4, 2\), second \(2, 2\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_listed(given: dict[str, np.ndarray], message: str) -> None:

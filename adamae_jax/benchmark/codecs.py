@@ -1,0 +1,116 @@
+"""What a codec costs: bytes on disk and per clip, milliseconds per clip, and what it loses."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from adamae_jax.data.clips import ClipSpec, make_clips
+from adamae_jax.data.examples import Record
+from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.permutation import AUGMENT, generator
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.video_file import VideoFile
+
+CLIPS = 24
+FIDELITY_FRAMES = 16  # of each video
+IO_COUNTERS = Path("/proc/self/io")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What was found of one codec, on one core.
+
+    Attributes:
+      codec: of the prepared videos.
+      video_mb: megabytes of a video in its shard.
+      clip_mb: megabytes read for a clip; None where the system does not count them.
+      read_ms: milliseconds to read, check and parse what a clip needs of a record.
+      decode_ms: milliseconds to decode, cut and resize a clip of a record in memory.
+      psnr_db: of the stored frames against those of the source, from its size on; None where they
+        are the same.
+    """
+
+    codec: str
+    video_mb: float
+    clip_mb: float | None
+    read_ms: float
+    decode_ms: float
+    psnr_db: float | None
+
+    def __str__(self) -> str:
+        """One line of a table."""
+        read = "" if self.clip_mb is None else f"{self.clip_mb:6.2f} MB read"
+        loss = "the same frames" if self.psnr_db is None else f"PSNR {self.psnr_db:.1f} dB"
+        return (
+            f"{self.codec:10} {self.video_mb:6.2f} MB a video; a clip: {read}, {self.read_ms:5.1f} "
+            f"ms to read, {self.decode_ms:5.1f} ms to decode and cut; {loss}"
+        )
+
+
+def measure(codec: str, directory: Path, source: Path, spec: ClipSpec) -> Stored:
+    """Measures a dataset that was prepared with a codec from a folder of videos."""
+    dataset = Dataset(directory, "train")
+    shards = sum(path.stat().st_size for path in directory.glob("*.tfrecord*"))
+    videos = len(dataset) + len(Dataset(directory, "validation"))
+    read_s = decode_s = 0.0
+    for k in range(-1, CLIPS):  # the first one warms up
+        start = time.perf_counter()
+        record = dataset[k % len(dataset)]
+        _clip(record, spec, k)
+        both = time.perf_counter() - start
+        if isinstance(record.frames, Iterable):  # else the whole file has been read already
+            record = dataclasses.replace(record, frames=tuple(record.frames))
+        start = time.perf_counter()
+        _clip(record, spec, k)
+        alone = time.perf_counter() - start
+        if k >= 0:
+            decode_s, read_s = decode_s + alone, read_s + both - alone
+    return Stored(
+        codec=codec,
+        video_mb=shards / videos / 1e6,
+        clip_mb=_clip_mb(dataset, spec),
+        read_ms=max(0.0, 1000 * read_s / CLIPS),
+        decode_ms=1000 * decode_s / CLIPS,
+        psnr_db=_psnr(dataset, source),
+    )
+
+
+def _clip(record: Record, spec: ClipSpec, number: int) -> None:
+    make_clips(record, spec, [generator(0, AUGMENT, max(number, 0))])
+
+
+def _clip_mb(dataset: Dataset, spec: ClipSpec) -> float | None:
+    before = _bytes_read()
+    for k in range(CLIPS):
+        _clip(dataset[k % len(dataset)], spec, k)
+    after = _bytes_read()
+    return None if before is None or after is None else (after - before) / CLIPS / 1e6
+
+
+def _bytes_read() -> int | None:
+    """Bytes that this process has asked the system for; None where it does not count them."""
+    try:
+        counters = IO_COUNTERS.read_text()
+    except OSError:
+        return None
+    return int(dict(line.split(": ") for line in counters.splitlines())["rchar"])
+
+
+def _psnr(dataset: Dataset, source: Path) -> float | None:
+    """Over a few frames of each video; those of another size than the source's are passed over."""
+    errors = []
+    for index in range(len(dataset)):
+        record = dataset[index]
+        size = (record.height, record.width)
+        chosen = np.unique(np.linspace(0, len(record.frames) - 1, FIDELITY_FRAMES).astype(int))
+        stored = dict(zip(chosen.tolist(), decode_frames(record.frames, chosen, size), strict=True))
+        with VideoFile(os.fspath(source / record.id)) as video:
+            for number, frame in enumerate(video.frames()):
+                if number in stored and (frame.height, frame.width) == size:
+                    original = frame.to_ndarray(format="rgb24").astype(np.float64)
+                    errors.append(np.mean((original - stored[number]) ** 2))
+    return None if not np.sum(errors) else float(10 * np.log10(255**2 / np.mean(errors)))

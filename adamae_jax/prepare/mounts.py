@@ -1,0 +1,127 @@
+"""A folder that is mounted here, and that workers elsewhere know by its address (``gs://``).
+
+The workers of a service such as Dataflow have no folder in common with the machine that starts the
+job, but all of them reach the same bucket.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+
+from adamae_jax.data import storage
+from adamae_jax.data.sources import Item
+from adamae_jax.data.transform import SKIPPED, Flaw, Recipe, Result, transform
+from adamae_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """Where a folder really is.
+
+    Attributes:
+        folder: where it is mounted here; absolute.
+        address: by which workers know it.
+    """
+
+    folder: str
+    address: str
+
+    @classmethod
+    def parse(cls, words: str) -> "Mount":
+        """The mount in ``FOLDER=ADDRESS``.
+
+        Raises:
+            UserError: it is none, nothing is there, or no package knows such addresses.
+        """
+        folder, _, address = words.partition("=")
+        if not folder or not storage.is_remote(address):
+            raise UserError(
+                f"--beam_mount={words} must be FOLDER=ADDRESS: /mnt/data=gs://bucket, for instance"
+            )
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"--beam_mount={words}: {folder} is not a folder: mount {address} there"
+            )
+        try:
+            fsspec.get_filesystem_class(address.partition("://")[0])
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"--beam_mount={words}: {error} (pip install 'adamae-jax[gcs]' for gs://, [s3] for "
+                "s3://, here and where the workers are)"
+            ) from error
+        return cls(os.path.abspath(folder), address)
+
+    def address_of(self, path: str | os.PathLike[str]) -> str:
+        """The address of a file or folder.
+
+        Raises:
+            UserError: it lies elsewhere.
+        """
+        inside = os.path.relpath(os.path.abspath(path), self.folder)
+        if inside.split(os.sep)[0] == os.pardir:
+            raise UserError(
+                f"{path} lies outside of {self.folder}, which is all that workers can reach by "
+                f"--beam_mount={self.folder}={self.address}"
+            )
+        return storage.join(self.address, inside.replace(os.sep, "/"))
+
+
+def transform_fetched(recipe: Recipe, mount: Mount, scratch: Path, item: Item) -> Result:
+    """Reads one item from its address and encodes it, as `transform` does from its path.
+
+    Args:
+        recipe: how the record is made.
+        mount: that the item's path lies in, on another machine.
+        scratch: folder of this machine, for a copy.
+        item: a whole file.
+
+    Raises:
+        OSError: the storage keeps failing, which is no fault of the item.
+    """
+    address = mount.address_of(item.path)
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=Path(item.path).suffix) as copy:
+        storage.retried(functools.partial(_fetch, address, copy.name), address)
+        if not os.path.getsize(copy.name):
+            return Result(None, Flaw(item.id, SKIPPED, 0, f"{address} is empty or does not exist"))
+        return transform(recipe, dataclasses.replace(item, path=copy.name))
+
+
+def _fetch(address: str, copy: str) -> bytes:
+    """Makes a copy, in place of the bytes that `storage.retried` hands on; they may be many.
+
+    Of what is not there the copy stays empty: that is no failure of the storage.
+    """
+    system, name = fsspec.core.url_to_fs(address)
+    try:
+        system.get_file(name, copy)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # each file system has kinds of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", address) from error
+    return b""
+
+
+@contextlib.contextmanager
+def delivered(folder: Path, mount: Mount | None) -> Iterator[Path]:
+    """A private folder to write files in, which go to their own at the end, in order of names.
+
+    Args:
+        folder: their own, as the machine sees it that started the job.
+        mount: that it lies in; None where this machine sees it too.
+    """
+    address = "" if mount is None else mount.address_of(folder)
+    with tempfile.TemporaryDirectory(dir=None if mount else folder) as private:
+        yield Path(private)
+        for path in sorted(Path(private).iterdir()):
+            if mount is None:
+                path.replace(folder / path.name)
+            else:
+                system, name = fsspec.core.url_to_fs(storage.join(address, path.name))
+                system.put_file(str(path), name)

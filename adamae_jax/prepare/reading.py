@@ -1,0 +1,44 @@
+"""Items read in processes of their own: what a bad one does to its process costs nothing else."""
+
+import functools
+from collections.abc import Callable, Generator, Iterable
+
+from adamae_jax.data.parallel import ordered_map
+from adamae_jax.data.sources import Item
+from adamae_jax.data.transform import SKIPPED, Flaw, Result
+
+# A video of ten seconds takes one or two; an hour of 1080p, about so many.
+MAX_SECONDS = 1800.0
+
+
+def read_items(
+    read: Callable[[Item], Result], items: Iterable[Item], num_workers: int, max_seconds: float
+) -> Generator[Result, None, None]:
+    """The results of items, in their order; to be closed.
+
+    An item that ends its process, or that does not come to an end, is a flaw like others.
+
+    Args:
+        read: makes a record of an item.
+        items: what to read.
+        num_workers: processes; 0 reads in this one, which has to bear what the items do.
+        max_seconds: for one item.
+    """
+    return ordered_map(
+        read,
+        items,
+        num_workers,
+        _crashed,
+        max_seconds=max_seconds,
+        on_timeout=functools.partial(_late, max_seconds),
+    )
+
+
+def _crashed(item: Item) -> Result:
+    reason = "ends the process that reads it: a crash of FFmpeg, or more memory than there is"
+    return Result(None, Flaw(item.id, SKIPPED, 0, reason))
+
+
+def _late(max_seconds: float, item: Item) -> Result:
+    reason = f"takes longer than --max_seconds_per_video={max_seconds:g}"
+    return Result(None, Flaw(item.id, SKIPPED, 0, reason))

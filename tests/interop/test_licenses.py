@@ -1,0 +1,134 @@
+"""The licence of weights that a model holds goes wherever the model goes."""
+
+import contextlib
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from adamae_jax import config as configs
+from adamae_jax import experiment, pretrain, pretrained
+from adamae_jax.interop import exports, licenses, safetensors_files
+from adamae_jax.masking.adversarial import Strategy
+from adamae_jax.training import rundir
+from tests import helpers
+from tests.data import fixtures
+from tests.interop.convert_cases import LICENSE, bring, config_of, export, given, loaded
+from tests.runs import moving_waves
+
+
+def image_mae(directory: Path, license: str) -> Path:
+    """Somebody's image MAE of 12 x 12 patches, as AutoMAE holds one frozen."""
+    config = config_of("mae")
+    with config.unlocked():
+        config.data.image_size = (48, 48)
+        config.model.encoder.depth = 1
+    variables = helpers.variables(experiment.pretraining(config))
+    pretrained.save(directory, variables, config, 0, license=license)
+    return directory
+
+
+def automae_config(frozen: Path) -> ConfigDict:
+    """An AutoMAE that is to be trained."""
+    config = config_of("automae")
+    with config.unlocked():
+        config.masking.options.pretrained = str(frozen)
+        config.steps, config.batch_size, config.eval_every = 1, 8, 0
+        config.compilation_cache_dir = ""
+    return config
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [("", "", ""), ("mit", "", "mit"), ("", "mit", "mit"), ("a", "a", "a"), ("a", "b", "a and b")],
+)
+def test_two_licenses_are_one_or_both(own: str, other: str, expected: str) -> None:
+    assert licenses.together(own, other) == expected
+
+
+def test_a_strategy_that_holds_nothing_has_none() -> None:
+    assert licenses.inherited(loaded("adamae").pretraining.strategy) == ""  # type: ignore[attr-defined]
+
+
+def test_a_run_has_the_license_of_what_it_holds_frozen(tmp_path: Path) -> None:
+    frozen = image_mae(tmp_path / "mae", LICENSE)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(configs.to_json(automae_config(frozen)))
+    assert licenses.of(run) == LICENSE
+    # Of a run that holds this one's encoder frozen, too.
+    assert licenses.inherited(Strategy(0.75, pretrained=str(run))) == LICENSE
+    shutil.rmtree(frozen)
+    assert licenses.of(run) == f"unknown (weights of {frozen})"
+    # What was recorded at the end of a run stays.
+    pretrained.save(run / rundir.MODEL, {}, automae_config(frozen), 1, license="mit")
+    assert licenses.of(run) == "mit"
+
+
+def test_a_damaged_record_is_no_license(tmp_path: Path) -> None:
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "model.json").write_text(text)
+        assert licenses.of(tmp_path) == f"unknown (weights of {tmp_path})"
+
+
+class Untrained:
+    """In the place of `pretrain.Run`: a run whose model is that of before its first step."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, pretraining: Any, *_: Any) -> None:
+        variables = helpers.variables(pretraining)
+        self.metrics = self.progress = contextlib.nullcontext()
+        self.state = SimpleNamespace(
+            params=variables["params"], model_state=variables["state"], frozen=variables["frozen"]
+        )
+
+    def train(self) -> Any:
+        return self.state
+
+
+@pytest.mark.parametrize("license", [LICENSE, ""])
+def test_pretraining_passes_it_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, license: str
+) -> None:
+    """And so does every export of the run's model."""
+    frozen = image_mae(tmp_path / "mae", license)
+    data = fixtures.write_dataset(
+        tmp_path / "data", {"train": moving_waves(4), "validation": moving_waves(1)}
+    )
+    config = automae_config(frozen)
+    config.data.dir = str(data)
+    monkeypatch.setattr(pretrain, "Run", Untrained)
+    monkeypatch.setattr(rundir, "summarize", lambda *_: {})
+    pretrain.pretrain(config, tmp_path / "run")
+    model = tmp_path / "run" / rundir.MODEL
+    assert pretrained.load(model).license == license
+    file = export(model, tmp_path / "exported.safetensors")
+    assert safetensors_files.read_metadata(file).get("license", "") == license
+
+
+def test_an_export_of_a_run_says_whose_weights_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's own files have no place for a licence: what it holds frozen has."""
+    frozen, run = image_mae(tmp_path / "mae", LICENSE), tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(configs.to_json(automae_config(frozen)))
+    nameless = dataclasses.replace(loaded("automae"), license="")
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: nameless)
+    export(run, tmp_path / "exported.safetensors")
+    assert f"license: {LICENSE}" in capsys.readouterr().out
+
+
+def test_automae_has_the_licenses_of_both_of_its_files(tmp_path: Path) -> None:
+    state = exports.to_authors(loaded("automae"))
+    vit = {n.removeprefix("pretrained_vit."): a for n, a in state.items() if "vit." in n}
+    rest = {n: a for n, a in state.items() if "vit." not in n}
+    safetensors_files.write(tmp_path / "vit.safetensors", vit, {"license": LICENSE})
+    safetensors_files.write(tmp_path / "automae.safetensors", rest, {"license": "mit"})
+    flag = f"--pretrained_vit={tmp_path / 'vit.safetensors'}"
+    own = given("automae")
+    ours = bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *own)
+    assert pretrained.load(ours).license == f"mit and {LICENSE}"
