@@ -80,7 +80,7 @@ def read_file(path: str) -> bytes:
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
-    return _RemoteFile(path).read(0, 1 << 40)
+    return _RemoteFile(path).read()
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -227,9 +227,11 @@ class _RemoteFile:
         self._path = path
         self._system, self._name = _file_system(path)
 
-    def read(self, offset: int, count: int) -> bytes:
+    def read(self, offset: int = 0, count: int | None = None) -> bytes:
+        """The whole file, where no count is given."""
+        end = None if count is None else offset + count
         try:
-            return bytes(self._system.cat_file(self._name, start=offset, end=offset + count))
+            return bytes(self._system.cat_file(self._name, start=offset, end=end))
         except OSError:
             raise
         except Exception as error:  # each file system has kinds of its own

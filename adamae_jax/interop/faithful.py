@@ -83,8 +83,7 @@ def _pretraining_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
     )
     is_fixed = not dialect.trains_positions or model.positions == dialect.positions[0]
     return {
-        "model.projection_bias": model.projection_bias
-        == FAMILIES[dialect.family]["projection_bias"],
+        "model.projection_bias": _family_has(dialect, "projection_bias", model.projection_bias),
         "model.predicted_frames": dialect.predicts_fewer_frames or not model.predicted_frames,
         "model.positions": is_fixed,
         "masking.name": is_system or not has_weights,

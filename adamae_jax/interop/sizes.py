@@ -115,7 +115,7 @@ class Sizes:
             return found, size
         if frames is not None:
             places, rest = divmod(tokens, max(1, frames // t))
-            if rest:
+            if rest or frames % t:
                 raise contradiction(f"--num_frames={frames}", table, tokens)
             side = square_side(places, table) * p
             return frames, (side, side)

@@ -61,8 +61,11 @@ def read(path: str | Path, key: str | None = None) -> Source:
     is_torch = not path.is_dir() and path.suffix != ".safetensors"
     if key is not None and not is_torch:
         raise UserError(f"--key={key} is for PyTorch checkpoints, and {path} is none: leave it out")
+    if path.name == pretrained.MODEL_ARRAYS and (path.parent / pretrained.MODEL_JSON).is_file():
+        _check_foreign(path.parent)
     if path.is_dir():
-        return _read_directory(path)
+        _check_foreign(path)
+        return _read_hugging_face(path)
     if not is_torch:
         state = without_duplicates(safetensors_files.read(path))
         metadata = safetensors_files.read_metadata(path)
@@ -126,8 +129,8 @@ def _described(source: Source, description: Mapping[str, Any] | None) -> Source:
     )
 
 
-def _read_directory(directory: Path) -> Source:
-    """A Hugging Face directory, and none of our own."""
+def _check_foreign(directory: Path) -> None:
+    """Raises a `UserError` for a directory of our own."""
     ours = (directory / pretrained.MODEL_JSON, directory / pretrained.CONFIG_JSON)
     if ours[0].is_file() or (ours[1].is_file() and not is_hugging_face(directory)):
         what = "model directory" if ours[0].is_file() else "run"
@@ -135,7 +138,6 @@ def _read_directory(directory: Path) -> Source:
             f"{directory} is a {what} of this package, which every job reads as it is: import is "
             "for the files of others"
         )
-    return _read_hugging_face(directory)
 
 
 def _read_hugging_face(directory: Path) -> Source:

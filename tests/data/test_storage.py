@@ -168,3 +168,10 @@ def test_a_missing_package_is_named(address: str, package: str, remedy: str) -> 
         pytest.skip(f"{package} is installed, and would look for the bucket")
     with pytest.raises(UserError, match=f"^{address} cannot be opened: .*{package}.*: {remedy}"):
         Dataset(address, "train")
+
+
+def test_files_by_an_address_of_the_local_file_system(tmp_path: Path) -> None:
+    """fsspec's own takes a range literally, and would make room for it."""
+    path = tmp_path / "small"
+    path.write_bytes(b"content")
+    assert storage.read_file(f"file://{path}") == b"content"

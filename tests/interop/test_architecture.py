@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume
+from hypothesis import assume, example
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
@@ -143,6 +143,12 @@ def test_a_table_over_all_tokens_needs_half_a_word(given: Given, expected: Any) 
     assert (data.num_frames, tuple(data.image_size)) == expected
 
 
+def test_frames_that_tubelets_do_not_divide_are_named() -> None:
+    message = "--num_frames=1 does not fit encoder.pos_embed_probs, which has 1568 places"
+    with pytest.raises(UserError, match=message):
+        infer(arrays(published("adamae", "B")), Given(num_frames=1))
+
+
 def test_kinds_are_told_apart() -> None:
     for system in ("videomae", "mae", "mae_st"):
         shapes = published(system, "B")
@@ -227,6 +233,8 @@ def test_zero_is_a_value() -> None:
     assert (config.model.norm_epsilon, config.masking.mask_ratio) == (0, 0)
 
 
+@example(11, 11, 1.37)  # in floating point, 11 * (15 / 11) is less than 15
+@example(16, 12, 2.1)  # 33 / 16 of the decoder's 12 are 24, and 25 are wanted
 @examples(st.integers(1, 2000), st.integers(1, 2000), st.floats(0.5, 8.0, allow_subnormal=False))
 def test_one_ratio_gives_the_hidden_widths_of_both_stacks(
     encoder: int, decoder: int, ratio: float

@@ -347,6 +347,8 @@ def test_sources_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
     ours = written(tmp_path / "ours", "mae")
     with pytest.raises(UserError, match="ours is a model directory of this package"):
         bring(ours, tmp_path / "new")
+    with pytest.raises(UserError, match="ours is a model directory of this package"):
+        bring(ours / "model.safetensors", tmp_path / "new")
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(configs.to_json(config_of("mae")))

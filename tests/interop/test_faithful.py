@@ -1,6 +1,7 @@
 """No choice of a config is lost unsaid on its way through other people's names."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -176,23 +177,35 @@ def choices(cases: Iterable[tuple[str, bool]]) -> list[Any]:
     return found
 
 
-def variants(case: tuple[str, bool], field: str, check: Callable[[Loaded], None]) -> Iterator[Any]:
-    """The model with the field's other values; what ``check`` refuses has another's arrays."""
+@functools.cache
+def variant(case: tuple[str, bool], field: str, value: Any, same_arrays: bool) -> Loaded | None:
+    """The model with another value of a field; None where that is no other model of ours."""
     original = loaded(*case)
+    config = changed(original.config, field, value)
+    if flat(config) == flat(original.config):
+        return None
+    try:
+        return built(config, original, same_arrays)
+    except UserError:
+        return None
+
+
+def variants(
+    case: tuple[str, bool], field: str, check: Callable[[Loaded], None]
+) -> Iterator[Loaded]:
+    """The model with the field's other values; what ``check`` refuses has another's arrays."""
     for value in VALUES[field]:
-        config = changed(original.config, field, value)
-        if flat(config) == flat(original.config):
+        model = variant(case, field, value, same_arrays=True)
+        if model is None:
             continue
-        try:
-            model = built(config, original, same_arrays=True)
-        except UserError:
-            continue  # no model of ours
         try:
             check(model)
         except UserError:
             yield model
             continue
-        yield built(config, original, same_arrays=field.startswith(SAME_ARRAYS))
+        found = variant(case, field, value, same_arrays=field.startswith(SAME_ARRAYS))
+        assert found is not None
+        yield found
 
 
 def words(field: str) -> str:
@@ -301,3 +314,11 @@ def test_weights_that_mean_another_network_are_refused() -> None:
     given = dataclasses.replace(faithful.given_of(model, state), num_heads=4)
     with pytest.raises(UserError, match="another model, of model.encoder.num_heads 4 for 2"):
         faithful.remarks(model, state, given)
+
+
+@pytest.mark.parametrize("field", VALUES)
+def test_every_value_is_one_that_some_model_has(field: str) -> None:
+    """Otherwise the tests above could pass without a look at it."""
+    for value in VALUES[field]:
+        cases = [case for case in MODELS if field in flat(loaded(*case).config)]
+        assert any(variant(case, field, value, same_arrays=True) for case in cases), value
