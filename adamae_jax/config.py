@@ -165,7 +165,10 @@ def _objective() -> ConfigDict:
 def _classifier() -> ConfigDict:
     classifier = ConfigDict()
     classifier.num_classes = 0  # 0: the model is a masked autoencoder
-    classifier.norm_epsilon = 1e-6  # of the norm after the mean over tokens
+    classifier.norm_epsilon = 1e-6  # of the norm in front of the head
+    # "mean": the head sees the mean over all patches. "first": the first token alone, which is the
+    # class token where there is one (VideoMAE with use_mean_pooling=False; MAE's class token).
+    classifier.pooling = "mean"
     # Leave the first patch out of the mean, as MAE-ST's released code does without a class token.
     classifier.skip_first_patch = False
     return classifier

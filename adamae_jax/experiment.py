@@ -12,7 +12,7 @@ from adamae_jax import masking
 from adamae_jax.config import SAMPLES_PER_RATE
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
-from adamae_jax.models.classifier import Classifier
+from adamae_jax.models.classifier import POOLINGS, Classifier
 from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS, check_positions
@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.initialization": tuple(INITIALIZATIONS),
     "model.dtype": COMPUTE_TYPES,
     "model.attention": ("xla", "cudnn"),
+    "classifier.pooling": POOLINGS,
     "objective.loss": ("mse", "l1"),
     "objective.normalize_targets": ("none", "channel", "tubelet"),
     "objective.target_pixels": ("unit", "normalized"),
@@ -162,6 +163,12 @@ def classifier(config: ConfigDict) -> Classifier:
     """
     model, options, clip = config.model, config.classifier, geometry(config)
     at_least("classifier.num_classes", options.num_classes, 1)
+    one_of("classifier.pooling", options.pooling, POOLINGS)
+    if options.pooling == "first" and options.skip_first_patch:
+        raise UserError(
+            "classifier.skip_first_patch leaves a patch out of the mean, and with "
+            "classifier.pooling 'first' there is none: set one of them otherwise"
+        )
     spec = transformer_spec(config, "encoder")
     check_positions(model.positions, clip.grid, spec.width)
     return Classifier(
@@ -171,6 +178,7 @@ def classifier(config: ConfigDict) -> Classifier:
         positions=model.positions,
         class_token=model.class_token != "none",
         norm_epsilon=options.norm_epsilon,
+        pooling=options.pooling,
         skip_first_patch=options.skip_first_patch,
     )
 

@@ -8,9 +8,11 @@ import dataclasses
 import functools
 import json
 import os
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,12 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, pictures, pretrained
+from adamae_jax import cli, experiment, licenses, pictures, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data import pipeline
-from adamae_jax.data.damage import EvaluationDamage, TrainingDamage
+from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
+from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
-from adamae_jax.interop import licenses
 from adamae_jax.objectives import Pretraining
 from adamae_jax.splits import Data, watched
 from adamae_jax.training import evaluation, knn, loop, rundir
@@ -51,9 +53,34 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    summary = pretrain(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    try:
+        summary = pretrain(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        leave(error)
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends one process of several at once, and with it, through JAX, the others.
+
+    They wait for this one in the middle of a step. In the regular end of a process JAX would wait
+    for them in turn, for minutes; of one that is gone it tells them.
+    """
+    name = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, UserError):
+        print(f"error: {name}: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        print(
+            f"error: {name} ends: if it lost another one, look for the error of that one",
+            file=sys.stderr,
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(cli.USER_ERROR_STATUS if isinstance(error, UserError) else 1)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -135,6 +162,13 @@ def use_compilation_cache(directory: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def damaged_name() -> str:
+    """The file for the damaged records that this process meets: each has its own."""
+    name = Path(rundir.DAMAGED)
+    several = jax.process_count() > 1
+    return f"{name.stem}_{jax.process_index()}{name.suffix}" if several else name.name
+
+
 class Run:
     """One process's share of a run: what happens before, between and after the steps."""
 
@@ -151,6 +185,7 @@ class Run:
         """Restores the newest checkpoint or makes a new state, and opens the run's files."""
         self.config, self.workdir, self.pretraining = config, workdir, pretraining
         self.mesh, self.data, self.checkpoints = mesh, data, checkpoints
+        self.damaged = Listing(workdir / damaged_name())
         self.optimizers = experiment.optimizers(config)
         self.first_step, self.state = self._restore_or_create(frozen)
         seconds = rundir.seconds_so_far(workdir, self.first_step)
@@ -200,10 +235,7 @@ class Run:
             self.metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self.draw(0, self.state, "start")
         damage = TrainingDamage(
-            self.data.train,
-            config.data.max_bad_fraction,
-            self.workdir / rundir.DAMAGED,
-            jax.process_count(),
+            len(self.data.train), config.data.max_bad_fraction, self.damaged, jax.process_count()
         )
         with self.data.train_batches(self.first_step) as batches:
             state = loop.Loop(
@@ -263,15 +295,9 @@ class Run:
         if not every or (step % every and step != self.config.steps):
             return {}
         assert self.data.validation is not None  # it is opened wherever eval_every is set
-        damage = EvaluationDamage(
-            self.data.validation,
-            self.config.data.max_bad_fraction,
-            self.workdir / rundir.DAMAGED,
-        )
+        damage = EvaluationDamage(self.config.data.max_bad_fraction, self.damaged)
         put = functools.partial(loop.device_put, mesh=self.mesh, names=EVAL_ARRAYS)
-        with self.data.eval_batches(
-            self.config.data.validation_split, options.num_examples
-        ) as batches:
+        with self.data.eval_batches(self.data.validation, options.num_examples) as batches:
             figures = evaluation.run(self.evaluate_sums, state, watched(batches, damage.see), put)
         unreadable = int(figures["eval_unreadable"])
         damage.check(unreadable, int(figures["eval_examples"]) + unreadable)
@@ -280,14 +306,17 @@ class Run:
         return figures
 
     def _knn_accuracy(self, state: TrainState, put: Callable[..., Any]) -> float:
-        options, data = self.config.eval, self.config.data
+        options = self.config.eval
+        assert self.data.validation is not None
         sides = []
-        for split, count in (
-            (data.train_split, options.knn_examples),
-            (data.validation_split, options.num_examples),
+        for dataset, count in (
+            (parts_of(self.data.train)[0][0], options.knn_examples),
+            (self.data.validation, options.num_examples),
         ):
-            with self.data.eval_batches(split, count) as batches:
-                sides.append(knn.collect(self.features, state.params["autoencoder"], batches, put))
+            damage = EvaluationDamage(self.config.data.max_bad_fraction, self.damaged)
+            with self.data.eval_batches(dataset, count) as batches:
+                seen = watched(batches, damage.see)
+                sides.append(knn.collect(self.features, state.params["autoencoder"], seen, put))
         return knn.accuracy(sides[0], sides[1], options.knn_neighbours)
 
     def _save(self, step: int, t: float, state: TrainState) -> None:
@@ -300,14 +329,18 @@ class Run:
         if step != self.config.steps:  # at the end they are drawn anyway
             self.draw(step, state, None)
 
+    @functools.cached_property
+    def _drawn_clips(self) -> pipeline.Batch:
+        assert self.data.validation is not None
+        spec = experiment.clip_spec(self.config)
+        return pipeline.first_clips(self.data.validation, spec, PICTURE_CLIPS)
+
     def draw(self, step: int, state: TrainState, prefix: str | None) -> None:
         """Draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
         if jax.process_count() > 1 or self.data.validation is None:
             return
-        spec = experiment.clip_spec(self.config)
-        split = self.config.data.validation_split
         try:
-            batch = pipeline.first_clips(self.config.data.dir, split, spec, PICTURE_CLIPS)
+            batch = self._drawn_clips
         except UserError as error:  # no reason to end a run
             logging.warning("no pictures: %s", error)
             return

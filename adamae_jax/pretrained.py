@@ -24,19 +24,21 @@ from safetensors.numpy import load as deserialize
 from safetensors.numpy import save as serialize
 
 from adamae_jax import config as configs
-from adamae_jax import experiment
+from adamae_jax import experiment, licenses
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.objectives import Pretraining, normalize_pixels
+from adamae_jax.training import rundir
 from adamae_jax.training.digests import write_atomically
 
-MODEL_JSON, MODEL_ARRAYS, CONFIG_JSON = "model.json", "model.safetensors", "config.json"
+MODEL_JSON, MODEL_ARRAYS = rundir.MODEL_JSON, "model.safetensors"
+CONFIG_JSON = rundir.CONFIG
 FORMAT = "adamae-jax model 2"
 # What of the config says what the model is.
 CLIP_FIELDS = (
     *("num_frames", "sampling_rate", "frame_sampling", "target_fps"),
-    *("image_size", "crop", "interpolation"),
+    *("image_size", "crop", "crop_area", "crop_aspect", "interpolation", "horizontal_flip"),
 )
 MODEL_FIELDS = ("model", "masking", "objective", "classifier")
 PLACE_FIELDS = ("dir", "train_split", "validation_split")  # where the clips were: for pictures
@@ -51,7 +53,7 @@ class Loaded:
       config: the effective config of the run; of a model directory, the model's part of it.
       step: updates that it was trained for.
       label_names: of the classes, by label: a classifier's, or those of the data it was trained on.
-      license: of imported weights, where known; "" otherwise.
+      license: of weights that were imported or are held frozen, where known; "" otherwise.
     """
 
     variables: Mapping[str, Any]
@@ -338,7 +340,7 @@ def _load_run(directory: Path, step: int | None) -> Loaded:
     for name, part in (("state", "model_state"), ("frozen", "frozen")):
         if jax.tree.leaves(expected[name]):
             variables[name] = checkpoints.read_subtree(place, part, step=step)[1]
-    return build(variables, config, step, (), "", str(directory))
+    return build(variables, config, step, (), licenses.of(directory), str(directory))
 
 
 def build(

@@ -13,6 +13,10 @@ from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_firs
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
+# To start a worker takes a second or two, as long as it takes to decode about so many videos; an
+# evaluation starts its own each time.
+VIDEOS_PER_WORKER = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -79,8 +83,7 @@ class Data:
         """The training stream from a step on."""
         config = self.config
         return pipeline.train_batches(
-            config.data.dir,
-            config.data.train_split,
+            self.train,
             experiment.clip_spec(config),
             seed=config.seed,
             videos_per_step=config.batch_size // config.data.repeats,
@@ -96,14 +99,18 @@ class Data:
             timeout_s=config.data.timeout_s,
         )
 
-    def eval_batches(self, split: str, num_examples: int) -> pipeline.Batches:
-        """The first clips of a split, in order, of a mixture's first part; 0 examples for all."""
+    def eval_batches(self, dataset: Dataset, num_examples: int) -> pipeline.Batches:
+        """The first clips of a dataset, in order; 0 examples for all.
+
+        Worker processes read them as in training, where there is enough for them to do.
+        """
+        count = min(num_examples or len(dataset), len(dataset)) // jax.process_count()
         return pipeline.eval_batches(
-            self.config.data.dir,
-            split,
+            dataset,
             experiment.clip_spec(self.config),
             batch_size=self.config.eval.batch_size,
             num_examples=num_examples or None,
+            num_workers=min(self.config.data.num_workers, count // VIDEOS_PER_WORKER),
             num_threads=self.config.data.num_threads,
             timeout_s=self.config.data.timeout_s,
             process_index=jax.process_index(),

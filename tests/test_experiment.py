@@ -47,6 +47,27 @@ def test_the_default_is_the_released_model() -> None:
         assert sum(leaf.size for leaf in stack) == depth * (12 * d * d + 12 * d)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_a_classifiers_pooling_arrives(pooling: str) -> None:
+    own = config(**{"classifier.num_classes": 5, "classifier.pooling": pooling})
+    assert experiment.classifier(own).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classifier.pooling": "max"}, "classifier.pooling is 'max': use one of 'mean', 'first'"),
+        (
+            {"classifier.pooling": "first", "classifier.skip_first_patch": True},
+            "skip_first_patch leaves a patch out of the mean, and with classifier.pooling 'first'",
+        ),
+    ],
+)
+def test_what_a_classifier_cannot_pool_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        experiment.classifier(config(**{"classifier.num_classes": 5, **changes}))
+
+
 def test_every_field_of_the_model_arrives() -> None:
     own = config(
         **{

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from adamae_jax.data import schema, synthetic
+from adamae_jax.data.shards import Shard
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import build, job, progress
 from tests.data.videos import blot, make_audio, make_video
@@ -90,7 +91,7 @@ def test_a_folder_of_videos(
     (truncated,) = [row for row in rows if row["status"] == "truncated"]
     assert truncated["id"] == "damaged.mkv"
     assert truncated["reason"].startswith(f"after {truncated['frames']} frames")
-    assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frames, fewer than 16"
+    assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frame, fewer than 16"
     printed = capsys.readouterr().out
     for word in ["13 videos", "5 items", "torn.mp4 (cannot be ", "1 item: damaged.mkv (after "]:
         assert word in printed
@@ -132,7 +133,7 @@ def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
         run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.38")
     message = str(caught.value)
     assert message.startswith("5 of 13 videos cannot be used")
-    assert "a fraction of 0.385, more than --max_skipped=0.38; " in message
+    assert ", more than the 4 that --max_skipped=0.38 allows; " in message
     assert all(name in message for name in USELESS)
     assert "damaged.mkv" not in message
     assert "\n" not in message
@@ -355,6 +356,21 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     assert len(ids(output, "train")) == 2
 
 
+def test_fractions_are_taken_as_they_are_written() -> None:
+    assert [build._most(number / 100, 100) for number in range(101)] == list(range(101))
+    assert (build._most(1.0, 7), build._most(0.0, 7), build._most(0.01, 99)) == (7, 0, 0)
+
+
+def test_a_split_may_come_twice() -> None:
+    shards = [Shard("x", split, 1, n, 10 * n, 0, ()) for n, split in enumerate("abba")]
+    assert build._splits(shards) == {"a": [(0, 0), (3, 30)], "b": [(1, 10), (2, 20)]}
+
+
+def test_many_things_are_not_all_named() -> None:
+    assert progress.some(["a", "b"]) == "a; b"
+    assert progress.some(["a"] * 33).endswith("a; a; and 3 more")
+
+
 def test_a_log_tells_how_it_goes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,8 +379,8 @@ def test_a_log_tells_how_it_goes(
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     assert list(progress.progress("abcd", done=6, total=10)) == list("abcd")
     assert capsys.readouterr().err.splitlines() == [
-        "8 of 10 read, 0.2 clips/s, 00:10 left",
-        "10 of 10 read, 0.2 clips/s, 00:00 left",
+        "8 of 10 clips read, 0.2/s, 00:10 left",
+        "10 of 10 clips read, 0.2/s, 00:00 left",
     ]
 
 

@@ -1,6 +1,7 @@
 """The same records by Apache Beam's local runner; without Beam, all but the pipeline itself."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 from adamae_jax.data import storage
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import TFRECORD
-from adamae_jax.data.sources import Item
+from adamae_jax.data.shards import Journal, Shard
+from adamae_jax.data.sources import Item, in_order
 from adamae_jax.data.transform import Recipe, transform
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
@@ -97,7 +99,7 @@ def test_a_block_is_about_a_shard(source: Path, monkeypatch: pytest.MonkeyPatch)
 def test_blocks() -> None:
     items = [Item(str(n), "", 0, "test" if n < 3 else None) for n in range(12)]
     found = list(beam.blocks(items, 0, 4, set_aside=5))
-    assert [(block.split, [item.id for item in block.items]) for block in found] == [
+    assert [(b.split, [item.id for item in items[b.start : b.stop]]) for b in found] == [
         ("test", ["0", "1", "2"]),
         ("validation", ["3", "4"]),
         ("train", ["5", "6", "7", "8"]),
@@ -107,15 +109,32 @@ def test_blocks() -> None:
         assert list(beam.blocks(items, block.start, 4, set_aside=5)) == found[place:]
 
 
+def test_items_are_listed_in_a_file(tmp_path: Path) -> None:
+    odd = Item("a\\xff\u2028b", "/a\udcff\u2028b\n.mp4", 3, "test")
+    items = [odd, Item("x", "y"), *(Item(str(n), "s", 1, "train", (n, 7)) for n in range(7))]
+    found = beam.list_items(items, list(beam.blocks(items, 0, 3, set_aside=2)), tmp_path)
+    path = str(tmp_path / beam.ITEMS_NAME)
+    assert [item for block in found for item in beam.read_list(path, block)] == items
+    # What Beam carries does not grow with the items.
+    assert len(pickle.dumps(found)) < 200 * len(found)
+    (block,) = beam.list_items(items * 100, [beam.Block(0, 900, "train")], tmp_path)
+    assert len(pickle.dumps(block)) < 200
+    os.truncate(path, 1000)
+    with pytest.raises(OSError, match="ends before byte"):
+        beam.read_list(path, block)
+
+
 def test_blocks_are_written_once(source: Path, tmp_path: Path) -> None:
     items = tuple(Item(path.name, str(path)) for path in sorted(source.iterdir()))
-    block = beam.Block(8, "train", items[8:])
+    (block,) = beam.list_items(items, [beam.Block(8, 10, "train")], tmp_path)
     assert beam.finished(block, tmp_path) is None
     beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)
     shard = beam.finished(block, tmp_path)
     assert shard is not None
     assert (shard.stop, shard.records, len(shard.flaws)) == (10, 1, 1)
-    assert sorted(os.listdir(tmp_path)) == [block.name, f"{block.name}.json"]
+    assert sorted(os.listdir(tmp_path)) == [
+        block.name, f"{block.name}.json", beam.ITEMS_NAME
+    ]  # fmt: skip
     beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)  # as Beam may
     assert beam.finished(block, tmp_path) == shard
     (tmp_path / block.name).write_bytes(b"half")
@@ -128,8 +147,9 @@ def test_a_video_that_hangs_does_not_hang_its_block(
     monkeypatch.setattr(beam, "_PROCESSES", 1)
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for somebody who writes
     paths = [source / "0.mp4", tmp_path / "hangs.mp4"]
-    block = beam.Block(0, "train", tuple(Item(path.name, str(path)) for path in paths))
+    items = [Item(path.name, str(path)) for path in paths]
     (tmp_path / "blocks").mkdir()
+    (block,) = beam.list_items(items, [beam.Block(0, 2, "train")], tmp_path / "blocks")
     beam.Blocks(Recipe(), TFRECORD, tmp_path / "blocks", 1.5).write(block)
     shard = beam.finished(block, tmp_path / "blocks")
     assert shard is not None and shard.records == 1
@@ -163,6 +183,34 @@ def test_a_failed_job_goes_on(
     monkeypatch.setattr(beam, "_run", note)
     run(*options)
     assert len(records(tmp_path / "a")) == 9
+
+
+def test_a_job_that_beam_began_goes_on_without_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beam counts items for validation, this process records: the split may go on behind train."""
+    videos = tmp_path / "videos"
+    shutil.copytree(source, videos)
+    first, *_ = in_order(Item(path.name, str(path)) for path in videos.iterdir())
+    Path(first.path).write_text("no video")
+    options = [f"--source={videos}", f"--output={tmp_path / 'a'}", "--max_skipped=0.2",
+               "--validation_fraction=0.2"]  # fmt: skip
+    monkeypatch.setattr(beam, "_run", here)
+    add = Journal.add
+
+    def stop_at_the_third(journal: Journal, shard: Shard) -> None:
+        if len(journal.shards) == 2:
+            raise KeyboardInterrupt
+        add(journal, shard)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "add", stop_at_the_third)
+        run(*options, "--beam_runner=DirectRunner")
+    run(*options)
+    verify(tmp_path / "a", 1.0)
+    useless = {"text.mp4", first.id}
+    assert records(tmp_path / "a").keys() == {path.name for path in videos.iterdir()} - useless
+    assert len(Dataset(tmp_path / "a", "validation")) == 2
 
 
 def test_lost_work_is_noticed(

@@ -14,6 +14,7 @@ from adamae_jax.data.pipeline import eval_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import progress
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import flip_byte, serialize, video, write_dataset
 from tests.data.test_tfds_source import VIDEO, clips, write
@@ -21,6 +22,12 @@ from tests.data.videos import make_video
 from tests.test_prepare import run
 
 SPEC = ClipSpec(4, 2, (32, 32), "center")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of datasets of TFDS go here, not to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +156,7 @@ def test_images(tmp_path: Path) -> None:
     assert labels(output, "train") == {"train/n0/a.JPEG": 0, "train/n1/a.JPEG": 1}
     assert labels(output, "validation") == {"val/n0/a.JPEG": 0, "val/n1/a.JPEG": 1}
     spec = ClipSpec(1, 1, (32, 32), "center")
-    with eval_batches(output, "train", spec, batch_size=2, num_threads=0) as batches:
+    with eval_batches(Dataset(output, "train"), spec, batch_size=2, num_threads=0) as batches:
         assert sorted(next(batches)["video"][..., 0].mean((1, 2, 3)).round(-1)) == [0, 80]
     verify(output, 1.0)
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
@@ -163,11 +170,26 @@ def test_datasets_of_tfds(tmp_path: Path) -> None:
     assert Dataset(tmp_path / "b", "test").label_names == ("walk", "run")
 
 
+def test_a_dataset_that_is_prepared_again_keeps_names_and_rates(
+    source: Path, tmp_path: Path
+) -> None:
+    run(f"--source={source}", f"--output={tmp_path / 'a'}")
+    run(f"--tfds={tmp_path / 'a'}", f"--output={tmp_path / 'b'}", "--short_side=16", "--rate=7")
+    known = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        dataset = Dataset(folder, "train")
+        records = [dataset[number] for number in range(len(dataset))]
+        known.append(sorted((record.id, record.rate) for record in records))
+    assert known[0] == known[1]
+    with pytest.raises(UserError, match="--rate=-1.0 must be"):
+        run(f"--tfds={tmp_path / 'a'}", f"--output={tmp_path / 'c'}", "--rate=-1")
+
+
 @pytest.mark.parametrize("codec", schema.CODECS)
 def test_codecs_are_read_by_training_and_by_tfds(source: Path, tmp_path: Path, codec: str) -> None:
     output = tmp_path / "a"
     run(f"--source={source}", f"--codec={codec}", f"--output={output}")
-    with eval_batches(output, "train", SPEC, batch_size=5, num_threads=0) as batches:
+    with eval_batches(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
         video = next(batches)["video"]
     quarters = video[:, :, 8::16, 8::16].mean((0, 1))
     assert abs(quarters[1, 1] - 230).max() < 30 and quarters[0, 1, 1] > quarters[0, 1, 0] + 80
@@ -192,7 +214,7 @@ def test_array_record(source: Path, tmp_path: Path, codec: str) -> None:
     verify(outputs[ARRAY_RECORD], 1.0)
     videos = []
     for output in outputs.values():
-        with eval_batches(output, "train", SPEC, batch_size=5, num_threads=0) as batches:
+        with eval_batches(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
             videos.append(next(batches)["video"])
     assert (videos[0] == videos[1]).all() and videos[0].any()
     data = tfds.builder_from_directory(outputs[ARRAY_RECORD]).as_data_source("train")
@@ -237,6 +259,22 @@ def test_bad_arguments(
     assert not Path("output").exists() and not Path(".output.unfinished").exists()
 
 
+def test_verify_tells_how_it_goes_and_needs_a_folder(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(f"--source={source}", f"--output={tmp_path / 'a'}")
+    capsys.readouterr()
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    verify(tmp_path / "a", 1.0)
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["1 of 1 shards of validation read", "1 of 1 shards of train read"]
+    with pytest.raises(UserError, match="^gs://b/x is an address, but a folder is needed here"):
+        verify("gs://b/x")
+
+
 def test_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "a"
     run(f"--source={source}", f"--output={output}")
@@ -261,7 +299,7 @@ def test_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shard.unlink()
     with pytest.raises(UserError, match="No such file"):
         verify(output)
-    with pytest.raises(UserError, match="holds no dataset_info.json"):
+    with pytest.raises(UserError, match="folder that holds its dataset_info.json"):
         verify(tmp_path)
     with pytest.raises(UserError, match="--decode_fraction=0"):
         verify(output, 0)

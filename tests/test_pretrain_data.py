@@ -4,6 +4,8 @@ import errno
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adamae_jax import pretrain
+from adamae_jax import pretrain, splits
 from adamae_jax.config import masking_config
-from adamae_jax.data import storage
+from adamae_jax.data import pipeline, storage
 from adamae_jax.data.batches import Batches
+from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
 from adamae_jax.splits import Data
 from adamae_jax.training import rundir
@@ -189,6 +192,61 @@ def test_storage_that_keeps_failing_ends_the_run(
     monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
     with pytest.raises(UserError, match="cannot be read any more: .*cable is out.*small-train"):
         tiny_run(tmp_path / "run", parts[0], "", eval_every=0)
+
+
+LEAVING = """
+import atexit, sys, threading
+import jax
+from absl import flags
+from adamae_jax import cli, pretrain
+from adamae_jax.errors import UserError
+atexit.register(threading.Event().wait)  # as JAX does, for the other processes
+jax.process_count, jax.process_index = (lambda: 2), (lambda: 1)
+def fail(config, workdir):
+    raise {"user": UserError("too much is damaged"), "ours": ValueError("a bug")}[sys.argv[1]]
+pretrain.pretrain = fail
+flags.DEFINE_string("workdir", "", "")
+flags.DEFINE_string("config", "", "")
+cli.run(pretrain.main, sys.argv[:1] + ["--config=tests/configs/tiny.py"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        ("user", 2, "error: process 1 of 2: too much is damaged\n"),
+        ("ours", 1, "ValueError: a bug\nerror: process 1 of 2 ends: if it lost another one"),
+    ],
+)
+def test_one_of_several_processes_waits_for_nobody_with_an_error(
+    error: str, status: int, message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, error],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, message in done.stderr) == (status, True), done.stderr
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, 0), (3, 2)])
+def test_evaluations_have_workers_where_there_is_enough_to_read(
+    parts: list[Path], monkeypatch: pytest.MonkeyPatch, workers: int, expected: int
+) -> None:
+    config: ConfigDict = tiny.get_config()
+    config.update_from_flattened_dict({"data.dir": str(parts[0]), "data.num_workers": workers})
+    data = Data.open(config)
+    started: list[int] = []
+    monkeypatch.setattr(
+        pipeline, "eval_batches", lambda *_, num_workers, **options: started.append(num_workers)
+    )
+    monkeypatch.setattr(splits, "VIDEOS_PER_WORKER", 8)
+    data.eval_batches(parts_of(data.train)[0][0], 0)  # all 16
+    data.eval_batches(parts_of(data.train)[0][0], 7)
+    assert started == [expected, 0]
 
 
 def test_a_damaged_record_ends_a_run_that_asks_for_it(tmp_path: Path) -> None:

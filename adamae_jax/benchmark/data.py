@@ -13,16 +13,21 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from adamae_jax.benchmark import codecs, data_peers
+from adamae_jax.benchmark.data_peers import PeerClips
 from adamae_jax.benchmark.footage import make_videos
 from adamae_jax.data import schema
 from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.mixture import Order
 from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
 WARMUP_BATCHES = 2
@@ -41,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 8, "Clips in a batch.", 1)
     flags.DEFINE_integer("batches", 8, "Batches to time.", 1)
     flags.DEFINE_float(
-        "step_seconds", 0.5, "Time of a train step on a batch, to tell what share it would wait."
+        "step_seconds", 0.1, "Time of a train step on a batch, to see what share of it is waiting."
     )
 
 
@@ -54,7 +59,7 @@ class Row:
       image_size: side of the clips in pixels.
       workers: worker processes.
       clips_per_second: after the first batches.
-      waiting: share of the time that a train step of the given length would wait for its batch.
+      waiting: share of its time that a train step of the given length waits for its batch.
       decode_ms: milliseconds to decode, cut and resize a clip of a record in memory, in one thread;
         None for peers.
     """
@@ -77,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
         ("codecs", values.codecs, schema.CODECS),
         ("peers", values.peers, data_peers.READERS),
     ):
+        if not given and name == "codecs":
+            raise UserError(f"--codecs is empty: give one or more of {', '.join(known)}")
         if unknown := set(given) - set(known):
             raise UserError(f"--{name} has {', '.join(unknown)}, but knows {', '.join(known)}")
     rows: list[Row] = []
@@ -94,7 +101,8 @@ def main(argv: Sequence[str]) -> None:
                 stored.append(cost)
                 rows += _measure_codec(cost, directory, spec, workers)
             for peer in values.peers:
-                rows += _measure_peer(peer, source, spec, workers)
+                dataset = Dataset(next(iter(datasets.values())), "train")
+                rows += _measure_peer(peer, source, dataset, spec, workers)
     found = {
         "codecs": [dataclasses.asdict(one) for one in stored],
         "readers": [dataclasses.asdict(one) for one in rows],
@@ -106,71 +114,88 @@ def _measure_codec(
     cost: codecs.Stored, directory: Path, spec: ClipSpec, workers: Sequence[int]
 ) -> Iterator[Row]:
     for num_workers in workers:
-        rate = our_rate(directory, spec, num_workers)
-        yield _row(f"ours {cost.codec}", spec, num_workers, rate, cost.decode_ms)
+        # More than are timed: neither what is ready beforehand nor the end is representative.
+        warmup = WARMUP_BATCHES + 2 + 2 * num_workers
+        with train_batches(
+            Dataset(directory, "train"),
+            spec,
+            seed=0,
+            videos_per_step=flags.FLAGS.batch_size,
+            first_step=0,
+            num_steps=warmup + 2 * flags.FLAGS.batches + 4,
+            num_workers=num_workers,
+            num_threads=0,
+            prefetch=1,
+        ) as batches:
+            rate, waiting = timed(batches, warmup)
+        yield _row(f"ours {cost.codec}", spec, num_workers, rate, waiting, cost.decode_ms)
 
 
-def _measure_peer(peer: str, source: Path, spec: ClipSpec, workers: Sequence[int]) -> Iterator[Row]:
+def _measure_peer(
+    peer: str, source: Path, dataset: Dataset, spec: ClipSpec, workers: Sequence[int]
+) -> Iterator[Row]:
     if reason := data_peers.missing(peer):
         print(f"{peer}: not measured, {reason}")
         return
-    paths = sorted(map(str, source.iterdir()))
-    values = flags.FLAGS
+    values, order = flags.FLAGS, Order(dataset, seed=0)
+    files = [source / dataset[index].id for index in range(len(dataset))]
     for num_workers in workers:
         # Each worker makes whole batches here, so that the first ones come all at once.
         warmup = max(WARMUP_BATCHES, 2 * num_workers)
-        clips = data_peers.PeerClips(
-            paths, spec, peer, values.batch_size * (values.batches + warmup)
-        )
-        rate = data_peers.peer_rate(clips, values.batch_size, num_workers, warmup)
-        yield _row(peer, spec, num_workers, rate, None)
+        count = values.batch_size * (warmup + 2 * values.batches)
+        clips = PeerClips([files[order.record(g)] for g in range(count)], spec, peer)
+        batches = data_peers.peer_batches(clips, values.batch_size, num_workers)
+        rate, waiting = timed(batches, warmup)
+        yield _row(peer, spec, num_workers, rate, waiting, None)
 
 
-def _row(reader: str, spec: ClipSpec, workers: int, rate: float, decode_ms: float | None) -> Row:
+def timed(batches: Iterator[Any], warmup: int) -> tuple[float, float]:
+    """Clips per second, and the share of its time that a train step waits for its batch.
+
+    The latter with steps that only sleep, as a host does while its accelerators compute.
+
+    Args:
+        batches: twice as many as are to be timed, after the first ones.
+        warmup: how many are not timed.
+    """
     values = flags.FLAGS
-    row = Row(
-        reader=reader,
-        image_size=spec.image_size[0],
-        workers=workers,
-        clips_per_second=rate,
-        waiting=waiting_share(values.batch_size / rate, values.step_seconds),
-        decode_ms=decode_ms,
+    for _ in range(warmup):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(values.batches):
+        next(batches)
+    seconds = time.perf_counter() - start
+    waited = 0.0
+    for _ in range(values.batches):
+        time.sleep(values.step_seconds)
+        start = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - start
+    return (
+        values.batches * values.batch_size / seconds,
+        waited / (waited + values.batches * values.step_seconds),
     )
+
+
+def _row(
+    reader: str,
+    spec: ClipSpec,
+    workers: int,
+    rate: float,
+    waiting: float,
+    decode_ms: float | None,
+) -> Row:
+    row = Row(reader, spec.image_size[0], workers, rate, waiting, decode_ms)
     decoding = ""
     if decode_ms is not None and not workers:
         ratio = 1000 / rate / decode_ms
         decoding = f"; {ratio:.2f} of the {decode_ms:.1f} ms to decode and cut a clip alone"
     print(
         f"{reader:14} {row.image_size:4} px {workers:3} workers {rate:8.1f} clips/s, a step of "
-        f"{values.step_seconds:g} s waits {row.waiting:4.0%}{decoding}",
+        f"{flags.FLAGS.step_seconds:g} s waits {row.waiting:4.0%}{decoding}",
         flush=True,
     )
     return row
-
-
-def waiting_share(batch_seconds: float, step_seconds: float) -> float:
-    """The share of the time that training waits, if batches are made while steps run."""
-    return max(0.0, 1 - step_seconds / batch_seconds)
-
-
-def our_rate(directory: Path, spec: ClipSpec, num_workers: int) -> float:
-    """Clips per second of the pipeline; one thread in this process, or in each worker."""
-    values = flags.FLAGS
-    # More than are timed: what is ready beforehand must not count, nor is the end representative.
-    warmup = WARMUP_BATCHES + 2 + 2 * num_workers
-    with train_batches(
-        directory,
-        "train",
-        spec,
-        seed=0,
-        videos_per_step=values.batch_size,
-        first_step=0,
-        num_steps=warmup + values.batches + 4,
-        num_workers=num_workers,
-        num_threads=0,
-        prefetch=1,
-    ) as batches:
-        return data_peers.timed(batches, values.batch_size, warmup, values.batches)
 
 
 def _prepare(source: Path, output: Path, codec: str) -> Path:

@@ -1,15 +1,14 @@
 """What others read videos with: a plain PyTorch ``DataLoader`` on the original files.
 
-Each clip has the frames and the crop of ours, cut and resized by the same code, so that only
-opening, seeking, decoding, workers and collation differ. PyAV and decord are used as their
-documentation shows, with one thread each: workers are what is parallel.
+Each clip has the frames and the crop of ours at the same position, cut and resized by the same
+code, so that only opening, seeking, decoding, workers and collation differ. PyAV and decord are
+used as their documentation shows, with one thread each: workers are what is parallel.
 """
 
 import dataclasses
 import importlib
 import importlib.util
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -67,31 +66,29 @@ def missing(peer: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class PeerClips:
-    """A map-style dataset of PyTorch's kind: clips by position, video after video.
+    """A map-style dataset of PyTorch's kind: clips by position.
 
     Attributes:
-        paths: of the videos.
+        paths: the video of each clip.
         spec: what a clip is; its frames are dense.
         peer: one of `READERS`.
-        length: how many clips.
     """
 
     paths: Sequence[str | os.PathLike[str]]
     spec: ClipSpec
     peer: str
-    length: int
 
     def __len__(self) -> int:
         """How many clips there are."""
-        return self.length
+        return len(self.paths)
 
     def __getitem__(self, position: int) -> UInt8[np.ndarray, "t h w 3"]:
         """One clip."""
-        if not 0 <= position < self.length:
+        if not 0 <= position < len(self):
             raise IndexError(position)
-        spec, rng = self.spec, generator(0, AUGMENT, position)
+        spec, rng = self.spec, generator(0, AUGMENT, position, 0, 0)  # as the training stream
         frames = READERS[self.peer](
-            os.fspath(self.paths[position % len(self.paths)]),
+            os.fspath(self.paths[position]),
             lambda available: dense_frames(available, spec.num_frames, spec.sampling_rate, rng),
         )
         box = choose_box(
@@ -108,8 +105,8 @@ class PeerClips:
         return clip
 
 
-def peer_rate(clips: PeerClips, batch_size: int, num_workers: int, warmup: int) -> float:
-    """Clips per second of a PyTorch ``DataLoader``, after ``warmup`` batches."""
+def peer_batches(clips: PeerClips, batch_size: int, num_workers: int) -> Iterator[Any]:
+    """The batches of a PyTorch ``DataLoader``."""
     options: dict[str, Any] = {}
     if num_workers:
         options["multiprocessing_context"] = "spawn"  # ours has threads, which a fork would break
@@ -119,14 +116,4 @@ def peer_rate(clips: PeerClips, batch_size: int, num_workers: int, warmup: int) 
         num_workers=num_workers,
         **options,
     )
-    return timed(iter(loader), batch_size, warmup, len(clips) // batch_size - warmup)
-
-
-def timed(batches: Iterator[Any], batch_size: int, warmup: int, count: int) -> float:
-    """Clips per second over ``count`` batches, after ``warmup`` others."""
-    for _ in range(warmup):
-        next(batches)
-    start = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return count * batch_size / (time.perf_counter() - start)
+    return iter(loader)

@@ -5,7 +5,6 @@ in a .pth, or in a .safetensors where the output is called so) and "huggingface"
 transformers' from_pretrained).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from absl import flags
 from adamae_jax import pretrained
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
-from adamae_jax.interop import exports, licenses, sources
+from adamae_jax.interop import exports, sources
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
@@ -42,7 +41,6 @@ def main(argv: Sequence[str]) -> None:
             "model directory, or the workdir of a run"
         )
     loaded = pretrained.load(source, step=values.step)
-    loaded = dataclasses.replace(loaded, license=loaded.license or licenses.of(source))
     with whole(output) as place:
         if values.format == "huggingface":
             remarks = exports.write_hugging_face(loaded, place)

@@ -12,11 +12,11 @@ from typing import Any
 
 from absl import flags
 
-from adamae_jax import pretrained
+from adamae_jax import licenses, pretrained
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
 from adamae_jax.experiment import CHOICES
-from adamae_jax.interop import architecture, imports, licenses, sources
+from adamae_jax.interop import architecture, imports, sources
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
 from adamae_jax.interop.systems import GENERATOR, SYSTEMS, VIT

@@ -205,8 +205,8 @@ class Batches:
                 if batch is None or not self._deliver(batch):
                     return
         except BaseException as error:
-            if GRAIN_ON_DEATH in str(error) and (death := self._workers.death()):
-                error = WorkerDeathError(death)
+            if GRAIN_ON_DEATH in str(error):
+                error = WorkerDeathError(self._workers.death() or f"a data worker died: {error}")
             self._deliver(error)
 
     def _started(self, pieces: grain.DatasetIterator[Batch], num_workers: int) -> Iterator[Batch]:

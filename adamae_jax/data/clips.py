@@ -143,7 +143,7 @@ class _Draw(NamedTuple):
 def make_clips(
     record: Record, spec: ClipSpec, rngs: Sequence[np.random.Generator | None]
 ) -> dict[str, np.ndarray]:
-    """Cuts clips out of a video, one for each of ``rngs``, decoding no frame twice.
+    """Cuts clips out of a video, one for each of ``rngs``, decoding no frame twice alike.
 
     Args:
         record: the video.
@@ -194,18 +194,13 @@ def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.nda
 
 def _cut_clips(record: Record, spec: ClipSpec, draws: Sequence[_Draw]) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
-    needed = np.unique(np.concatenate([draw.frames for draw in draws]))
-    smaller = min(reduction(draw.box, spec.image_size, spec.interpolation) for draw in draws)
     video = np.empty((len(draws), *spec.video_shape), np.uint8)
-    for number, pixels in each_frame(record.frames, needed, frame_size, smaller):
-        factor = 1 if pixels.shape[:2] == frame_size else smaller
-        for clip, draw in zip(video, draws, strict=True):
-            # A short video repeats a frame, which is then cut once.
-            places = np.flatnonzero(draw.frames == number)
-            if len(places):
-                box = Box(*(side // factor for side in draw.box))
-                cut_frame(pixels, box, clip[places[0]], spec.interpolation, draw.flipped)
-                clip[places[1:]] = clip[places[0]]
+    factors = [reduction(draw.box, spec.image_size, spec.interpolation) for draw in draws]
+    # Together only what is decoded alike, so that no clip depends on what others there are.
+    for factor in set(factors):
+        group = [place for place, other in enumerate(factors) if other == factor]
+        alike = [(video[place], draws[place]) for place in group]
+        _cut_alike(record, factor, spec.interpolation, alike)
     clips = {"video": video}
     if record.foreground is not None:
         masks = decode_foreground(record.foreground, len(record.frames))
@@ -213,6 +208,26 @@ def _cut_clips(record: Record, spec: ClipSpec, draws: Sequence[_Draw]) -> dict[s
             [_cut_foreground(masks, frame_size, draw, spec) for draw in draws]
         )
     return clips
+
+
+def _cut_alike(
+    record: Record,
+    factor: int,
+    interpolation: str,
+    clips: Sequence[tuple[UInt8[np.ndarray, "t h w 3"], _Draw]],
+) -> None:
+    """Fills the clips as drawn, from frames decoded ``factor`` times smaller."""
+    frame_size = (record.height, record.width)
+    needed = np.unique(np.concatenate([draw.frames for _, draw in clips]))
+    for number, pixels in each_frame(record.frames, needed, frame_size, factor):
+        smaller = 1 if pixels.shape[:2] == frame_size else factor
+        for clip, draw in clips:
+            # A short video repeats a frame, which is then cut once.
+            places = np.flatnonzero(draw.frames == number)
+            if len(places):
+                box = Box(*(side // smaller for side in draw.box))
+                cut_frame(pixels, box, clip[places[0]], interpolation, draw.flipped)
+                clip[places[1:]] = clip[places[0]]
 
 
 def _draw(record: Record, spec: ClipSpec, rng: np.random.Generator | None) -> _Draw:

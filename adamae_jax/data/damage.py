@@ -1,20 +1,16 @@
 """Damaged records: which ones a run has met, and when they are too many.
 
-Batches say where a damaged record stood (`adamae_jax.data.stream`). Distinct records are counted
-here, since each comes up again in every epoch.
+Batches say where a damaged record stood, and what is wrong with it (`adamae_jax.data.stream`).
+Distinct records are counted here, since each comes up again in every epoch.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from absl import logging
 
-from adamae_jax.data.examples import Record
-from adamae_jax.data.frames import decode_frames
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 
 SHOWN = 10  # records named in a message, with the reason
@@ -23,20 +19,48 @@ SHOWN = 10  # records named in a message, with the reason
 _SURE = 5.0
 
 
-class Records(Protocol):
-    """Records by number, such as a `Dataset`."""
+class Listing:
+    """A file with the damaged records that a process has met, one to a line, as they are met.
 
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
+    Each is logged when it is added to it: once, whatever the number of workers, epochs, evaluations
+    and restarts.
+    """
 
-    def __getitem__(self, index: int) -> Record:
-        """Reads one; raises `BadRecordError` where it is damaged."""
-        ...
+    def __init__(self, path: Path):
+        """Goes on with what the file holds, if there is one."""
+        self._path = path
+        self._failure: str | None = None
+        try:
+            self._lines = set(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError):
+            self._lines = set()
 
-    def where(self, index: int) -> str:
-        """Words for messages: which record of which file this is."""
-        ...
+    def add(self, reason: str, consequence: str) -> None:
+        """Logs and lists a record, if it is not listed yet.
+
+        A list that cannot be written is no reason to end a run, or to end it otherwise.
+
+        Args:
+            reason: where it lies, and what is wrong with it.
+            consequence: what becomes of it, for the log.
+        """
+        line = " ".join(reason.split())
+        if line in self._lines:
+            return
+        self._lines.add(line)
+        logging.warning("%s: %s", consequence, line)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            self._failure = error.strerror
+
+    def __str__(self) -> str:
+        """Words on where it is."""
+        if self._failure is not None:
+            return f"the list could not be written to {self._path} ({self._failure})"
+        return f"all are listed in {self._path}"
 
 
 class TrainingDamage:
@@ -49,31 +73,31 @@ class TrainingDamage:
     """
 
     def __init__(
-        self, records: Records, max_bad_fraction: float, listing: Path, process_count: int = 1
+        self, num_records: int, max_bad_fraction: float, listing: Listing, process_count: int = 1
     ):
         """Starts a count.
 
         Args:
-            records: what the batches are made of.
+            num_records: size of the dataset that the batches are made of.
             max_bad_fraction: share of the dataset that may be damaged, 0 to 1; 0 ends the run at
                 the first.
-            listing: file for the whole list, if it comes to that.
+            listing: of the damaged records.
             process_count: number of hosts.
 
         Raises:
             UserError: ``max_bad_fraction`` is out of range.
         """
         _check_fraction(max_bad_fraction)
-        self._records = records
+        self._num_records = num_records
         self._fraction = max_bad_fraction
         self._listing = listing
-        self._limit = _limit(max_bad_fraction, len(records))
-        self._videos_per_epoch = len(records) / process_count
+        self._limit = _limit(max_bad_fraction, num_records)
+        self._videos_per_epoch = num_records / process_count
         expected = max_bad_fraction * self._videos_per_epoch
         self._epoch_limit = math.inf
         if process_count > 1:
             self._epoch_limit = max(1.0, expected + _SURE * math.sqrt(expected))
-        self._seen: set[int] = set()
+        self._seen: dict[int, str] = {}
         self._seen_this_epoch: set[int] = set()
         self._videos = 0
 
@@ -83,18 +107,22 @@ class TrainingDamage:
         return frozenset(self._seen)
 
     def see(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts the damaged records of a batch, by its ``bad_record`` and ``repeat``.
+        """Counts, logs and lists the damaged records of a batch.
+
+        It goes by ``bad_record``, ``bad_reason`` and ``repeat``.
 
         Raises:
-            UserError: there are too many; names some, and writes all to ``listing``.
+            UserError: there are too many; names some.
         """
         self._videos += int((batch["repeat"] == 0).sum())
-        met = {int(index) for index in batch["bad_record"] if index >= 0}
+        met = dict(_reasons(batch["bad_record"], batch["bad_reason"], batch["bad_record"] >= 0))
+        for index in met.keys() - self._seen.keys():
+            self._listing.add(met[index], "replaced by another record")
         if met:
-            self._seen |= met
-            self._seen_this_epoch |= met
+            self._seen = met | self._seen
+            self._seen_this_epoch |= met.keys()
             if len(self._seen) > self._limit:
-                self._stop(f"of {len(self._records)} records")
+                self._stop(f"of {self._num_records} records")
             if len(self._seen_this_epoch) > self._epoch_limit:
                 share = math.ceil(self._videos_per_epoch)
                 self._stop(f"of at most {share} records that this host has read in an epoch")
@@ -103,23 +131,26 @@ class TrainingDamage:
             self._seen_this_epoch.clear()
 
     def _stop(self, among: str) -> None:
-        raise _too_many(self._records, self._seen, among, self._fraction, self._listing)
+        raise _too_many(len(self._seen), self._seen, among, self._fraction, self._listing)
 
 
 class EvaluationDamage:
     """Collects the unreadable videos of one evaluation, and fails it where they are too many."""
 
-    def __init__(self, records: Records, max_bad_fraction: float, listing: Path):
-        """Starts a list; see `TrainingDamage`."""
+    def __init__(self, max_bad_fraction: float, listing: Listing):
+        """Starts a count; see `TrainingDamage`."""
         _check_fraction(max_bad_fraction)
-        self._records = records
         self._fraction = max_bad_fraction
         self._listing = listing
-        self._unreadable: set[int] = set()
+        self._unreadable: dict[int, str] = {}
 
     def see(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Notes the unreadable videos of this host's batch."""
-        self._unreadable |= {int(index) for index in batch["example_index"][batch["unreadable"]]}
+        """Notes, logs and lists the unreadable videos of this host's batch."""
+        for index, reason in _reasons(
+            batch["example_index"], batch["bad_reason"], batch["unreadable"]
+        ):
+            self._unreadable[index] = reason
+            self._listing.add(reason, "left out of the evaluation")
 
     def check(self, unreadable: int, total: int) -> None:
         """To be called after the last batch, with the sums over all hosts.
@@ -129,13 +160,11 @@ class EvaluationDamage:
             total: videos that were to be evaluated, those included.
 
         Raises:
-            UserError: they are too many; names some, and writes all of this host to ``listing``.
+            UserError: they are too many; names some of this host.
         """
         if unreadable > _limit(self._fraction, total):
             among = f"of {total} evaluated"
-            raise _too_many(
-                self._records, self._unreadable, among, self._fraction, self._listing, unreadable
-            )
+            raise _too_many(unreadable, self._unreadable, among, self._fraction, self._listing)
 
 
 def _check_fraction(fraction: float) -> None:
@@ -150,46 +179,21 @@ def _limit(fraction: float, size: int) -> float:
     return max(1.0, fraction * size) if fraction else 0.0
 
 
+def _reasons(
+    indices: np.ndarray, reasons: np.ndarray, chosen: np.ndarray
+) -> Iterator[tuple[int, str]]:
+    """The records that are chosen of a batch, and what is wrong with each."""
+    for index, reason in zip(indices[chosen], reasons[chosen], strict=True):
+        yield int(index), reason.decode(errors="replace")
+
+
 def _too_many(
-    records: Records,
-    damaged: Iterable[int],
-    among: str,
-    fraction: float,
-    listing: Path,
-    count: int | None = None,
+    count: int, reasons: Mapping[int, str], among: str, fraction: float, listing: Listing
 ) -> UserError:
-    """The error, after writing the whole list."""
-    indices = sorted(damaged)
-    reasons = [_reason(records, index) for index in indices[:SHOWN]]
-    lines = [f"{records.where(index)}" for index in indices]
-    for number, reason in enumerate(reasons):
-        lines[number] = reason
-    place = f"all are listed in {listing}"
-    try:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        place = f"the list could not be written to {listing} ({error.strerror})"
-        logging.error("damaged: %s", "; ".join(lines))
-    shown = "; ".join(lines[:SHOWN])
-    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    shown = "; ".join(reasons[index] for index in sorted(reasons)[:SHOWN])
+    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
     return UserError(
-        f"{count or len(indices)} damaged records {among} are more than max_bad_fraction "
-        f"{fraction:g} allows: {shown}{more} ({place}): copy the dataset again, rebuild it with "
+        f"{count} damaged records {among} are more than max_bad_fraction {fraction:g} allows: "
+        f"{shown}{more} ({listing}): copy the dataset again, rebuild it with "
         "python -m adamae_jax.prepare, or allow a larger fraction"
     )
-
-
-def _reason(records: Records, index: int) -> str:
-    """Where a record lies and, if it can be found out again, what is wrong with it."""
-    where = records.where(index)
-    try:
-        record = records[index]
-        every = np.arange(len(record.frames))
-        decode_frames(record.frames, every, (record.height, record.width))
-    except BadRecordError as error:
-        reason = str(error)
-        return reason if reason.startswith(where) else f"{where}, {record.id!r}: {reason}"
-    except OSError as error:
-        return f"{where}: {error}"
-    return where

@@ -95,7 +95,7 @@ def read_video(
 
 
 def encode_jpegs(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> EncodedVideo:
-    """Frames as JPEGs; at least one frame."""
+    """Frames of one size as JPEGs; at least one frame."""
     frames: list[bytes] = []
     num_bytes, size, damage = 0, (0, 0), None
     for frame in pixels:
@@ -109,7 +109,7 @@ def encode_jpegs(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> 
 
 
 def encode_h264(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> EncodedVideo:
-    """Frames of even height and width as an MP4 file at a constant rate; at least one frame."""
+    """Frames of one even height and width as an MP4 file at a constant rate; at least one frame."""
     file, count, damage = io.BytesIO(), 0, None
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate or _UNKNOWN_RATE)

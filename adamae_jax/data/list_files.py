@@ -2,11 +2,12 @@
 
 A list names the videos of one split. Its lines are ``path label`` or, in CSV (a name that ends in
 ``.csv``, or a comma in the first line), ``path,label``; the label, a name or a number, may be
-missing from all of them. A first line that names its columns is understood, Kinetics' own
-``label,youtube_id,time_start,time_end`` included. A JSON list is Something-Something v2's: objects
-with an ``id``, which names the file, and a ``template``, which is the class. A file called
-``CLASS_test_split1.txt`` (2, 3) is one of HMDB51's: its lines are ``name number``, and the number
-says whether the video is for training (1), for testing (2) or for neither (0).
+missing from all of them, and -1 says that a video has none. A first line that names its columns is
+understood, Kinetics' own ``label,youtube_id,time_start,time_end`` included. A JSON list is
+Something-Something v2's: objects with an ``id``, which names the file, and a ``template``, which is
+the class. A file called ``CLASS_test_split1.txt`` (2, 3) is one of HMDB51's: its lines are ``name
+number``, and the number says whether the video is for training (1), for testing (2) or for neither
+(0).
 """
 
 import collections
@@ -25,6 +26,10 @@ LABEL_COLUMNS = ("label", "class", "label_name", "class_name", "label_id", "acti
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 # Where a list names videos without their suffix; the first that exists is taken.
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+_NO_LABEL = "-1"
+# A path with another column behind it, where columns are parted by spaces: a number, or anything
+# behind a video's name.
+_TWO_COLUMNS = re.compile(rf".+\s[+-]?\d+|.+({'|'.join(map(re.escape, SUFFIXES))})\s.*", re.I)
 _HMDB51 = re.compile(r"(.+)_test_split[123]\.txt")
 # What Kinetics' tables call a split, and how the folder is called in which it is usually kept.
 _KINETICS_FOLDERS = {"validate": "val"}
@@ -55,7 +60,7 @@ def read_list(path: Path, split: str, root: Path) -> list[Entry]:
     if any(labelled) and not all(labelled):
         entry = entries[labelled.index(False)]
         raise UserError(f"{entry.where}: the label is missing, though other videos have one")
-    return entries
+    return [entry._replace(label=None) if entry.label == _NO_LABEL else entry for entry in entries]
 
 
 def read_classes(path: Path) -> dict[str, int]:
@@ -93,7 +98,7 @@ def _read_text(path: Path) -> str:
 
 
 def _table_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Entry]:
-    rows = list(_rows(path, text))
+    rows = list(_rows(path, text, root))
     columns = _named_columns(rows[0][1]) if rows else None
     for line, cells in rows if columns is None else rows[1:]:
         where = f"{path}, line {line}"
@@ -126,7 +131,7 @@ def _hmdb51_entries(path: Path, text: str, split: str, label: str) -> Iterator[E
             yield Entry(f"{label}/{name.strip()}", label, split, where)
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line that is not empty."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     if path.suffix.lower() == ".csv" or "," in first:
@@ -141,8 +146,23 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             # From the right: paths have spaces more often than labels, which are mostly numbers.
-            cells = line.strip().split("\t") if "\t" in first else line.rsplit(maxsplit=1)
+            tabs = "\t" in first
+            cells = line.strip().split("\t") if tabs else line.strip().rsplit(maxsplit=1)
+            if not tabs:
+                _check_two_columns(cells, f"{path}, line {number}", root)
             yield number, [cell.strip() for cell in cells]
+
+
+def _check_two_columns(cells: Sequence[str], where: str, root: Path) -> None:
+    """Raises an error where a path that may have spaces has swallowed a column."""
+    name = cells[0]
+    swallowed = _TWO_COLUMNS.fullmatch(name) and not name.lower().endswith(SUFFIXES)
+    if len(cells) == 2 and swallowed and not (root / name).is_file():
+        raise UserError(
+            f"{where}: {' '.join(cells)!r} has three columns, but path and label were expected "
+            "(lists of 'path total_frames label' name folders of frames, which are not read: list "
+            "their videos; spaces in labels need a comma or tab behind the path)"
+        )
 
 
 def _named_columns(first: Sequence[str]) -> dict[str, int] | None:

@@ -22,6 +22,10 @@ from adamae_jax.errors import UserError
 # Written last, beside the shards: what the dataset was made with, and the size of every file.
 RECORD_NAME = "prepare.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a file system says that fails; a network's, mostly.
+_FAILING = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT)
+# What one says that cannot sync a folder, and has no need to, or no way.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
@@ -35,8 +39,18 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
         True if it is there, False if `output` does not exist or is an empty folder.
 
     Raises:
-        UserError: `output` is a file, or holds anything else.
+        UserError: `output` is a file, holds anything else, or cannot be read.
     """
+    try:
+        return _holds(output, arguments)
+    except OSError as error:
+        raise UserError(
+            f"--output={output} cannot be read ({error}): see to its file system, or choose "
+            "another --output"
+        ) from error
+
+
+def _holds(output: Path, arguments: Mapping[str, Any]) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     remedy = "nothing was changed; choose another --output, or delete it first"
@@ -94,8 +108,8 @@ def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator
             leaves none.
 
     Raises:
-        UserError: another process is writing to the same `output`, the folder cannot be made, or
-            the disk is full.
+        UserError: another process is writing to the same `output`, the folder cannot be made or
+            locked, the disk is full, or the file system fails.
     """
     folder = unfinished(output)
     try:
@@ -110,18 +124,27 @@ def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator
             raise UserError(
                 f"another process is writing --output={output}: wait for it, or stop it"
             ) from None
+        except OSError as error:  # Lustre and NFS know locks only where they were set up for them
+            raise UserError(
+                f"--output={output} cannot be locked ({error}), which keeps two jobs from writing "
+                "there at once: mount its file system with locks (Lustre: -o flock; NFS: with its "
+                "lock service), or choose another --output and copy the dataset"
+            ) from error
         keep = False
         try:
             keep = resume is not None
             yield _leftovers(folder, resume)
             keep = False
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in (*_FULL, *_FAILING):
                 raise
+            full = error.errno in _FULL
+            why = "the disk (or a quota) is full" if full else "its file system fails"
+            remedy = "make room" if full else "see to it"
             kept = f"; what is finished is kept in {folder}" if keep else ""
             raise UserError(
-                f"--output={output} cannot be written, since the disk (or a quota) is full: "
-                f"{error}{kept}: make room and run the same command again"
+                f"--output={output} cannot be written, since {why}: {error}{kept}: {remedy} and "
+                "run the same command again"
             ) from error
         finally:
             if not keep:
@@ -168,10 +191,23 @@ def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: An
     }
     (built / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
     # On the disk before the rename is: after a power failure, too, the dataset is whole or absent.
-    for path in [*files, built / RECORD_NAME]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    # Folders as well, since the names of files are theirs.
+    for path in [*files, built / RECORD_NAME, *built.rglob("*/"), built]:
+        _sync(path)
     try:
         os.rename(built, output)
     except OSError as error:
         raise UserError(f"--output={output} cannot be put in place: {error}") from error
+    _sync(output.parent)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file or the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

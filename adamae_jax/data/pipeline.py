@@ -4,17 +4,19 @@ The same batches come out for any number of hosts, workers and threads; see
 `adamae_jax.data.stream`.
 """
 
+from absl import logging
+
 from adamae_jax.data.batches import TIMEOUT_S, Batch, Batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import Directory, open_dataset, open_first
+from adamae_jax.data.mixture import MixedDataset
+from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import EvalStream, HostSlice, TrainStream
 from adamae_jax.data.views import Views
 from adamae_jax.errors import UserError
 
 
 def train_batches(
-    dataset_dir: Directory,
-    split: str,
+    dataset: Dataset | MixedDataset,
     spec: ClipSpec,
     *,
     seed: int,
@@ -38,8 +40,7 @@ def train_batches(
     ``[p * B / P, (p + 1) * B / P)``, as `jax.make_array_from_process_local_data` expects.
 
     Args:
-        dataset_dir: directory of the dataset, or a mixture (see `parts_in`).
-        split: name of the split, in each of them.
+        dataset: the records (see `adamae_jax.data.mixture.open_dataset`).
         spec: what a clip is.
         seed: of order and augmentation.
         videos_per_step: ``B``, videos in one global batch.
@@ -57,17 +58,17 @@ def train_batches(
     Returns:
         An iterator over dicts of arrays, to be closed: ``video`` uint8 [b, T, H, W, 3], where the
         dataset has masks ``foreground`` uint8 [b, T, h, w], and int32 [b] ``label``,
-        ``dataset_index``, ``example_index``, ``slot``, ``repeat``, ``replaced`` and ``bad_record``;
-        ``b = B * R / P``. See `TrainStream`.
+        ``dataset_index``, ``example_index``, ``slot``, ``repeat``, ``replaced`` and ``bad_record``,
+        and ``bad_reason`` (text); ``b = B * R / P``. See `TrainStream`.
 
     Raises:
-        UserError: the dataset cannot be used, or a value is out of range.
+        UserError: a value is out of range, or the dataset cannot give such clips.
     """
     _check(videos_per_step, process_index, process_count, "videos_per_step")
     if first_step < 0 or num_steps < 0:
         raise UserError(f"first_step and num_steps are {first_step} and {num_steps}: negative")
     stream = TrainStream(
-        open_dataset(dataset_dir, split),
+        dataset,
         spec,
         seed=seed,
         videos_per_step=videos_per_step,
@@ -87,8 +88,7 @@ def train_batches(
 
 
 def eval_batches(
-    dataset_dir: Directory,
-    split: str,
+    dataset: Dataset,
     spec: ClipSpec,
     *,
     batch_size: int,
@@ -101,13 +101,12 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Batches of a split in its own order, each video once.
+    """Batches of a dataset in its own order, each video once.
 
     The last batch is filled up, and every host gets the same number of batches.
 
     Args:
-        dataset_dir: directory of the dataset; of a mixture, the first part is read.
-        split: name of the split.
+        dataset: the records.
         spec: what a clip is.
         batch_size: videos in one global batch.
         num_examples: only the first so many records; None, or more than there are: all.
@@ -123,14 +122,14 @@ def eval_batches(
     Returns:
         An iterator over dicts of arrays, to be closed: ``video``, ``foreground``, ``label``,
         ``example_index`` and ``slot`` as in `train_batches`, and bool [b] ``valid`` (false for
-        filling and for damaged videos) and ``unreadable`` (true for damaged videos). With views,
+        filling and for damaged videos) and ``unreadable`` (true for damaged videos), and
+        ``bad_reason`` (text). With views,
         ``video`` is [b, V, T, H, W, 3] and ``foreground`` [b, V, T, h, w]; ``V = starts * crops``.
 
     Raises:
-        UserError: the dataset cannot be used, or a value is out of range.
+        UserError: a value is out of range, or the dataset cannot give such clips.
     """
     _check(batch_size, process_index, process_count, "batch_size")
-    dataset = open_first(dataset_dir, split)
     if num_examples is not None and num_examples < 1:
         raise UserError(f"num_examples is {num_examples}, but must be at least 1")
     count = min(num_examples or len(dataset), len(dataset))
@@ -147,20 +146,23 @@ def eval_batches(
     )
 
 
-def first_clips(dataset_dir: Directory, split: str, spec: ClipSpec, count: int) -> Batch:
-    """Those of a split's first ``count`` clips that can be read, as one batch.
-
-    Of a mixture, those of the first part.
+def first_clips(dataset: Dataset, spec: ClipSpec, count: int) -> Batch:
+    """Those of a dataset's first ``count`` clips that can be read, as one batch; logs the others.
 
     Raises:
-        UserError: the dataset cannot be used, or none of its first clips can be read.
+        UserError: the dataset cannot give such clips, or none of the first can be read.
     """
     with eval_batches(
-        dataset_dir, split, spec, batch_size=count, num_examples=count, num_threads=0
+        dataset, spec, batch_size=count, num_examples=count, num_threads=0
     ) as batches:
         batch = next(batches)
+    for reason in batch["bad_reason"][batch["unreadable"]]:
+        logging.warning("left out: %s", reason.decode(errors="replace"))
     if not batch["valid"].any():
-        raise UserError(f"none of the first {count} clips of {dataset_dir}, {split!r}, can be read")
+        raise UserError(
+            f"none of the first {count} clips of {dataset.directory}, split {dataset.split!r}, "
+            "can be read"
+        )
     return {name: values[batch["valid"]] for name, values in batch.items()}
 
 

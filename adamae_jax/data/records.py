@@ -1,7 +1,6 @@
 """A dataset on disk as a list of records: opened as TFDS opens it, read without TensorFlow."""
 
 import dataclasses
-import functools
 import hashlib
 import os
 import tempfile
@@ -18,7 +17,7 @@ from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
 from adamae_jax.data.payload import Payload
 from adamae_jax.data.record_reader import RecordReader
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
-from adamae_jax.data.tfrecord import BadRecordError, load_index
+from adamae_jax.data.tfrecord import SEE_TO_STORAGE, BadRecordError, load_index
 from adamae_jax.errors import UserError
 
 REQUIRED_FEATURES = (
@@ -79,14 +78,24 @@ class Dataset:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str):
-        """Opens a split.
+        """Opens a split; what fails for a moment is tried again for some seconds.
 
         Raises:
-            UserError: directory, split or a shard is missing, empty or damaged, or the dataset
-                holds neither videos after `adamae_jax.data.schema` nor images.
+            UserError: directory, split or a shard is missing, empty or damaged, the storage keeps
+                failing, or the dataset holds neither videos after `adamae_jax.data.schema` nor
+                images.
         """
         self.directory = os.fspath(directory)
         self.split = split
+        try:
+            self._open()
+        except OSError as error:
+            raise UserError(
+                f"the dataset at {self.directory} cannot be read ({error}): {SEE_TO_STORAGE}"
+            ) from error
+
+    def _open(self) -> None:
+        split = self.split
         info = _dataset_info(self.directory)
         split_info = _split_info(info, self.directory, split)
         self._layout = _layout(info.features, self.directory)
@@ -137,21 +146,15 @@ def _reader(file_format: str, paths: Sequence[str], counts: Sequence[int], split
 
 def _dataset_info(directory: str) -> Any:
     """TFDS's description of the dataset, after checking what its own errors leave unclear."""
-    try:
-        if INFO not in (files := storage.list_directory(directory)):
-            raise UserError(_no_dataset(directory))
-        if not storage.is_remote(directory):
-            return _builder_info(directory, directory)
-        with tempfile.TemporaryDirectory() as copy:
-            # What describes the data is small: so TFDS needs to know no remote file system.
-            for name in files:
-                if name.endswith(DESCRIPTIONS):
-                    path = storage.join(directory, name)
-                    content = storage.retried(functools.partial(storage.read_file, path), path)
-                    Path(copy, name).write_bytes(content)
-            return _builder_info(copy, directory)
-    except OSError as error:
-        raise UserError(f"the dataset at {directory} cannot be read: {error}") from error
+    if INFO not in (files := storage.list_directory(directory)):
+        raise UserError(_no_dataset(directory))
+    with tempfile.TemporaryDirectory() as copy:
+        # What describes the data is small. Of a copy TFDS needs to know no remote file system, nor
+        # takes it for damaged what cannot be read for a moment.
+        for name in files:
+            if name.endswith(DESCRIPTIONS):
+                Path(copy, name).write_bytes(storage.read_file(storage.join(directory, name)))
+        return _builder_info(copy, directory)
 
 
 def _no_dataset(directory: str) -> str:
@@ -165,7 +168,7 @@ def _no_dataset(directory: str) -> str:
 
 
 def _builder_info(folder: str, directory: str) -> Any:
-    """What TFDS reads from a local folder, the directory itself or a copy of its descriptions."""
+    """What TFDS reads from a folder with copies of the directory's descriptions."""
     import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
 
     verbosity = logging.get_verbosity()

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from adamae_jax.data import schema
 from adamae_jax.errors import UserError
 
 MAX_CLASSES = 1_000_000  # a larger number in a list is no class, but a slip
+_NUMBERS = re.compile(r"[+-]?\d+(\.\d*)?")  # also those that no class can have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def make_source(
         UserError: a path leads out of `root`, is named twice, or a label is unknown.
     """
     if classes is None:
-        classes = _classes_of([entry.label for entry in entries])
+        classes = _classes_of(entries)
     # With a slash at the end: what begins so lies below.
     top, real_top = (os.path.join(place(root), "") for place in (os.path.abspath, os.path.realpath))
     real_folder = functools.cache(os.path.realpath)  # folders have many files
@@ -144,12 +146,22 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _classes_of(labels: Sequence[str | None]) -> dict[str, int]:
+def _classes_of(entries: Sequence[Entry]) -> dict[str, int]:
     """Classes that nobody has listed: 0 to the highest number, or all names alphabetically."""
-    given = {label for label in labels if label is not None}
-    if not all(_is_number(label) for label in given):
-        return {name: index for index, name in enumerate(sorted(given))}
-    highest = max(map(int, given), default=-1)
+    given = {entry.label: entry.where for entry in entries if entry.label is not None}
+    names = [label for label in given if not _is_number(label)]
+    # In alphabetical order 10 comes before 2: numbers among names would get others' places.
+    if numbers := [label for label in given if _NUMBERS.fullmatch(label)]:
+        if names:
+            number, name = numbers[0], next((n for n in names if n != numbers[0]), names[0])
+            raise UserError(
+                f"the label {number!r} ({given[number]}) is a number and {name!r} ({given[name]}) "
+                "is not one that counts classes from 0: write all labels as such numbers or all "
+                "as names, -1 in a list where there is none, or give all classes as --labels=FILE"
+            )
+    else:
+        return {name: index for index, name in enumerate(sorted(names))}
+    highest = max(map(int, numbers))
     if highest >= MAX_CLASSES:
         raise UserError(f"a label is {highest}: classes are numbered from 0, below {MAX_CLASSES}")
     return {str(index): index for index in range(highest + 1)}

@@ -5,16 +5,20 @@ own (``pip install adamae-jax[gcs]`` or ``[s3]``), which are asked for when they
 """
 
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from absl import logging
 
 from adamae_jax.errors import UserError
 
+Result = TypeVar("Result")
 RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
+# What is no failure of the storage, but its answer.
+_FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # How many bytes are read in about the time that one more read takes: of a local file, a call of the
 # kernel; of a remote one, a request.
 LOCAL_GAP, REMOTE_GAP = 32 << 10, 1 << 20
@@ -74,13 +78,15 @@ def read_file(path: str) -> bytes:
     """All of a small file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it is not there, or cannot be read again and again.
         UserError: nothing is installed for its protocol.
     """
-    if not is_remote(path):
-        with open(path, "rb") as file:
-            return file.read()
-    return _RemoteFile(path).read()
+    return retried(lambda: _RemoteFile(path).read() if is_remote(path) else _read_local(path), path)
+
+
+def _read_local(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -97,22 +103,26 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def retried(
-    read: Callable[[], bytes], path: str, before_retry: Callable[[], None] = lambda: None
-) -> bytes:
+    read: Callable[[], Result], path: str, before_retry: Callable[[], None] = lambda: None
+) -> Result:
     """What ``read`` gives, tried again for some seconds while the storage fails.
 
     Raises:
-        OSError: with ``path``, when it failed again and again.
+        OSError: with ``path``, when it failed again and again; at once where nothing is there.
     """
     for delay in RETRY_DELAYS_S:
         try:
             return read()
+        except _FINAL:
+            raise
         except OSError as error:
             logging.warning("reading %s failed (%s): again in %.1f s", path, error, delay)
             before_retry()
             time.sleep(delay)
     try:
         return read()
+    except _FINAL:
+        raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), path) from error
 
@@ -121,11 +131,14 @@ def list_directory(directory: str) -> dict[str, FileState]:
     """The files of a directory, not of those below it, by name; empty where there is none.
 
     Raises:
-        OSError: it cannot be listed.
+        OSError: it cannot be listed, again and again.
         UserError: nothing is installed for its protocol.
     """
-    if is_remote(directory):
-        return _list_remote(directory)
+    list_once = _list_remote if is_remote(directory) else _list_local
+    return retried(lambda: list_once(directory), directory)
+
+
+def _list_local(directory: str) -> dict[str, FileState]:
     found = {}
     try:
         with os.scandir(directory) as entries:
@@ -141,22 +154,26 @@ def file_states(paths: Sequence[str]) -> list[FileState]:
     """Sizes and versions of files.
 
     Raises:
-        OSError: a file is missing or cannot be asked for.
+        OSError: a file is missing, or cannot be asked for again and again.
         UserError: nothing is installed for its protocol.
     """
     listed: dict[str, dict[str, FileState]] = {}
     states = []
     for path in paths:
         if not is_remote(path):
-            states.append(_local_state(os.stat(path)))
+            states.append(retried(functools.partial(_stat, path), path))
             continue
         directory, _, name = path.rpartition("/")
         if directory not in listed:  # one request instead of one for each file
-            listed[directory] = _list_remote(directory)
+            listed[directory] = list_directory(directory)
         if name not in listed[directory]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         states.append(listed[directory][name])
     return states
+
+
+def _stat(path: str) -> FileState:
+    return _local_state(os.stat(path))
 
 
 def _local_state(status: os.stat_result) -> FileState:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from absl import logging
 
 from adamae_jax.data.clips import ClipSpec, check_clips, make_clips, make_views
 from adamae_jax.data.examples import Record
@@ -28,6 +27,8 @@ from adamae_jax.errors import UserError
 
 MAX_ATTEMPTS = 16
 NO_RECORD = -1
+# Of what is wrong with a record, as much travels with its element; a place has about 200.
+REASON = np.dtype("S500")
 ON_ERROR = ("replace", "raise")
 # Arrays only: anything else would travel between processes by pickling.
 Element = dict[str, np.ndarray]
@@ -47,14 +48,15 @@ class TrainStream:
     An element holds ``video`` (uint8 [R, T, H, W, 3]), ``foreground`` (uint8 [R, T, h, w], where
     the dataset has masks) and, int32 [R], ``label``, ``dataset_index`` (of a mixture, the part that
     the label belongs to), ``example_index`` (of the record that was used), ``slot`` (the video's
-    place in the global batch), ``repeat`` (0 to R - 1), ``replaced`` and ``bad_record``. Clip
-    ``r`` has a start, crop and flip of its own, a pure function of (seed, g, attempt, r): more
-    repeats add clips and change none.
+    place in the global batch), ``repeat`` (0 to R - 1), ``replaced`` and ``bad_record``, and
+    ``bad_reason`` (`REASON` [R], text in UTF-8). Clip ``r`` has a start, crop and flip of its own,
+    a pure function of (seed, g, attempt, r): more repeats add clips and change none.
 
     A damaged record is replaced within the lookup by another one, drawn from (seed, g, attempt):
     later positions are not moved by it. What is damaged for one of the clips is replaced for all.
-    ``replaced`` is how many damaged records were met before this element's (nearly always 0), and
-    ``bad_record`` the first of them, -1 where there was none; each is logged once in each process.
+    ``replaced`` is how many damaged records were met before this element's (nearly always 0),
+    ``bad_record`` the first of them, -1 where there was none, and ``bad_reason`` its place and what
+    is wrong with it. Nothing is logged here, where each worker would do it anew.
     """
 
     def __init__(
@@ -96,7 +98,6 @@ class TrainStream:
         self._videos_per_step = videos_per_step
         self._repeats = repeats
         self._on_error = on_error
-        self._logged: set[int] = set()
 
     def example_index(self, position: int, attempt: int = 0) -> int:
         """Which record stands at ``position``, after ``attempt`` damaged ones."""
@@ -113,6 +114,7 @@ class TrainStream:
                 a row are damaged.
             OSError: the storage keeps failing.
         """
+        errors: list[BadRecordError] = []
         for attempt in range(MAX_ATTEMPTS):
             index = self.example_index(position, attempt)
             rngs = [
@@ -124,8 +126,7 @@ class TrainStream:
             except BadRecordError as error:
                 if self._on_error == "raise":
                     raise
-                self._log_once(index, error)
-                last = error
+                errors.append(error)
                 continue
             return clips | {
                 "dataset_index": self._for_each_clip(self._order.turn(position)[0]),
@@ -136,19 +137,15 @@ class TrainStream:
                 "bad_record": self._for_each_clip(
                     self.example_index(position) if attempt else NO_RECORD
                 ),
+                "bad_reason": np.full(self._repeats, _reason(*errors[:1])),
             }
         raise BadRecordError(
             f"{MAX_ATTEMPTS} damaged records in a row at position {position} of the stream: copy "
-            f"the dataset again or rebuild it (the last of them: {last})"
-        ) from last
+            f"the dataset again or rebuild it (the last of them: {errors[-1]})"
+        ) from errors[-1]
 
     def _for_each_clip(self, value: int) -> np.ndarray:
         return np.full(self._repeats, value, np.int32)
-
-    def _log_once(self, index: int, error: BadRecordError) -> None:
-        if index not in self._logged:
-            self._logged.add(index)
-            logging.warning("replaced by another record: %s", error)
 
 
 class EvalStream:
@@ -157,8 +154,9 @@ class EvalStream:
     An element holds one video: ``video`` and ``foreground`` as in `TrainStream`, R being 1 (middle
     frames, centre crop unless ``spec.crop`` is ``none``) or, of several views, uint8
     [1, V, T, H, W, C] and [1, V, T, h, w] (see `adamae_jax.data.views`), ``label``,
-    ``example_index`` and ``slot``, int32 [1], and two booleans, [1]: ``valid``, false for filling
-    and for damaged records, and ``unreadable``, true for damaged records. Where ``valid`` is false,
+    ``example_index`` and ``slot``, int32 [1], two booleans, [1]: ``valid``, false for filling and
+    for damaged records, and ``unreadable``, true for damaged records, and ``bad_reason``
+    (`REASON` [1]), their place and what is wrong with them. Where ``valid`` is false,
     video and masks are zero and the label is `schema.UNLABELLED`; filling has ``example_index`` -1.
     """
 
@@ -186,23 +184,23 @@ class EvalStream:
         self._num_examples = num_examples
 
     def __getitem__(self, position: int) -> Element:
-        """The element at ``position``; a damaged record is logged and marked, not raised.
+        """The element at ``position``; a damaged record is marked, not raised.
 
         Raises:
             OSError: the storage keeps failing.
         """
-        unreadable = False
+        errors: list[BadRecordError] = []
         clip = None
         if position < self._num_examples:
             try:
                 clip = self._load(position)
             except BadRecordError as error:
-                logging.warning("left out of the evaluation: %s", error)
-                unreadable = True
+                errors.append(error)
         return (clip or self._blank(position)) | {
             "slot": np.array([position % self._batch_size], np.int32),
             "valid": np.array([clip is not None]),
-            "unreadable": np.array([unreadable]),
+            "unreadable": np.array([bool(errors)]),
+            "bad_reason": np.array([_reason(*errors)]),
         }
 
     def _load(self, position: int) -> Element:
@@ -291,6 +289,11 @@ def _decoded(
         return make(record), record.label
     except BadRecordError as error:
         raise BadRecordError(f"{dataset.where(index)}, {record.id!r}: {error}") from error
+
+
+def _reason(error: BadRecordError | None = None) -> np.ndarray:
+    """An error's text, cut where it is too long; nothing where there is none."""
+    return np.array(str(error or "").encode(), REASON)
 
 
 def _check_views(views: Views, spec: ClipSpec) -> None:

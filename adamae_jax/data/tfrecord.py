@@ -34,6 +34,7 @@ LOCAL_SCANS, REMOTE_SCANS = 16, 64
 # Bytes asked for at a time, which hold one header or, of small records, many.
 LOCAL_BLOCK, REMOTE_BLOCK = 1 << 12, 1 << 16
 COPY_AGAIN = "copy the dataset again, or rebuild it with python -m adamae_jax.prepare"
+SEE_TO_STORAGE = "see to the storage, and start again"
 MAX_LENGTH = (1 << 31) - 1
 _HEADER = struct.Struct("<QI")
 
@@ -103,7 +104,7 @@ def load_index(
 
     Raises:
         UserError: a shard is missing, is damaged between records, or holds another number of
-            records than it should.
+            records than it should; or the storage keeps failing.
     """
     names, beside = tuple(os.fspath(path) for path in paths), os.fspath(cache)
     states = _states(names)
@@ -125,9 +126,13 @@ def load_index(
 def _states(paths: Sequence[str]) -> list[storage.FileState]:
     try:
         return storage.file_states(paths)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(
             f"shard {error.filename} cannot be opened ({error.strerror}): {COPY_AGAIN}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): {SEE_TO_STORAGE}"
         ) from error
 
 
@@ -162,7 +167,7 @@ def _scan_shard(path: str, size: int) -> tuple["array.array[int]", "array.array[
     block = REMOTE_BLOCK if storage.is_remote(path) else LOCAL_BLOCK
     offsets, lengths = array.array("q"), array.array("i")
     try:
-        file = storage.open_file(path)
+        file = storage.retried(functools.partial(storage.open_file, path), path)
         position, block_start, data = 0, 0, b""
         while position < size:
             if position - block_start + HEADER_BYTES > len(data):
@@ -179,7 +184,7 @@ def _scan_shard(path: str, size: int) -> tuple["array.array[int]", "array.array[
             lengths.append(length)
             position = end
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read ({error}): {COPY_AGAIN}") from error
+        raise UserError(f"shard {path} cannot be read ({error}): {SEE_TO_STORAGE}") from error
     return offsets, lengths
 
 

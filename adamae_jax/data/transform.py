@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adamae_jax.data import schema, writer
 from adamae_jax.data.encoding import (
@@ -99,51 +99,81 @@ def transform(recipe: Recipe, item: Item) -> Result:
     try:
         if recipe.images:
             return Result(writer.serialize(_image(recipe, item)), None)
-        label, video = _video(recipe, item)
+        identity, label, video = _video(recipe, item)
     except Exception as error:  # One bad file must not end a run of days, whatever it provokes.
         return Result(None, Flaw(item.id, SKIPPED, 0, _reason(error)))
     if video.num_frames < recipe.min_frames:
-        reason = f"{video.num_frames} frames, fewer than {recipe.min_frames}"
+        frames = f"{video.num_frames} frame{'' if video.num_frames == 1 else 's'}"
+        reason = f"{frames}, fewer than {recipe.min_frames}"
         reason += f" ({video.damage})" if video.damage else ""
         return Result(None, Flaw(item.id, SKIPPED, video.num_frames, reason))
     flaw = Flaw(item.id, TRUNCATED, video.num_frames, video.damage) if video.damage else None
-    return Result(writer.serialize(writer.video_example(item.id, label, recipe.codec, video)), flaw)
+    return Result(
+        writer.serialize(writer.video_example(identity, label, recipe.codec, video)), flaw
+    )
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _video(recipe: Recipe, item: Item) -> tuple[int, EncodedVideo]:
+def _video(recipe: Recipe, item: Item) -> tuple[str, int, EncodedVideo]:
+    """Id, label and video."""
     if recipe.stored is None:
-        return item.label, read_video(item.path, recipe.codec, recipe.short_side)
-    frames, label = read_stored(item, recipe.stored)
+        return item.id, item.label, read_video(item.path, recipe.codec, recipe.short_side)
+    record = read_stored(item, recipe.stored)
     multiple = 2 if recipe.codec == schema.CODEC_H264 else 1
-    pixels = _stills(frames, recipe.short_side, multiple)
-    return label, ENCODERS[recipe.codec](pixels, Fraction(0), MAX_BYTES)
+    stills = _Stills(record.frames, recipe.short_side, multiple)
+    # As rates are written: 29.97 is stored as 29.969999.
+    rate = Fraction(record.rate).limit_denominator(1001)
+    video = ENCODERS[recipe.codec](iter(stills), rate, MAX_BYTES)
+    return record.id, record.label, dataclasses.replace(video, damage=video.damage or stills.damage)
 
 
-def _stills(
-    frames: Sequence[bytes], short_side: int, multiple: int
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    for frame in frames:
-        image = Image.open(io.BytesIO(frame)).convert("RGB")
-        yield np.asarray(_shrunk(image, short_side, multiple))
+class _Stills:
+    """Encoded images as the frames of a video, up to the first that is damaged.
+
+    All get the size that the first one determines, as those of a video file do.
+
+    Attributes:
+        damage: after the last frame, where and why they end too early; None where they do not.
+    """
+
+    def __init__(self, frames: Sequence[bytes], short_side: int, multiple: int):
+        self._frames = frames
+        self._short_side = short_side
+        self._multiple = multiple
+        self.damage: str | None = None
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        size: tuple[int, int] | None = None
+        for number, frame in enumerate(self._frames):
+            try:
+                image = Image.open(io.BytesIO(frame)).convert("RGB")
+            except Exception as error:  # Pillow raises many kinds here
+                known = not isinstance(error, UnidentifiedImageError)
+                self.damage = f"after {number} frames: "
+                self.damage += _reason(error) if known else "what follows is no image"
+                if not number:
+                    raise ValueError(f"nothing can be decoded ({self.damage})") from error
+                return
+            size = size or _small_size(image, self._short_side, self._multiple)
+            yield np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
-def _shrunk(image: Image.Image, short_side: int, multiple: int = 1) -> Image.Image:
-    """An image whose shorter side has at most so many pixels."""
+def _small_size(image: Image.Image, short_side: int, multiple: int = 1) -> tuple[int, int]:
+    """(width, height) at which the shorter side has at most so many pixels."""
     scale = min(1.0, short_side / min(image.size))
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return width, height
 
 
 def _image(recipe: Recipe, item: Item) -> writer.Example:
-    label = item.label
+    identity, label = item.id, item.label
     if recipe.stored is None:
         data = Path(item.path).read_bytes()
     else:
-        (data, *more), label = read_stored(item, recipe.stored)
+        (data, *more), label, identity, _ = read_stored(item, recipe.stored)
         if more:
             raise ValueError(f"holds {1 + len(more)} images instead of one")
     with Image.open(io.BytesIO(data)) as image:
@@ -155,9 +185,10 @@ def _image(recipe: Recipe, item: Item) -> writer.Example:
         else:
             # Cameras write down how they were held; the reader shows pixels as they are stored.
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            pixels = np.asarray(_shrunk(upright, recipe.short_side))
+            size = _small_size(upright, recipe.short_side)
+            pixels = np.asarray(upright.resize(size, Image.Resampling.BICUBIC))
             data = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling="420")
-    return {schema.ID: item.id, schema.LABEL: label, schema.IMAGE: data}
+    return {schema.ID: identity, schema.LABEL: label, schema.IMAGE: data}
 
 
 def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:

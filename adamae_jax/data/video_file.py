@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
@@ -18,6 +19,7 @@ from jaxtyping import UInt8
 # A file whose header announces more is called damaged if less than this share of it is there. (Not
 # all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
 _WHOLE = 0.95
+_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # Of one frame; more is a header that lies, and would make the decoder allocate what it says.
 MAX_PIXELS = 1 << 26
 
@@ -116,20 +118,35 @@ class VideoFile:
 
     def _missing_frames(self) -> str | None:
         """What is wrong with a file that was read without an error, but holds less than it says."""
-        announced = self.stream.frames
-        if not announced and self.container.duration:
-            announced = int(self.container.duration / av.time_base * self.rate)
-            if self._shown_s() >= _WHOLE * self.container.duration / av.time_base:
-                return None  # its rate varies
+        duration = self._duration_s()
+        counted = self.stream.frames
+        announced = counted or int(duration * self.rate)
         if self.num_frames >= _WHOLE * announced:
+            return None
+        # Where rates vary, a time says nothing of a number; and MP4 counts frames that its edit
+        # list hides. Of AVI only the count is to be trusted: its duration shrinks with a cut file.
+        timed = not counted or "mp4" in self.container.format.name.split(",")
+        if timed and duration and self._shown_s() >= _WHOLE * duration:
             return None
         return f"only {self.num_frames} of the {announced} frames that its header announces"
 
+    def _duration_s(self) -> float:
+        """How long the video is by its header; 0 where it does not say."""
+        if self.stream.duration and self.stream.time_base:
+            return float(self.stream.duration * self.stream.time_base)
+        for name, value in self.stream.metadata.items():
+            # Matroska's, "01:23:45.678": when the stream ends, as against the longest of all.
+            match = _DURATION.fullmatch(value) if name.upper().startswith("DURATION") else None
+            if match:
+                hours, minutes, seconds = map(float, match.groups())
+                return 3600 * hours + 60 * minutes + seconds - max(0.0, self._first_s or 0.0)
+        return (self.container.duration or 0) / av.time_base
+
     def _shown_s(self) -> float:
-        """For how long the frames before the last are shown; 0 where it is not known."""
+        """For how long the frames are shown; 0 where it is not known."""
         if self._first_s is None or self._last_s is None:
             return 0.0
-        return self._last_s - self._first_s
+        return self._last_s - self._first_s + (float(1 / self.rate) if self.rate else 0.0)
 
 
 def _open(file: str | os.PathLike[str] | bytes) -> av.container.InputContainer:

@@ -11,12 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from adamae_jax.data.watchdog import Heartbeat
 from adamae_jax.errors import UserError
 
 PARENT_CHECK_S = 0.5
+START_CHECK_S = 0.05  # an interpreter that imports nothing yet takes longer to start
 TELL_STACK = signal.SIGUSR1
 TELL_S = 0.5
 KEPT_BYTES = 128 << 20
@@ -102,31 +103,48 @@ def describe_end(process: multiprocessing.process.BaseProcess) -> str:
 
 
 class Workers:
-    """The worker processes of one pipeline, once they have started."""
+    """The worker processes of one pipeline, from their start on."""
 
     def __init__(self) -> None:
         """None have started."""
-        self._others: set[multiprocessing.process.BaseProcess] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._all_started = threading.Event()
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Around the code during which grain starts the workers; one pipeline at a time."""
-        with without_main_module():
-            self._others = set(multiprocessing.active_children())
-            try:
-                yield
-            finally:
-                self._processes = self._children()
+        """Around the code during which grain starts the workers; one pipeline at a time.
 
-    def _children(self) -> list[multiprocessing.process.BaseProcess]:
-        """Those of this pipeline among the processes that run."""
-        if self._others is None:
-            return []
-        return [
+        What that asks for is in the hands of another thread, since grain waits for ever for the
+        first element of a worker that ends with status 0: then `kill` gives it back.
+        """
+        may_start = threading.Event()
+        watch = threading.Thread(
+            target=self._watch_start, args=(may_start,), name="watch-start", daemon=True
+        )
+        watch.start()
+        may_start.wait()
+        try:
+            yield
+        finally:
+            self._all_started.set()
+            watch.join()
+
+    def _watch_start(self, may_start: threading.Event) -> None:
+        """Notes the processes as they start, before Python forgets those that have died."""
+        with without_main_module():
+            others = set(multiprocessing.active_children())
+            may_start.set()
+            while not self._all_started.wait(START_CHECK_S):
+                self._note(others)
+            self._note(others)
+
+    def _note(self, others: Set[multiprocessing.process.BaseProcess]) -> None:
+        self._processes += [
             process
             for process in multiprocessing.active_children()
-            if process not in self._others and process.name.startswith(_GRAIN_WORKER)
+            if process not in others
+            and process not in self._processes
+            and process.name.startswith(_GRAIN_WORKER)
         ]
 
     def death(self) -> str | None:
@@ -148,6 +166,7 @@ class Workers:
         return True
 
     def kill(self) -> None:
-        """Ends those that are left or just starting, without their consent."""
-        for process in self._processes or self._children():
+        """Ends those that are left, without their consent."""
+        self._all_started.set()
+        for process in self._processes:
             process.kill()

@@ -157,6 +157,11 @@ def _set_classifier(config: ConfigDict, sizes: Sizes, dialect: Dialect) -> None:
     classifier.num_classes, _ = sizes.shape("head.weight", 2)
     epsilon = sizes.given.classifier_norm_epsilon
     classifier.norm_epsilon = model.norm_epsilon if epsilon is None else epsilon
+    # How it pools, its last norm's name tells: in no dialect is one name that of both.
+    for pooling, norm in dialect.classifier_norms.items():
+        if sizes.has(f"{norm}."):
+            classifier.pooling = pooling
+            break
     classifier.skip_first_patch = dialect.drops_first_token and model.class_token == "none"
     if dialect.trains_positions:
         model.positions = "learned"

@@ -116,12 +116,13 @@ def autoencoder_table(model: Autoencoder) -> Table:
 
 
 def classifier_table(model: Classifier) -> Table:
-    """The fine-tuning classifier."""
+    """The fine-tuning classifier; one that its dialect's authors have (`faithful.check`)."""
     dialect = dialect_of(model.positions, model.geometry)
     encoder = Encoder(
         model.geometry, model.spec, model.positions, model.class_token, final_norm=False
     )
-    rest = [*norm_entries("norm", dialect.classifier_norm), *dense_entries("head", "head")]
+    norm = dialect.classifier_norms[model.pooling]
+    rest = [*norm_entries("norm", norm), *dense_entries("head", "head")]
     return encoder_table(encoder, dialect).under("encoder") + Table(rest)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adamae_jax.interop.given import Kind
+from adamae_jax.models.classifier import Pooling
 from adamae_jax.models.positions import PositionKind
 from adamae_jax.models.tubelets import ClipGeometry
 
@@ -52,8 +53,9 @@ class Dialect:
       positions: what ``model.positions`` may be, of a model of pretraining first.
       also: values of other fields of ``config.model`` that their code has beside the family's.
       encoder: what stands before the encoder's names in a model of pretraining.
-      classifier_norm: a classifier's last norm. Where it is "norm", as the encoder's own, a
-        classifier takes it from pretraining.
+      classifier_norms: by how a classifier pools, what its last norm is called; no others are
+        there. Where the norm after the mean is "norm", as the encoder's own, a classifier takes it
+        from pretraining.
       is_image: whether they have single images, cut into 2-D patches.
       has_layer_scale: whether blocks may have LayerScale.
       predicts_fewer_frames: whether the decoder may predict a part of the clip's frames.
@@ -69,7 +71,9 @@ class Dialect:
     positions: tuple[PositionKind, ...]
     also: Mapping[str, tuple[Any, ...]]
     encoder: str = ""
-    classifier_norm: str = "fc_norm"
+    classifier_norms: Mapping[Pooling, str] = dataclasses.field(
+        default_factory=lambda: {"mean": "fc_norm", "first": "norm"}
+    )
     is_image: bool = False
     has_layer_scale: bool = False
     predicts_fewer_frames: bool = False
@@ -83,7 +87,7 @@ class Dialect:
     @property
     def keeps_norm(self) -> bool:
         """Whether a classifier takes the encoder's last norm."""
-        return self.classifier_norm == "norm"
+        return self.classifier_norms["mean"] == "norm"
 
 
 def _at_the_root(has: Has) -> Kind | None:
@@ -144,7 +148,7 @@ MAE_ST = Dialect(
     _is_mae_st,
     positions=("separable", "learned"),
     also={"attention_bias": ("",), "class_token": ("none",)},
-    classifier_norm="norm",
+    classifier_norms={"mean": "norm"},
     predicts_fewer_frames=True,
     drops_first_token=True,
 )

@@ -200,6 +200,7 @@ def _facts(kind: Kind, loaded: Loaded) -> Facts:
         qkv_bias=bool(model.attention_bias),
         norm_epsilon=model.norm_epsilon,
         classifier_norm_epsilon=config.classifier.norm_epsilon if is_classifier else None,
+        mean_pooling=is_classifier and config.classifier.pooling == "mean",
         norm_pix_loss=objective.normalize_targets != "none",
         mask_ratio=config.masking.mask_ratio if kind == "mae_pretraining" else None,
         label_names=labels,

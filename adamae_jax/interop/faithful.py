@@ -93,7 +93,10 @@ def _pretraining_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
 def _classifier_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
     has_class = loaded.config.model.class_token != "none"
     skips = loaded.config.classifier.skip_first_patch
-    return {"classifier.skip_first_patch": has_class or skips == dialect.drops_first_token}
+    return {
+        "classifier.pooling": loaded.config.classifier.pooling in dialect.classifier_norms,
+        "classifier.skip_first_patch": has_class or skips == dialect.drops_first_token,
+    }
 
 
 def given_of(loaded: Loaded, state: StateDict) -> Given:

@@ -15,13 +15,7 @@ import numpy as np
 
 from adamae_jax.errors import UserError
 from adamae_jax.interop import huggingface_config, huggingface_files, huggingface_names
-from adamae_jax.interop.huggingface_facts import (
-    CLASSES,
-    FC_NORM_EPSILON,
-    Blocks,
-    Facts,
-    Kind,
-)
+from adamae_jax.interop.huggingface_facts import CLASSES, Blocks, Facts, Kind, last_norm
 from adamae_jax.interop.safetensors_files import StateDict
 
 __all__ = ["CLASSES", "Blocks", "Facts", "HuggingFaceModel", "Kind", "read", "write"]
@@ -120,10 +114,11 @@ def _remarks(kind: Kind, facts: Facts) -> list[str]:
     """What their classes do otherwise, whatever the config says."""
     remarks = []
     epsilon = facts.classifier_norm_epsilon
-    if epsilon is not None and not math.isclose(epsilon, FC_NORM_EPSILON):
+    norm, theirs = last_norm(facts.mean_pooling, facts.norm_epsilon)
+    if epsilon is not None and not math.isclose(epsilon, theirs):
         remarks.append(
-            f"{CLASSES[kind]} has the epsilon {FC_NORM_EPSILON:g} in fc_norm, this model "
-            f"{epsilon:g}: its logits differ slightly"
+            f"{CLASSES[kind]} has the epsilon {theirs:g} in {norm}, this model {epsilon:g}: its "
+            "logits differ slightly"
         )
     pixels = (facts.pixel_mean, facts.pixel_std)
     # Targets that are normalized per patch and channel do not show it.

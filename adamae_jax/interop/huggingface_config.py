@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop.huggingface_facts import CLASSES, FC_NORM_EPSILON, Blocks, Facts, Kind
+from adamae_jax.interop.huggingface_facts import CLASSES, Blocks, Facts, Kind, last_norm
 
 # What a field means where config.json leaves it out: configs of before a field was introduced do.
 _SHARED_DEFAULTS = {
@@ -144,8 +144,13 @@ def read_facts(config: Mapping[str, Any], kind: Kind, place: str) -> Facts:
     image = kind == "mae_pretraining"
     fields = _Fields(config, place, _MAE_DEFAULTS if image else _VIDEOMAE_DEFAULTS)
     classifier = kind == "videomae_classifier"
-    if not image:
-        _check_pooling(fields, classifier)
+    mean_pooling = not image and fields.flag("use_mean_pooling")
+    if mean_pooling and not classifier:
+        raise fields.wrong(
+            "use_mean_pooling",
+            "false: with true the encoder of a pre-training model has no last norm, which the "
+            "authors' model always has",
+        )
     if fields.values["hidden_act"] != "gelu":
         raise fields.wrong("hidden_act", "'gelu'")
     patch_size = fields.sides("patch_size")
@@ -163,29 +168,12 @@ def read_facts(config: Mapping[str, Any], kind: Kind, place: str) -> Facts:
         tubelet_size=1 if image else fields.integer("tubelet_size"),
         qkv_bias=fields.flag(bias),
         norm_epsilon=norm_epsilon,
-        classifier_norm_epsilon=FC_NORM_EPSILON if classifier else None,
+        classifier_norm_epsilon=last_norm(mean_pooling, norm_epsilon)[1] if classifier else None,
+        mean_pooling=mean_pooling,
         norm_pix_loss=fields.flag("norm_pix_loss"),
         mask_ratio=fields.number("mask_ratio") if image else None,
         label_names=_read_labels(fields) if classifier else (),
     )
-
-
-def _check_pooling(fields: _Fields, classifier: bool) -> None:
-    """Raises a `UserError` for a model whose last norm is not where the authors' is."""
-    pooling = fields.flag("use_mean_pooling")
-    if pooling and not classifier:
-        raise fields.wrong(
-            "use_mean_pooling",
-            "false: with true the encoder of a pre-training model has no last norm, which the "
-            "authors' model always has",
-        )
-    if classifier and not pooling:
-        raise fields.wrong(
-            "use_mean_pooling",
-            "true: with false the head sees the first token alone, a classifier that there is no "
-            "model for here; fine-tune with use_mean_pooling=True, or import the pre-training "
-            "model that it was made of",
-        )
 
 
 def _read_labels(fields: _Fields) -> tuple[str, ...]:
@@ -256,7 +244,7 @@ def config_fields(facts: Facts, kind: Kind) -> dict[str, Any]:
     fields |= {
         "num_frames": facts.num_frames,
         "tubelet_size": facts.tubelet_size,
-        "use_mean_pooling": kind == "videomae_classifier",
+        "use_mean_pooling": facts.mean_pooling,
     }
     if kind == "videomae_classifier":
         names = facts.label_names
@@ -313,6 +301,8 @@ def _check_writable(facts: Facts, kind: Kind) -> None:
             "label_names",
             "finds labels by name: give each class a name of its own",
         )
+    else:
+        check(not facts.mean_pooling, "mean_pooling", "has no classifier")
     if image:
         check(facts.num_frames == 1, "num_frames", "is for images: it must be 1")
         check(facts.tubelet_size == 1, "tubelet_size", "is for images: it must be 1")

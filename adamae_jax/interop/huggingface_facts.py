@@ -15,6 +15,16 @@ CLASSES: dict[Kind, str] = {
 FC_NORM_EPSILON = 1e-5
 
 
+def last_norm(mean_pooling: bool, norm_epsilon: float) -> tuple[str, float]:
+    """Name and epsilon of the norm in front of the head of `VideoMAEForVideoClassification`.
+
+    Args:
+      mean_pooling: as in `Facts`.
+      norm_epsilon: likewise.
+    """
+    return ("fc_norm", FC_NORM_EPSILON) if mean_pooling else ("videomae.layernorm", norm_epsilon)
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """A stack of transformer blocks.
@@ -36,8 +46,7 @@ class Blocks:
 class Facts:
     """What the weights alone do not say.
 
-    The activation is exact GELU, there is no LayerScale, and a classifier's head sees the mean over
-    all tokens.
+    The activation is exact GELU, and there is no LayerScale.
 
     Attributes:
       image_size: height and width in pixels.
@@ -50,6 +59,8 @@ class Facts:
       qkv_bias: whether queries and values (for images, keys too) have a bias.
       norm_epsilon: of all layer norms but a classifier's last.
       classifier_norm_epsilon: of a classifier's last norm; None without one.
+      mean_pooling: whether a classifier's head sees the mean over all tokens, or the first alone;
+        False without a classifier.
       norm_pix_loss: whether the targets are normalized per patch.
       mask_ratio: of `ViTMAEForPreTraining`; VideoMAE's config has no place for it: None.
       label_names: of a classifier's classes, by label.
@@ -68,6 +79,7 @@ class Facts:
     qkv_bias: bool = True
     norm_epsilon: float = 1e-6
     classifier_norm_epsilon: float | None = None
+    mean_pooling: bool = False
     norm_pix_loss: bool = True
     mask_ratio: float | None = None
     label_names: tuple[str, ...] = ()

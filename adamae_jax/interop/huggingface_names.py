@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop.huggingface_facts import CLASSES, Blocks, Facts, Kind
+from adamae_jax.interop.huggingface_facts import CLASSES, Blocks, Facts, Kind, last_norm
 from adamae_jax.interop.safetensors_files import StateDict
 from adamae_jax.interop.tables import Entry, Table
 
@@ -144,8 +144,9 @@ def _decoder_rows(facts: Facts, decoder: Blocks) -> list[Row]:
 def _classifier_rows(facts: Facts) -> list[Row]:
     """What `VideoMAEForVideoClassification` has after its blocks."""
     width = facts.encoder.width
+    norm, _ = last_norm(facts.mean_pooling, facts.norm_epsilon)
     return [
-        *_norm("fc_norm", "fc_norm", width),
+        *_norm("fc_norm" if facts.mean_pooling else "norm", norm, width),
         *_layer("head", "classifier", (len(facts.label_names), width)),
     ]
 

@@ -181,6 +181,7 @@ def _classifier_config(config: ConfigDict, num_classes: int, dialect: Dialect) -
         if dialect.trains_positions:
             new.model.positions = "learned"
         new.classifier.norm_epsilon = new.model.norm_epsilon
+        new.classifier.pooling = "mean"
         has_class = new.model.class_token != "none"
         new.classifier.skip_first_patch = dialect.drops_first_token and not has_class
     return new

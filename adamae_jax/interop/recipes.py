@@ -50,7 +50,10 @@ def _text(value: Any) -> str:
     return "-".join(f"{part:.3g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
-# Cut and resized in PyTorch, unlike MAE's images.
+# Cut and resized in PyTorch, unlike MAE's images: `random_resized_crop` of VideoMAE's
+# video_transforms.py, as MAE-ST's, is given tensors and calls `interpolate`, which does not filter.
+# Validation and test do not either: their `Resize` is given arrays, for which functional.py's
+# `resize_clip` takes OpenCV's INTER_LINEAR. Only pretraining resizes with Pillow, which does.
 _RANDOM_CROPS = {
     "crop": "random_resized",
     "crop_area": (0.08, 1.0),

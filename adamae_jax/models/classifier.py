@@ -1,5 +1,7 @@
 """The classifier that pretrained encoders are fine-tuned in."""
 
+from typing import Literal, get_args
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -10,12 +12,17 @@ from adamae_jax.models.positions import PositionKind
 from adamae_jax.models.transformer import LayerNorm, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 
+# Of which tokens the head sees the latent.
+Pooling = Literal["mean", "first"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
 
 class Classifier(nn.Module):
-    """An encoder over all tokens, their mean, a norm, and a linear head.
+    """An encoder over all tokens, their mean or the first of them, a norm, and a linear head.
 
     The class token, where there is one, is not in the mean (VideoMAE, MAE-ST, and MAE with global
-    pooling).
+    pooling). It is what "first" takes (MAE without global pooling, as ViT); where there is none,
+    that is the first patch, which has seen the others (VideoMAE without mean pooling).
 
     Attributes:
       geometry: how clips are cut into tokens.
@@ -23,7 +30,8 @@ class Classifier(nn.Module):
       num_classes: outputs of the head.
       positions: see `Positions`.
       class_token: whether a learned token stands in front of the others.
-      norm_epsilon: of the norm after the mean.
+      norm_epsilon: of the norm in front of the head.
+      pooling: "mean" of all patches, or the "first" token alone.
       skip_first_patch: leave the first patch out of the mean: what MAE-ST's released classifier
         does where it has no class token to leave out.
       head_scale: factor on the head's start.
@@ -35,6 +43,7 @@ class Classifier(nn.Module):
     positions: PositionKind = "sincos_1d"
     class_token: bool = False
     norm_epsilon: float = 1e-6
+    pooling: Pooling = "mean"
     skip_first_patch: bool = False
     head_scale: float = 1e-3
 
@@ -51,11 +60,13 @@ class Classifier(nn.Module):
         self.head = nn.Dense(self.num_classes, kernel_init=scaled)
 
     def features(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
-        """The encoder's latents of all tokens of normalised clips, before mean and norm."""
+        """The encoder's latents of all tokens of normalised clips, before pooling and norm."""
         return self.encoder(video)[:, int(self.class_token) :].astype(jnp.float32)
 
     def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b k"]:
         """The classes' logits of normalised clips, in float32."""
         latents = self.encoder(video)
+        if self.pooling == "first":
+            return self.head(self.norm(latents[:, 0]))
         first = int(self.class_token or self.skip_first_patch)
         return self.head(self.norm(latents[:, first:].mean(axis=1)))

@@ -10,12 +10,16 @@ is done is found again by the next run.
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import json
+import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from adamae_jax.data import storage
 from adamae_jax.data.shard_files import WRITERS
 from adamae_jax.data.shards import (
     Journal,
@@ -31,6 +35,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.prepare.mounts import Mount, delivered, transform_fetched
 from adamae_jax.prepare.reading import read_items
 
+ITEMS_NAME = "items.jsonl"  # beside the blocks
 _SAMPLE = 8  # items that are tried to know how large records are
 # For the items of a block. A crash in Beam's own would end that, and the job after some attempts.
 _PROCESSES = 1
@@ -38,22 +43,24 @@ _PROCESSES = 1
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Items that follow each other and become one shard.
+    """Items that follow each other and become one shard; small, since Beam carries all of them.
 
     Attributes:
         start: place of the first among all items.
+        stop: place behind the last.
         split: of all of them.
-        items: at least one.
+        span: (offset, length) of what says what they are, in the file `ITEMS_NAME`.
     """
 
     start: int
+    stop: int
     split: str
-    items: tuple[Item, ...]
+    span: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
         """Of its file, the same in every run."""
-        return f"block-{self.start:09d}-{self.start + len(self.items):09d}"
+        return f"block-{self.start:09d}-{self.stop:09d}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +115,8 @@ def fill(
     per_block = _items_per_block(items, recipe, limits.shard_bytes, max_seconds)
     todo = list(blocks(items, journal.done, per_block, limits.set_aside))
     block_of = Blocks(recipe, journal.file_format, folder, max_seconds, options.mount)
-    _run(block_of.write, [block for block in todo if finished(block, folder) is None], options)
+    missing = [block for block in todo if finished(block, folder) is None]
+    _run(block_of.write, list_items(items, missing, folder), options)
     for block in todo:
         shard = finished(block, folder)
         if shard is None:
@@ -135,8 +143,51 @@ def blocks(items: Sequence[Item], first: int, per_block: int, set_aside: int) ->
     for stop in range(first + 1, len(items) + 1):
         full = stop - start == per_block
         if stop == len(items) or full or splits[stop] != splits[start]:
-            yield Block(start, splits[start], tuple(items[start:stop]))
+            yield Block(start, stop, splits[start])
             start = stop
+
+
+def list_items(items: Sequence[Item], chosen: Sequence[Block], folder: Path) -> list[Block]:
+    """Writes a file of what blocks are made of, a line of JSON for each item.
+
+    A request to a runner is limited to some MB (of Dataflow, 10), which the paths of a hundred
+    thousand videos exceed.
+
+    Returns:
+        The blocks, with their place in the file.
+    """
+    placed, position = [], 0
+    with open(folder / ITEMS_NAME, "wb") as file:
+        for block in chosen:
+            rows = map(dataclasses.astuple, items[block.start : block.stop])
+            lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            file.write(lines)
+            placed.append(dataclasses.replace(block, span=(position, len(lines))))
+            position += len(lines)
+        file.flush()
+        os.fsync(file.fileno())  # other machines read it next
+    return placed
+
+
+def read_list(path: str, block: Block) -> list[Item]:
+    """The items of a block.
+
+    Args:
+        path: of what `list_items` has written, or its address.
+        block: one that it has returned.
+
+    Raises:
+        OSError: the file is not there, ends too early, or cannot be read again and again.
+    """
+    offset, length = block.span
+    lines = storage.retried(lambda: storage.open_file(path).read(offset, length), path)
+    if len(lines) < length:
+        raise OSError(errno.EIO, f"it ends before byte {offset + length}", path)
+    rows = map(json.loads, lines.splitlines())
+    return [
+        Item(identity, path_of_item, label, split, span and (span[0], span[1]))
+        for identity, path_of_item, label, split, span in rows
+    ]
 
 
 def _items_per_block(
@@ -179,14 +230,18 @@ class Blocks:
             work = functools.partial(transform, self.recipe)
             if self.mount is not None:
                 work = functools.partial(transform_fetched, self.recipe, self.mount, Path(scratch))
-            shard = self._write_shard(work, place / block.name, block)
+            table = self.folder / ITEMS_NAME
+            items = read_list(self.mount.address_of(table) if self.mount else str(table), block)
+            shard = self._write_shard(work, place / block.name, block, items)
             note = place / f"{block.name}.json"
             note.write_text(shard_to_json(shard), encoding="utf-8")
 
-    def _write_shard(self, work: Callable[[Item], Result], path: Path, block: Block) -> Shard:
+    def _write_shard(
+        self, work: Callable[[Item], Result], path: Path, block: Block, items: Sequence[Item]
+    ) -> Shard:
         flaws, records, num_bytes = [], 0, 0
         writer = WRITERS[self.file_format](path)
-        results = read_items(work, block.items, _PROCESSES, self.max_seconds)
+        results = read_items(work, items, _PROCESSES, self.max_seconds)
         with contextlib.closing(results):
             for result in results:
                 if result.payload is not None:
@@ -198,7 +253,7 @@ class Blocks:
         return Shard(
             block.name if records else "",
             block.split if records else "",
-            block.start + len(block.items),
+            block.stop,
             records,
             num_bytes,
             path.stat().st_size if records else 0,

@@ -1,10 +1,12 @@
 """A dataset from its source: read in parallel, written in shards, put in place when it is whole."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from adamae_jax.data import output as folders
@@ -23,11 +25,10 @@ from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.find import Found
 from adamae_jax.prepare.mounts import Mount
-from adamae_jax.prepare.progress import count, describe, progress
+from adamae_jax.prepare.progress import count, describe, progress, some
 from adamae_jax.prepare.reading import MAX_SECONDS, read_items
 
 SKIPPED_NAME = "skipped.csv"
-_MOST_NAMED = 30  # items that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
     limits = Limits(
         shard_bytes=output.shard_mb * 1_000_000,
         set_aside=found.set_aside,
-        max_skipped=int(output.max_skipped * len(items)),
+        max_skipped=_most(output.max_skipped, len(items)),
     )
     try:
         if engine.beam_runner is not None:
@@ -156,11 +157,16 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
         skipped = [flaw for flaw in error.flaws if flaw.status == SKIPPED]
         stopped = f" (stopped after {error.done} of them)" if error.done < len(items) else ""
         raise UserError(
-            f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, a fraction of "
-            f"{len(skipped) / len(items):.3f}, more than --max_skipped={output.max_skipped:g}; "
+            f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, more than the "
+            f"{limits.max_skipped} that --max_skipped={output.max_skipped:g} allows; "
             f"{output.folder} was not written; they are listed in {table}; mend or remove them, or "
             f"run again with a larger --max_skipped, which continues:{_list(skipped)}"
         ) from None
+
+
+def _most(fraction: float, number: int) -> int:
+    """How many a fraction allows, as it is written: 0.29 of 100 are 29, not 28.999."""
+    return math.floor(Fraction(repr(fraction)) * number)
 
 
 def _refuse_empty_splits(journal: Journal, found: Found) -> None:
@@ -183,8 +189,10 @@ def _refuse_empty_splits(journal: Journal, found: Found) -> None:
 
 def _splits(shards: Sequence[Shard]) -> dict[str, list[tuple[int, int]]]:
     """Records and bytes of the shards of each split."""
-    grouped = itertools.groupby(shards, lambda shard: shard.split)
-    return {split: [(s.records, s.payload_bytes) for s in group] for split, group in grouped}
+    splits = collections.defaultdict(list)
+    for shard in shards:  # a split may come twice: begun by Beam, continued by this process
+        splits[shard.split].append((shard.records, shard.payload_bytes))
+    return dict(splits)
 
 
 def _assemble(journal: Journal, built: Path, recipe: Recipe, found: Found) -> None:
@@ -223,9 +231,7 @@ def _take_back(built: Path, shards: Path) -> None:
 
 
 def _list(flaws: Sequence[Flaw]) -> str:
-    named = [f" {flaw.id} ({flaw.reason})" for flaw in sorted(flaws, key=lambda flaw: flaw.id)]
-    more = [f" and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
-    return ";".join(named[:_MOST_NAMED] + more)
+    return f" {some([f'{f.id} ({f.reason})' for f in sorted(flaws, key=lambda f: f.id)])}"
 
 
 def _summarise(flaws: Sequence[Flaw], destination: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,9 @@ def find_source(values: flags.FlagValues) -> Found:
     """
     if values.tfds is not None:
         root = Path(values.tfds)
-        source, stored = tfds_source(root)
+        if not 0 <= values.rate < math.inf:
+            raise UserError(f"--rate={values.rate} must be frames per second, above 0")
+        source, stored = tfds_source(root, values.rate)
         return Found(root, source, 0, stored.images, stored)
     if not 0 < values.validation_fraction < 1:
         raise UserError(

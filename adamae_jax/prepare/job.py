@@ -36,9 +36,9 @@ _RECIPE_OPTIONS = (
     "beam_options", "beam_mount", "max_seconds_per_video",
 )  # fmt: skip
 _FOREIGN = {
-    "source": ("seed",),
+    "source": ("seed", "rate"),
     "tfds": ("seed", *_FILE_OPTIONS),
-    "embedded": (*_FILE_OPTIONS, *_RECIPE_OPTIONS),
+    "embedded": ("rate", *_FILE_OPTIONS, *_RECIPE_OPTIONS),
 }
 
 
@@ -63,6 +63,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
         "validation_fraction", 0.1, "share of files for validation, where nothing says which",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "rate", 0.0, "frames per second of the videos of --tfds whose records do not say",
         flag_values=values,
     )  # fmt: skip
     text("codec", recipe.codec, f"how frames are stored: {', '.join(schema.CODECS)}", values)
@@ -130,6 +134,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     for name, useless in (
         ("short_side", values.codec == schema.CODEC_ORIGINAL),
         ("min_frames", found.images),
+        ("rate", found.images),
     ):
         if useless and values[name].present:
             why = "images" if found.images else "--codec=original"

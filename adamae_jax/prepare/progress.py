@@ -2,16 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import tqdm
 
 Thing = TypeVar("Thing")
 _LINE_EVERY_S = 60.0
+_MOST_NAMED = 30  # things that a message names
 
 
-def progress(things: Iterable[Thing], done: int, total: int) -> Iterator[Thing]:
+def progress(
+    things: Iterable[Thing], done: int, total: int, unit: str = "clips"
+) -> Iterator[Thing]:
     """Hands things on and tells how many, how fast and how long it will take.
 
     A bar on a terminal; a line a minute in a log.
@@ -20,9 +23,12 @@ def progress(things: Iterable[Thing], done: int, total: int) -> Iterator[Thing]:
         things: that remain.
         done: before the first of them.
         total: with those done before.
+        unit: what they are called.
     """
     if sys.stderr.isatty():
-        yield from tqdm.tqdm(things, "reading", total, initial=done, unit=" clips", smoothing=0.02)
+        yield from tqdm.tqdm(
+            things, "reading", total, initial=done, unit=f" {unit}", smoothing=0.02
+        )
         return
     start = last = time.monotonic()
     for number, thing in enumerate(things, 1):
@@ -32,7 +38,7 @@ def progress(things: Iterable[Thing], done: int, total: int) -> Iterator[Thing]:
             last, rate = now, number / (now - start)
             left = tqdm.tqdm.format_interval((total - done - number) / rate)
             print(
-                f"{done + number} of {total} read, {rate:.1f} clips/s, {left} left",
+                f"{done + number} of {total} {unit} read, {rate:.1f}/s, {left} left",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
@@ -40,6 +46,12 @@ def progress(things: Iterable[Thing], done: int, total: int) -> Iterator[Thing]:
 def count(number: int, thing: str) -> str:
     """``1 video``, ``2 videos``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def some(things: Sequence[str]) -> str:
+    """``a; b; c``, and of many only how many more there are."""
+    more = [f"and {len(things) - _MOST_NAMED} more"] if len(things) > _MOST_NAMED else []
+    return "; ".join([*things[:_MOST_NAMED], *more])
 
 
 def describe(counts: Mapping[str, int]) -> str:

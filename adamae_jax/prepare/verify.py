@@ -7,24 +7,25 @@ structure, decodes a sample, and prints one table. Ends with status 2 where anyt
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from adamae_jax.data import schema
+from adamae_jax.data import schema, storage
 from adamae_jax.data.examples import ImageLayout, Layout, VideoLayout
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.output import RECORD_NAME
 from adamae_jax.data.parallel import num_cores, ordered_map
 from adamae_jax.data.shard_files import records
 from adamae_jax.data.stored_frames import StoredFrames
+from adamae_jax.data.tfds_source import dataset_info
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-
-_MOST_NAMED = 30
+from adamae_jax.prepare.progress import progress, some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,9 @@ def check_shard(
     return ShardReport(sound, frames, decoded, num_bytes, tuple(problems))
 
 
-def verify(directory: Path, decode_fraction: float = 0.01, num_workers: int = 0) -> None:
+def verify(
+    directory: str | os.PathLike[str], decode_fraction: float = 0.01, num_workers: int = 0
+) -> None:
     """Checks a dataset and prints a table of its splits.
 
     Args:
@@ -109,7 +112,13 @@ def verify(directory: Path, decode_fraction: float = 0.01, num_workers: int = 0)
     """
     if not 0 < decode_fraction <= 1:
         raise UserError(f"--decode_fraction={decode_fraction} must be above 0 and at most 1")
-    info = _open(directory)
+    if storage.is_remote(address := os.fspath(directory)):
+        raise UserError(
+            f"{address} is an address, but a folder is needed here: mount the bucket and give its "
+            "folder, or verify the dataset where it was made"
+        )
+    directory = Path(directory)
+    info = dataset_info(directory, str(directory))
     layout = _layout(info.features, directory)
     check = functools.partial(
         check_shard, layout, info.file_format.value, max(1, round(1 / decode_fraction))
@@ -120,34 +129,18 @@ def verify(directory: Path, decode_fraction: float = 0.01, num_workers: int = 0)
     problems = _wrong_sizes(directory)
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
-        reports = list(ordered_map(check, shards, num_workers))
-        total = functools.reduce(ShardReport.__add__, reports, ShardReport())
+        reports = ordered_map(check, shards, num_workers)
+        told = progress(reports, 0, len(shards), f"shards of {name}")
+        total = functools.reduce(ShardReport.__add__, told, ShardReport())
         rows.append(_row(name, len(shards), total))
         problems += total.problems
     print(_table(rows))
     if problems:
-        more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise UserError(
-            f"{directory} is damaged: {'; '.join(problems[:_MOST_NAMED])}{more}: copy the dataset "
-            "again, or rebuild it with python -m adamae_jax.prepare"
+            f"{directory} is damaged: {some(problems)}: copy the dataset again, or rebuild it with "
+            "python -m adamae_jax.prepare"
         )
     print(f"{directory} is sound")
-
-
-def _open(directory: Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    if not (directory / "dataset_info.json").is_file():
-        raise UserError(f"{directory} holds no dataset_info.json: give the folder of a dataset")
-    verbosity = logging.get_verbosity()
-    try:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
-        return tfds.builder_from_directory(directory).info
-    except Exception as error:  # TFDS raises many kinds here
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(f"TFDS cannot open the dataset at {directory} ({reason})") from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _layout(features: Any, directory: Path) -> Layout:
@@ -207,4 +200,4 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         raise UserError("which dataset? python -m adamae_jax.prepare verify DIR")
     if values.num_workers < 0:
         raise UserError(f"--num_workers={values.num_workers} must be 0 or more")
-    verify(Path(values.dataset), values.decode_fraction, values.num_workers)
+    verify(values.dataset, values.decode_fraction, values.num_workers)

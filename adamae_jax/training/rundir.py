@@ -18,6 +18,7 @@ from adamae_jax.training.digests import write_atomically
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records.txt"
 LOCK = ".lock"
 

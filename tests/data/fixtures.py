@@ -5,10 +5,11 @@ import itertools
 import json
 import os
 import struct
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -21,6 +22,7 @@ from adamae_jax.data.examples import Record
 from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.writer import features
 
+Result = TypeVar("Result")
 NAME = "small"
 
 
@@ -74,7 +76,7 @@ def serialize(
         name: value if isinstance(value, list) else [value]
         for name, value in (values | changes).items()
     }
-    return tf_example_pb2.Example(features=sealed(lists)).SerializeToString()
+    return tf_example_pb2.Example(features=sealed(lists)).SerializeToString(deterministic=True)
 
 
 def sealed(lists: dict[str, list[Any]]) -> tf_feature_pb2.Features:
@@ -176,14 +178,27 @@ def flip_byte(path: Path, position: int) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-class ExitingStream:
-    """Elements of one clip's number; reading position ``last`` ends the process with status 0."""
+def within(seconds: float, function: Callable[[], Result]) -> Result:
+    """What a function returns that may hang, as one does that waits for a lock."""
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert results, f"no result within {seconds} s"
+    return results[0]
 
-    def __init__(self, last: int):
+
+class ExitingStream:
+    """Elements of one clip's number; position ``last`` ends the process, with a signal or 0."""
+
+    def __init__(self, last: int, with_signal: int = 0):
         self.last = last
+        self.with_signal = with_signal
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position == self.last:
+            if self.with_signal:
+                os.kill(os.getpid(), self.with_signal)
             os._exit(0)
         return {"slot": np.array([position], np.int32)}
 

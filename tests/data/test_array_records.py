@@ -20,7 +20,7 @@ from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS, WRITERS, records
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from tests.data.fixtures import flip_byte, small_records, stored_frames
+from tests.data.fixtures import flip_byte, small_records, stored_frames, within
 
 pytest.importorskip("array_record")
 
@@ -81,7 +81,7 @@ def test_survives_pickling_and_forking_and_serves_threads(
     assert wrong == []
     reader._files._lock.acquire()  # as another thread might hold it at the moment of a fork
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert read(reader, 0) == PAYLOADS[0]
+    assert within(10, lambda: read(reader, 0)) == PAYLOADS[0]
 
 
 def test_flipped_bytes_are_harmless_or_found_out(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_training_batches_are_the_same(datasets: dict[str, Path], num_workers: i
     batches = {}
     for file_format, folder in datasets.items():
         with train_batches(
-            folder, "train", ClipSpec(4, 1, (16, 16)),
+            Dataset(folder, "train"), ClipSpec(4, 1, (16, 16)),
             seed=1, videos_per_step=6, first_step=2, num_steps=3, num_workers=num_workers,
         ) as stream:  # fmt: skip
             batches[file_format] = [batch["video"] for batch in stream]

@@ -10,6 +10,7 @@ from PIL import Image
 from adamae_jax.data import clips
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.crops import CROPS
+from adamae_jax.data.cutting import reduction
 from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.frames import each_frame
 from adamae_jax.data.temporal import FRAME_SAMPLINGS
@@ -131,14 +132,25 @@ def test_half_of_the_clips_are_mirrored() -> None:
     np.testing.assert_array_equal(evaluated["video"], make_clip(record, whole, None)["video"])
 
 
-def test_clips_of_a_video_differ_and_do_not_depend_on_each_other() -> None:
-    record = painted_record(12, 64, 80)
-    spec = ClipSpec(4, 2, (32, 32), "random_resized", horizontal_flip=True)
+def test_clips_of_a_video_differ_and_do_not_depend_on_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # So large that some boxes are cut out of frames decoded at half the size, and others not.
+    record = painted_record(12, 256, 320)
+    spec = ClipSpec(4, 2, (100, 100), "random_resized", horizontal_flip=True)
+    factors: list[int] = []
+
+    def noted(*arguments: Any) -> int:
+        factors.append(reduction(*arguments))
+        return factors[-1]
+
+    monkeypatch.setattr(clips, "reduction", noted)
 
     def rngs() -> list[np.random.Generator]:
         return [np.random.default_rng(seed) for seed in range(4)]
 
     together = make_clips(record, spec, rngs())
+    assert set(factors) == {1, 2}
     assert together["video"].shape == (4, *spec.video_shape)
     assert together["foreground"].shape == (4, *spec.foreground_shape)
     assert len({clip.tobytes() for clip in together["video"]}) == 4

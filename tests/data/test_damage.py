@@ -2,11 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import logging
 
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.damage import EvaluationDamage, TrainingDamage
+from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.pipeline import Batch, eval_batches, train_batches
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import REASON
 from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, small_records, video, write_dataset
 
@@ -27,26 +29,70 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def watch(directory: Path, damage: TrainingDamage, steps: int) -> None:
     with train_batches(
-        directory, "train", SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=steps
+        Dataset(directory, "train"), SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=steps
     ) as batches:
         for batch in batches:
             damage.see(batch)
 
 
 def batch_of(bad: list[int]) -> Batch:
-    return {"bad_record": np.array(bad, np.int32), "repeat": np.zeros(len(bad), np.int32)}
+    reasons = [f"record {index}: it is torn" if index >= 0 else "" for index in bad]
+    return {
+        "bad_record": np.array(bad, np.int32),
+        "bad_reason": np.array([reason.encode() for reason in reasons], REASON),
+        "repeat": np.zeros(len(bad), np.int32),
+    }
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged as a warning."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    return lines
 
 
 def test_a_run_goes_on_over_as_much_damage_as_is_allowed(directory: Path, tmp_path: Path) -> None:
-    damage = TrainingDamage(Dataset(directory, "train"), 3 / 40, tmp_path / "bad.txt")
+    damage = TrainingDamage(COUNT, 3 / 40, Listing(tmp_path / "bad.txt"))
     watch(directory, damage, steps=25)  # five epochs
     assert damage.records == set(DAMAGED)
-    assert not (tmp_path / "bad.txt").exists()
+
+
+def test_each_record_is_logged_and_listed_once_as_it_is_met(
+    directory: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    path = tmp_path / "run" / "bad.txt"
+    watch(directory, TrainingDamage(COUNT, 1, Listing(path)), steps=25)  # five epochs
+    dataset = Dataset(directory, "train")
+    lines = path.read_text().splitlines()
+    assert logged == [f"replaced by another record: {line}" for line in lines]
+    assert sorted(int(line.split()[1]) for line in lines) == [3, 8, 21]
+    assert {line.startswith(dataset.where(int(line.split()[1]))) for line in lines} == {True}
+    assert sum("'video-8': frame 0 is no JPEG" in line for line in lines) == 1
+    # Nor a second time by an evaluation of the same records, or after the run has been restarted.
+    for listing in (Listing(path), Listing(path)):
+        damage = EvaluationDamage(1, listing)
+        for _ in range(2):
+            with eval_batches(dataset, SPEC, batch_size=16) as batches:
+                for batch in batches:
+                    damage.see(batch)
+    assert len(logged) == 3 and path.read_text().splitlines() == lines
+
+
+def test_what_an_evaluation_meets_is_logged_and_listed_too(
+    directory: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    damage = EvaluationDamage(1, Listing(tmp_path / "bad.txt"))
+    with eval_batches(Dataset(directory, "train"), SPEC, batch_size=16) as batches:
+        damage.see(next(batches))
+    lines = (tmp_path / "bad.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["3", "8"]
+    assert logged == [f"left out of the evaluation: {line}" for line in lines]
 
 
 def test_more_than_allowed_ends_the_run_with_the_list(directory: Path, tmp_path: Path) -> None:
     listing = tmp_path / "deep" / "bad.txt"
-    damage = TrainingDamage(Dataset(directory, "train"), 2 / 40, listing)
+    damage = TrainingDamage(COUNT, 2 / 40, Listing(listing))
     with pytest.raises(UserError) as caught:
         watch(directory, damage, steps=25)
     message = str(caught.value)
@@ -56,50 +102,40 @@ def test_more_than_allowed_ends_the_run_with_the_list(directory: Path, tmp_path:
     assert "'video-8': frame 0 is no JPEG" in message
     assert str(listing) in message
     lines = listing.read_text().splitlines()
-    assert [line.split()[1] for line in lines] == ["3", "8", "21"]
+    assert sorted(int(line.split()[1]) for line in lines) == [3, 8, 21]
 
 
-def test_only_a_fraction_of_0_minds_a_single_one(directory: Path, tmp_path: Path) -> None:
-    dataset = Dataset(directory, "train")
-    lenient = TrainingDamage(dataset, 0.001, tmp_path / "bad.txt")
+def test_only_a_fraction_of_0_minds_a_single_one(tmp_path: Path) -> None:
+    listing = Listing(tmp_path / "bad.txt")
+    lenient = TrainingDamage(COUNT, 0.001, listing)
     lenient.see(batch_of([-1, 3, -1]))
     lenient.see(batch_of([3]))
     with pytest.raises(UserError, match="2 damaged records of 40"):
         lenient.see(batch_of([8]))
-    strict = TrainingDamage(dataset, 0, tmp_path / "bad.txt")
+    strict = TrainingDamage(COUNT, 0, listing)
     strict.see(batch_of([-1, -1]))
     with pytest.raises(UserError, match="1 damaged records of 40"):
         strict.see(batch_of([21]))
 
 
-class Many:
-    """A hundred thousand records, none of which can be read."""
-
-    def __len__(self) -> int:
-        return 100_000
-
-    def __getitem__(self, index: int) -> None:
-        raise OSError(f"no record {index}")
-
-    def where(self, index: int) -> str:
-        return f"record {index}"
+MANY = 100_000
 
 
 def epoch_of_one_host(damaged: int, seed: int, hosts: int = 8) -> list[Batch]:
-    """What one of 8 hosts meets in an epoch of `Many`, of which so many are damaged."""
-    order = np.random.default_rng(seed).permutation(100_000)[: 100_000 // hosts]
+    """What one of 8 hosts meets in an epoch of `MANY`, of which so many are damaged."""
+    order = np.random.default_rng(seed).permutation(MANY)[: MANY // hosts]
     bad = np.where(order < damaged, order, -1)
     return [batch_of(part.tolist()) for part in np.split(bad, 100)]
 
 
 def test_a_host_among_many_knows_early_and_does_not_cry_wolf(tmp_path: Path) -> None:
-    listing = tmp_path / "bad.txt"
-    good = TrainingDamage(Many(), 0.01, listing, process_count=8)  # type: ignore[arg-type]
+    listing = Listing(tmp_path / "bad.txt")
+    good = TrainingDamage(MANY, 0.01, listing, process_count=8)
     for seed in range(30):  # 1,000 may be damaged, and one by one this host meets all that are
         for batch in epoch_of_one_host(1000, seed):
             good.see(batch)
     assert len(good.records) > 950
-    bad = TrainingDamage(Many(), 0.01, listing, process_count=8)  # type: ignore[arg-type]
+    bad = TrainingDamage(MANY, 0.01, listing, process_count=8)
     with pytest.raises(UserError, match=r"of at most 12500 records that this host has read"):
         for batch in epoch_of_one_host(2000, 0):
             bad.see(batch)
@@ -107,27 +143,27 @@ def test_a_host_among_many_knows_early_and_does_not_cry_wolf(tmp_path: Path) -> 
 
 
 def test_a_long_list_is_cut_in_the_message_only(tmp_path: Path) -> None:
-    damage = TrainingDamage(Many(), 0.0001, tmp_path / "bad.txt")  # type: ignore[arg-type]
+    damage = TrainingDamage(MANY, 0.0001, Listing(tmp_path / "bad.txt"))
     with pytest.raises(UserError) as caught:
         damage.see(batch_of(list(range(500, 550))))
-    assert "record 509: no record 509; and 40 more (all are listed in " in str(caught.value)
+    assert "record 509: it is torn; and 40 more (all are listed in " in str(caught.value)
     assert "record 510" not in str(caught.value)
-    assert (tmp_path / "bad.txt").read_text().splitlines()[10] == "record 510"
+    assert "record 510: it is torn" in (tmp_path / "bad.txt").read_text().splitlines()
 
 
 def test_a_list_that_cannot_be_written_is_no_second_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    damage = TrainingDamage(Many(), 0, tmp_path / "file" / "bad.txt")  # type: ignore[arg-type]
+    damage = TrainingDamage(MANY, 0, Listing(tmp_path / "file" / "bad.txt"))
     with pytest.raises(UserError, match=r"record 7: .*the list could not be written to"):
         damage.see(batch_of([7]))
 
 
 def test_an_evaluation_fails_above_the_fraction(directory: Path, tmp_path: Path) -> None:
     dataset = Dataset(directory, "train")
-    strict = EvaluationDamage(dataset, 2 / 40, tmp_path / "bad.txt")
-    lenient = EvaluationDamage(dataset, 3 / 40, tmp_path / "bad.txt")
+    strict = EvaluationDamage(2 / 40, Listing(tmp_path / "bad.txt"))
+    lenient = EvaluationDamage(3 / 40, Listing(tmp_path / "lenient.txt"))
     unreadable = total = 0
-    with eval_batches(directory, "train", SPEC, batch_size=16) as batches:
+    with eval_batches(dataset, SPEC, batch_size=16) as batches:
         for batch in batches:
             unreadable += int(batch["unreadable"].sum())
             total += int((batch["valid"] | batch["unreadable"]).sum())
@@ -141,7 +177,9 @@ def test_an_evaluation_fails_above_the_fraction(directory: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
-def test_impossible_fractions_are_refused(directory: Path, tmp_path: Path, fraction: float) -> None:
-    for kind in (TrainingDamage, EvaluationDamage):
-        with pytest.raises(UserError, match="max_bad_fraction is .* from 0 to 1"):
-            kind(Dataset(directory, "train"), fraction, tmp_path / "bad.txt")
+def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> None:
+    listing = Listing(tmp_path / "bad.txt")
+    with pytest.raises(UserError, match="max_bad_fraction is .* from 0 to 1"):
+        TrainingDamage(COUNT, fraction, listing)
+    with pytest.raises(UserError, match="max_bad_fraction is .* from 0 to 1"):
+        EvaluationDamage(fraction, listing)

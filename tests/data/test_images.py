@@ -117,7 +117,7 @@ def test_unlabelled_pngs_without_names(pngs: Path) -> None:
 def test_clips_are_the_images(jpegs: Path, pngs: Path) -> None:
     spec = ClipSpec(1, 1, (16, 16), "none")
     for directory, tolerance in ((jpegs, 2), (pngs, 0)):
-        with eval_batches(directory, "train", spec, batch_size=5) as batches:
+        with eval_batches(Dataset(directory, "train"), spec, batch_size=5) as batches:
             batch = next(batches)
         assert batch["valid"].all()
         assert batch["video"].shape == (5, *spec.video_shape)
@@ -132,7 +132,7 @@ def test_clips_are_the_images(jpegs: Path, pngs: Path) -> None:
 
 def test_training_on_images(jpegs: Path) -> None:
     arguments: dict[str, Any] = {"seed": 0, "videos_per_step": 5, "first_step": 0, "num_steps": 2}
-    with train_batches(jpegs, "train", SPEC, repeats=2, **arguments) as batches:
+    with train_batches(Dataset(jpegs, "train"), SPEC, repeats=2, **arguments) as batches:
         for batch in batches:
             assert batch["video"].shape == (10, 1, 16, 16, 3)
             assert sorted(batch["example_index"].tolist()) == sorted([*range(5)] * 2)
@@ -148,10 +148,10 @@ def test_clips_that_images_cannot_give_are_refused(jpegs: Path) -> None:
         ): "'time_scaled', but must be 'dense'",
     }.items():
         with pytest.raises(UserError, match=complaint):
-            eval_batches(jpegs, "train", spec, batch_size=4)
+            eval_batches(Dataset(jpegs, "train"), spec, batch_size=4)
         with pytest.raises(UserError, match=complaint):
             train_batches(
-                jpegs, "train", spec, seed=0, videos_per_step=4, first_step=0, num_steps=1
+                Dataset(jpegs, "train"), spec, seed=0, videos_per_step=4, first_step=0, num_steps=1
             )
 
 
@@ -221,7 +221,9 @@ def test_reading_images_does_not_import_tensorflow(jpegs: Path) -> None:
         "import sys\n"
         "from adamae_jax.data.clips import ClipSpec\n"
         "from adamae_jax.data.pipeline import first_clips\n"
-        f"batch = first_clips({str(jpegs)!r}, 'train', ClipSpec(1, 1, (16, 16)), 5)\n"
+        "from adamae_jax.data.records import Dataset\n"
+        f"dataset = Dataset({str(jpegs)!r}, 'train')\n"
+        "batch = first_clips(dataset, ClipSpec(1, 1, (16, 16)), 5)\n"
         "print(len(batch['video']), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run(

@@ -22,6 +22,8 @@ def read(folder: Path, text: str, name: str = "list.txt") -> list[tuple[str, str
         ("a.txt", "a.mp4\nb.mp4", [("a.mp4", None), ("b.mp4", None)]),
         ("a.txt", "a b.mp4\trun fast\n", [("a b.mp4", "run fast")]),
         ("a.txt", "path label\na.mp4 3", [("a.mp4", "3")]),
+        ("a.txt", "a.mp4 -1\nb 2.mp4 2", [("a.mp4", None), ("b 2.mp4", "2")]),
+        ("a.csv", "a.mp4,-1\nb 2,run", [("a.mp4", None), ("b 2", "run")]),
         ("a.txt", "a.mp4,3\r\nb.mp4,4\r\n", [("a.mp4", "3"), ("b.mp4", "4")]),
         ("a.csv", "a b.mp4,run fast\n", [("a b.mp4", "run fast")]),
         ("a.csv", '"a, b.mp4","say ""hi"""\n', [("a, b.mp4", 'say "hi"')]),
@@ -41,6 +43,13 @@ def test_lines_are_known_by_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\n\na.mp4,1\n")
     (entry,) = read_list(tmp_path / "a.csv", "val", tmp_path)
     assert entry.where == f"{tmp_path / 'a.csv'}, line 3"
+
+
+def test_a_number_at_the_end_of_a_name_belongs_to_it_where_the_file_is_there(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "take 2").write_bytes(b"")
+    assert read(tmp_path, "take 2 5\n") == [("take 2", "5")]
 
 
 def test_kinetics_own_tables(tmp_path: Path) -> None:
@@ -105,6 +114,10 @@ def test_something_something(tmp_path: Path) -> None:
         ("a.csv", "path,label,x\na.mp4\n", "a.csv, line 2: only 1 columns"),
         ("a.txt", "a.mp4 1\nb.mp4\n", "a.txt, line 2: the label is missing"),
         ("a.csv", "a.mp4,1\nb.mp4,\n", "a.csv, line 2: the label is missing"),
+        ("a.txt", "a.mp4 0\nb.mp4 0 -1\n", "line 2: 'b.mp4 0 -1' has three columns"),
+        ("a.txt", "frames/a 120 3\n", "three columns.* folders of frames, which are not read"),
+        ("a.txt", "a.MP4 run fast\n", "three columns.* need a comma or tab"),
+        ("a.txt", "path total_frames label\na 9 1\n", "line 2: 'a 9 1' has three columns"),
         ("a_test_split1.txt", "x.avi 3\n", "line 1: 'x.avi 3' is no name with 0, 1 or 2"),
         ("a_test_split2.txt", "x.avi 1\nx.avi\n", "line 2: 'x.avi' is no name with 0, 1 or 2"),
         ("a_test_split3.txt", "x.avi 2\n", "names no videos"),

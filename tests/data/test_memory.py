@@ -8,6 +8,7 @@ import pytest
 
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.records import Dataset
 from tests.data.fixtures import serialize, video, write_dataset
 
 BATCHES = 50_000
@@ -24,7 +25,7 @@ def test_memory_stays_flat(tmp_path: Path, num_workers: int) -> None:
     directory = write_dataset(tmp_path, {"train": records}, with_masks=False)
     megabytes = []
     with train_batches(
-        directory, "train", ClipSpec(2, 1, (16, 16)),
+        Dataset(directory, "train"), ClipSpec(2, 1, (16, 16)),
         seed=1, videos_per_step=2, first_step=0, num_steps=BATCHES, num_workers=num_workers,
         num_threads=0,
     ) as batches:  # fmt: skip

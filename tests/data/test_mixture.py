@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import MixedDataset, Order, Part, open_dataset, parts_in
+from adamae_jax.data.mixture import (
+    MixedDataset,
+    Order,
+    Part,
+    open_dataset,
+    open_first,
+    parts_in,
+)
 from adamae_jax.data.pipeline import Batch, eval_batches, train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import TrainStream
@@ -135,8 +142,8 @@ def test_batches_of_a_mixture_for_any_workers_hosts_and_starts(folders: list[Pat
 
     def batches(first_step: int, steps: int, **options: Any) -> list[Batch]:
         with train_batches(
-            parts, "train", SPEC, seed=1, videos_per_step=8, first_step=first_step, num_steps=steps,
-            **options,
+            open_dataset(parts, "train"), SPEC,
+            seed=1, videos_per_step=8, first_step=first_step, num_steps=steps, **options,
         ) as stream:  # fmt: skip
             return list(stream)
 
@@ -199,7 +206,7 @@ def test_words_that_are_no_mixture_are_refused(words: str) -> None:
 
 def test_the_first_part_is_evaluated(folders: list[Path]) -> None:
     words = f"{folders[1]}:1,{folders[0]}:9"
-    with eval_batches(words, "train", SPEC, batch_size=8) as batches:
+    with eval_batches(open_first(words, "train"), SPEC, batch_size=8) as batches:
         (batch,) = batches
     assert batch["example_index"].tolist() == [0, 1, 2] + [-1] * 5
 

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -170,3 +171,60 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), workspace(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "not yours")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_file_system_that_fails_is_said(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = OSError(number, os.strerror(number))
+    with (
+        pytest.raises(UserError, match=f"its file system fails: .*{failure.strerror}; what is fin"),
+        workspace(tmp_path / "x", {"a": 1}),
+    ):
+        raise failure
+
+    def fail(path: Path) -> None:
+        raise failure
+
+    monkeypatch.setattr(Path, "exists", fail)
+    with pytest.raises(UserError, match=r"--output=.*x cannot be read .*: see to its file system"):
+        already_written(tmp_path / "x", ARGUMENTS)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked .*: mount its file system with locks"),
+        workspace(tmp_path / "x"),
+    ):
+        pass
+
+
+def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    rename, fsync = os.rename, os.fsync
+
+    def note_sync(descriptor: int) -> None:
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+        if done[-1] == "deep":  # not all file systems know this of folders
+            raise OSError(errno.EINVAL, "what?")
+
+    def note_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    with workspace(tmp_path / "here" / "x") as folder:
+        (folder / "built" / "deep").mkdir(parents=True)
+        (folder / "built" / "deep" / "shard").write_bytes(b"12345")
+        publish(folder / "built", tmp_path / "here" / "x", ARGUMENTS)
+    assert done == ["shard", RECORD_NAME, "deep", "built", "renamed", "here"]

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamae_jax.data import batches as batches_module
-from adamae_jax.data.batches import Batch, Batches, _piece_size
+from adamae_jax.data.batches import Batch, _piece_size
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import eval_batches, train_batches
-from adamae_jax.data.stream import HostSlice
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import REASON
 from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.data.watchdog import HUNG_STATUS
 from adamae_jax.errors import UserError
-from tests.data.fixtures import ExitingStream, SleepingStream, small_records, write_dataset
+from tests.data.fixtures import small_records, write_dataset
 from tests.data.test_stream import NUMBERS
 
 COUNT = 22
@@ -39,7 +38,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(directory: Path, steps: int = 6, **changes: Any) -> list[Batch]:
     arguments = {"seed": 1, "videos_per_step": 8, "first_step": 0, "num_steps": steps} | changes
-    with train_batches(directory, "train", SPEC, **arguments) as batches:
+    with train_batches(Dataset(directory, "train"), SPEC, **arguments) as batches:
         return list(batches)
 
 
@@ -87,7 +86,7 @@ def test_pinned_batches(
     spec, seed, videos, step = case
     arguments: dict[str, Any] = {"seed": seed, "videos_per_step": videos, "num_threads": 0}
     with train_batches(
-        directory, "train", spec, first_step=step, num_steps=1, **arguments
+        Dataset(directory, "train"), spec, first_step=step, num_steps=1, **arguments
     ) as batches:
         batch = next(batches)
     found = zlib.crc32(batch["video"].tobytes()), zlib.crc32(batch["foreground"].tobytes())
@@ -100,6 +99,7 @@ def test_batches_are_the_stream_in_order(directory: Path) -> None:
         "video": ((8, 4, 16, 16, 3), np.dtype(np.uint8)),
         "foreground": ((8, 4, 4, 4), np.dtype(np.uint8)),
         **{name: ((8,), np.dtype(np.int32)) for name in NUMBERS},
+        "bad_reason": ((8,), REASON),
     }
     for batch in batches:
         assert batch["slot"].tolist() == list(range(8))
@@ -158,7 +158,7 @@ def test_hosts_join_to_the_global_batch(directory: Path, hosts: int, repeats: in
 
 def test_evaluation_covers_the_split_once(directory: Path) -> None:
     arguments: dict[str, Any] = {"batch_size": 8}
-    with eval_batches(directory, "train", SPEC, **arguments) as batches:
+    with eval_batches(Dataset(directory, "train"), SPEC, **arguments) as batches:
         batch = list(batches)
     assert len(batch) == 3
     joined = {name: np.concatenate([b[name] for b in batch]) for name in batch[0]}
@@ -168,13 +168,13 @@ def test_evaluation_covers_the_split_once(directory: Path) -> None:
     parts = []
     for host in range(2):
         hosts = arguments | {"process_index": host, "process_count": 2}
-        with eval_batches(directory, "train", SPEC, **hosts) as batches:
+        with eval_batches(Dataset(directory, "train"), SPEC, **hosts) as batches:
             parts.append(list(batches))
     for both, whole in zip(zip(*parts, strict=True), batch, strict=True):
         assert_same([{n: np.concatenate([b[n] for b in both]) for n in whole}], [whole])
-    with eval_batches(directory, "train", SPEC, num_examples=9, **arguments) as batches:
+    with eval_batches(Dataset(directory, "train"), SPEC, num_examples=9, **arguments) as batches:
         assert [int(b["valid"].sum()) for b in batches] == [7, 1]
-    with eval_batches(directory, "train", SPEC, num_examples=1000, **arguments) as batches:
+    with eval_batches(Dataset(directory, "train"), SPEC, num_examples=1000, **arguments) as batches:
         assert_same(list(batches), batch)
 
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused(directory: Path) -> None:
         with pytest.raises(UserError, match=complaint):
             train(directory, **changes)
     with pytest.raises(UserError, match="num_examples is 0"):
-        eval_batches(directory, "train", SPEC, batch_size=8, num_examples=0)
+        eval_batches(Dataset(directory, "train"), SPEC, batch_size=8, num_examples=0)
 
 
 def test_errors_reach_the_caller_and_end_the_pipeline(directory: Path) -> None:
@@ -204,7 +204,7 @@ def test_errors_reach_the_caller_and_end_the_pipeline(directory: Path) -> None:
 def test_closing_early_and_twice(directory: Path) -> None:
     threads = threading.active_count()
     batches = train_batches(
-        directory, "train", SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=10**6
+        Dataset(directory, "train"), SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=10**6
     )
     next(batches)
     batches.close()
@@ -216,7 +216,7 @@ def test_closing_early_and_twice(directory: Path) -> None:
 
 def test_a_worker_that_dies_is_an_error_within_seconds(directory: Path) -> None:
     batches = train_batches(
-        directory, "train", SPEC,
+        Dataset(directory, "train"), SPEC,
         seed=1, videos_per_step=8, first_step=0, num_steps=10**6, num_workers=2,
     )  # fmt: skip
     with batches:
@@ -232,74 +232,6 @@ def test_a_worker_that_dies_is_an_error_within_seconds(directory: Path) -> None:
     assert not survivor.is_alive()
 
 
-def test_a_worker_that_exits_with_status_0_is_an_error_too() -> None:
-    part = HostSlice(ExitingStream(last=40), 4, 0, 1)
-    batches = Batches(part, num_steps=100, num_workers=1, num_threads=0, prefetch=1)
-    start = time.monotonic()
-    with pytest.raises(RuntimeError, match="ended with exit code 0"):
-        for count, batch in enumerate(batches):
-            assert batch["slot"].tolist() == list(range(4 * count, 4 * count + 4))
-    assert time.monotonic() - start < 30
-    assert not multiprocessing.active_children()
-
-
-def test_a_worker_that_hangs_is_an_error_with_the_place(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    part = HostSlice(SleepingStream(last=60), 4, 0, 1)
-    batches = Batches(part, num_steps=100, num_workers=2, num_threads=1, prefetch=1, timeout_s=2.0)
-    start = time.monotonic()
-    with pytest.raises(
-        RuntimeError, match=r"no video could be read for 2 s: .* data worker \d+ hangs where"
-    ):
-        for count, batch in enumerate(batches):
-            assert batch["slot"].tolist() == list(range(4 * count, 4 * count + 4))
-    assert time.monotonic() - start < 30
-    assert until(lambda: not multiprocessing.active_children(), 5)
-    assert "in __getitem__" in capfd.readouterr().err
-
-
-HANGING = """
-from adamae_jax.data.batches import Batches
-from adamae_jax.data.stream import HostSlice
-from tests.data.fixtures import SleepingStream
-part = HostSlice(SleepingStream(last=9), 4, 0, 1)
-for batch in Batches(part, num_steps=9, num_workers=0, num_threads=2, prefetch=1, timeout_s=5.0):
-    print(batch["slot"].tolist(), flush=True)
-"""
-
-
-def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HANGING],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout.splitlines() == ["[0, 1, 2, 3]", "[4, 5, 6, 7]"]
-    assert "WorkerDeathError: no video could be read for 5 s" in done.stderr
-    assert done.returncode == HUNG_STATUS
-
-
-def test_slow_reading_and_slow_training_are_no_hang() -> None:
-    part = HostSlice(SleepingStream(every=0.6), 2, 0, 1)  # 1.2 s for a batch
-    batches = Batches(part, num_steps=4, num_workers=0, num_threads=0, prefetch=1, timeout_s=1.0)
-    next(batches)
-    time.sleep(3.8)  # two are made in 2.4 s, and then nobody reads for longer than the patience
-    assert len(list(batches)) == 3
-
-
-def test_workers_that_never_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "START_S", 3.0)
-    part = HostSlice(SleepingStream(last=0), 4, 0, 1)
-    batches = Batches(part, num_steps=1, num_workers=1, num_threads=0, prefetch=1, timeout_s=1.0)
-    with pytest.raises(RuntimeError, match="no video could be read"):
-        next(batches)
-    assert until(lambda: not multiprocessing.active_children(), 5)
-
-
 def test_an_impossible_patience_is_refused(directory: Path) -> None:
     with pytest.raises(UserError, match="timeout_s is 0"):
         train(directory, timeout_s=0)
@@ -310,10 +242,11 @@ SCRIPT = """
 import sys, time
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.records import Dataset
 with open(sys.argv[2], "a") as file:
     print("started", file=file)
 batches = train_batches(
-    sys.argv[1], "train", ClipSpec(4, 1, (16, 16)),
+    Dataset(sys.argv[1], "train"), ClipSpec(4, 1, (16, 16)),
     seed=1, videos_per_step=8, first_step=0, num_steps=10**6, num_workers=2,
 )
 next(batches)

@@ -31,7 +31,7 @@ def read(
 ) -> list[Batch]:
     """A host's batches of some steps."""
     with train_batches(
-        directory, "train", SPEC, seed=3, videos_per_step=VIDEOS, first_step=first,
+        Dataset(directory, "train"), SPEC, seed=3, videos_per_step=VIDEOS, first_step=first,
         num_steps=count, num_workers=workers, num_threads=1, prefetch=1, process_index=host,
         process_count=hosts,
     ) as batches:  # fmt: skip
@@ -42,7 +42,7 @@ def read_killed(directory: Path, workers: int) -> list[Batch]:
     """The batches that come before it is noticed that a worker has been killed."""
     got = []
     with train_batches(
-        directory, "train", SPEC, seed=3, videos_per_step=VIDEOS, first_step=0,
+        Dataset(directory, "train"), SPEC, seed=3, videos_per_step=VIDEOS, first_step=0,
         num_steps=10**6, num_workers=workers, num_threads=1, prefetch=1,
     ) as batches:  # fmt: skip
         got.append(next(batches))

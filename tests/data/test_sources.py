@@ -26,11 +26,27 @@ def labels(
 def test_labels_are_numbered() -> None:
     assert labels("run", "jump", "run") == ([1, 0, 1], ["jump", "run"])
     assert labels("2", "0", "02") == ([2, 0, 2], ["0", "1", "2"])
-    assert labels("2", "run") == ([0, 1], ["2", "run"])
+    assert labels("10", "2", None) == ([10, 2, UNLABELLED], [str(n) for n in range(11)])
     assert labels(None, None) == ([UNLABELLED] * 2, [])
     assert labels("b", None) == ([0, UNLABELLED], ["b"])
     with pytest.raises(UserError, match="a label is 99999999"):
         labels("99999999")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("2", "run"), r"label '2' \(.*line 0\) is a number and 'run' \(.*line 1\) is not"),
+        (("10", "-2"), "'10' .* and '-2' .* is not"),
+        (("0.0", "1.0"), "'0.0' .* and '1.0' .* --labels=FILE"),
+        (("1.5",), "'1.5' .* is not"),
+    ],
+)
+def test_numbers_are_not_mixed_with_names(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        labels(*given)
+    # What is listed may have any name.
+    assert labels(*given, classes=dict.fromkeys(given, 0))[0] == [0] * len(given)
 
 
 def test_labels_of_known_classes() -> None:

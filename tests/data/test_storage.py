@@ -1,8 +1,10 @@
 """Datasets on a file system of fsspec, stood in for by its own in memory."""
 
+import errno
+import functools
 import importlib.util
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,21 @@ class Cloud(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return str(super()._strip_protocol(path.removeprefix("cloud://")))
 
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        fail_if_told()
+        return super().ls(path, detail, **options)
+
     def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
-        if Cloud.failures:
-            Cloud.failures -= 1
-            raise ConnectionResetError("connection reset")
+        fail_if_told()
         data = bytes(super().cat_file(path, start, end, **options))
         Cloud.requests.append(len(data))
         return data
+
+
+def fail_if_told() -> None:
+    if Cloud.failures:
+        Cloud.failures -= 1
+        raise ConnectionResetError("connection reset")
 
 
 @pytest.fixture
@@ -73,8 +83,8 @@ def test_a_remote_dataset_is_what_the_local_one_is(remote: str, tmp_path: Path) 
 def test_training_batches_come_from_remote_shards(remote: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"seed": 1, "videos_per_step": 6, "first_step": 2, "num_steps": 3}
     with (
-        train_batches(tmp_path, "train", SPEC, **arguments) as here,
-        train_batches(remote, "train", SPEC, **arguments) as there,
+        train_batches(Dataset(tmp_path, "train"), SPEC, **arguments) as here,
+        train_batches(Dataset(remote, "train"), SPEC, **arguments) as there,
     ):
         for one, other in zip(here, there, strict=True):
             np.testing.assert_array_equal(one["video"], other["video"])
@@ -141,8 +151,51 @@ def test_passing_failures_are_retried_and_lasting_ones_fatal(remote: str) -> Non
     with pytest.raises(OSError, match=r"connection reset.*cloud://bucket/videos/small-train"):
         dataset[0]
     Cloud.failures = 10**6
-    with pytest.raises(UserError, match=r"cloud://bucket/videos cannot be read: .*reset"):
+    with pytest.raises(UserError, match=r"cloud://bucket/videos cannot be read \(.*reset"):
         Dataset(remote, "train")
+
+
+@pytest.mark.parametrize("place", ["remote", "local"])
+def test_whatever_fails_once_while_a_dataset_is_opened_is_tried_again(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    directory = remote if place == "remote" else str(tmp_path)
+    expected = Dataset(directory, "train").fingerprint  # and the index is kept
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
+    for owner, name in (
+        [(Cloud, "ls"), (Cloud, "cat_file")]
+        if place == "remote"
+        else [(storage, "_list_local"), (storage, "_read_local"), (storage, "_stat")]
+    ):
+        whole = Failing(getattr(owner, name))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, whole)
+            Dataset(directory, "train")
+            calls = whole.calls
+            assert calls
+            for number in range(calls):
+                whole.calls, whole.fails = 0, {number}
+                assert Dataset(directory, "train").fingerprint == expected
+                assert whole.calls > calls
+            whole.calls, whole.fails = 0, set(range(100))
+            with pytest.raises(UserError, match=r"cannot be read \(.*loose.*: see to the storage"):
+                Dataset(directory, "train")
+
+
+class Failing:
+    """A function that fails in those of its calls whose numbers are given."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.calls, self.fails = function, 0, set[int]()
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls - 1 in self.fails:
+            raise OSError(errno.EIO, "the cable is loose")
+        return self.function(*arguments, **options)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return functools.partial(self, instance)
 
 
 def test_what_is_not_there_is_reported(remote: str) -> None:

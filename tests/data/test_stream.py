@@ -171,19 +171,22 @@ def test_damaged_records_are_replaced_where_they_stand(
         assert_same(again[position], elements[position])
 
 
-def test_each_damaged_record_is_logged_once(
-    damaged: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from absl import logging
-
-    lines: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
-    stream = make_stream(damaged)
-    for position in range(4 * COUNT):
-        stream[position]
-    assert len(lines) == 2
-    assert all("replaced by another record: record " in line for line in lines)
-    assert sum("'video-4': frame " in line for line in lines) == 1
+def test_elements_say_what_was_damaged_and_how(damaged: Dataset) -> None:
+    stream = make_stream(damaged, repeats=2)
+    evaluation = EvalStream(damaged, SPEC, batch_size=COUNT, num_examples=COUNT)
+    for element in [stream[position] for position in range(4 * COUNT)]:
+        first, second = (reason.decode() for reason in element["bad_reason"])
+        assert first == second
+        if element["bad_record"][0] == 4:
+            assert f"{damaged.where(4)}, 'video-4': frame " in first
+        elif element["bad_record"][0] == 2:
+            assert first.startswith(f"{damaged.where(2)}: it is no tf.train.Example")
+        else:
+            assert first == ""
+    reasons = [evaluation[position]["bad_reason"] for position in range(COUNT)]
+    assert {reason.shape for reason in reasons} == {(1,)}
+    assert [position for position in range(COUNT) if reasons[position][0]] == [2, 4]
+    assert b"'video-4': frame 1 is no JPEG" in reasons[4][0]
 
 
 def test_damage_can_be_raised_instead(damaged: Dataset) -> None:

@@ -1,3 +1,4 @@
+import errno
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,18 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from adamae_jax.data import shard_files, writer
+from adamae_jax.data import shard_files, storage, writer
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.tfds_source import StoredFeatures, read_stored, tfds_source
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from tests.data.fixtures import flip_byte, video
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of datasets of TFDS go here, not to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def encode_png(frame: np.ndarray) -> bytes:
@@ -63,7 +70,50 @@ def test_videos(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert {item.split for item in source.items} == {"train", "test"}
     item = next(item for item in source.items if item.id == "test/1")
-    assert read_stored(item, features) == (examples[4]["clip"], 0)
+    assert read_stored(item, features) == (examples[4]["clip"], 0, "test/1", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "values", "expected"),
+    [
+        ({"fps": np.float32, "video_id": tfds.features.Text()}, (12.5, "ü"), ("ü", 12.5)),
+        ({"rate": np.int64, "id": tfds.features.Text()}, (30, "b"), ("b", 30.0)),
+        ({"rate": np.float32, "id": tfds.features.Text()}, (0.0, ""), ("train/0", 8.0)),
+        ({"rate": tfds.features.Text(), "id": np.int64}, ("x", 3), ("train/0", 8.0)),
+    ],
+)
+def test_names_and_rates_are_taken_over(
+    tmp_path: Path, more: dict[str, Any], values: tuple[Any, Any], expected: tuple[str, float]
+) -> None:
+    example = {**clips(1)[0], **dict(zip(more, values, strict=True))}
+    folder = write(tmp_path / "a", {**VIDEO, **more}, {"train": [example]})
+    source, features = tfds_source(folder, rate=8.0)
+    assert read_stored(source.items[0], features)[2:] == expected
+
+
+def test_the_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / name, VIDEO, {"train": clips(n)}) for n, name in ((2, "a"), (3, "b"))
+    ]
+    before = sorted(path.name for path in folders[0].iterdir())
+    for _ in range(2):
+        assert [len(tfds_source(folder)[0].items) for folder in folders] == [2, 3]
+    assert sorted(path.name for path in folders[0].iterdir()) == before
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+
+
+def test_reading_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, features = tfds_source(write(tmp_path / "a", VIDEO, {"train": clips(1)}))
+    real, failures = storage.open_file, iter([OSError(errno.EIO, "for a moment")])
+
+    def fail_once(path: str) -> storage.RangedFile:
+        if error := next(failures, None):
+            raise error
+        return real(path)
+
+    monkeypatch.setattr(storage, "open_file", fail_once)
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
+    assert read_stored(source.items[0], features).label == 0
 
 
 def test_images_without_labels(tmp_path: Path) -> None:
@@ -72,7 +122,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
     source, features = tfds_source(folder)
     assert features == StoredFeatures("image", None, images=True)
     assert source.label_names == ()
-    assert read_stored(source.items[0], features) == ([jpeg], UNLABELLED)
+    assert read_stored(source.items[0], features) == ([jpeg], UNLABELLED, "train/0", 0.0)
 
 
 def test_damage(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
+import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -17,8 +19,14 @@ from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
 from adamae_jax.data.transform import Flaw, Recipe, transform, write_flaws
 from adamae_jax.errors import UserError
 from tests.data.fixtures import video
-from tests.data.test_tfds_source import VIDEO, clips, write
+from tests.data.test_tfds_source import VIDEO, clips, encode_png, write
 from tests.data.videos import blot, make_audio, make_video
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of datasets of TFDS go here, not to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def features(payload: bytes | None) -> dict[str, list[Any]]:
@@ -63,7 +71,7 @@ def test_useless_videos(tmp_path: Path) -> None:
     assert flaw(tmp_path / "absent.mp4", codec="original").reason.startswith("cannot be opened: No")
     assert flaw(make_audio(tmp_path / "sound.mp4")).reason == "holds no video stream"
     one = make_video(tmp_path / "one.mp4", 1)
-    assert flaw(one) == Flaw("x", "skipped", 1, "1 frames, fewer than 16")
+    assert flaw(one) == Flaw("x", "skipped", 1, "1 frame, fewer than 16")
     both = flaw(blot(make_video(tmp_path / "both.mkv", 16, codec="libx264"), 0.6, 600))
     assert both.reason.startswith(f"{both.frames} frames, fewer than 16 (after ")
 
@@ -99,6 +107,48 @@ def test_records_of_tfds(tmp_path: Path, codec: str) -> None:
     if codec == schema.CODEC_JPEG:
         red = [simplejpeg.decode_jpeg(f)[..., 0].mean() for f in values[schema.FRAMES]]
         assert np.allclose(red, 10 * np.arange(6) + 5, atol=5)
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
+def test_records_of_tfds_keep_their_rate(tmp_path: Path, codec: str) -> None:
+    described = {**VIDEO, "fps": np.float32, "id": tfds.features.Text()}
+    example = {**clips(1)[0], "fps": 29.97, "id": "a/b"}
+    source, stored = tfds_source(write(tmp_path / "a", described, {"train": [example]}))
+    values = features(transform(Recipe(codec, 16, 6, stored=stored), source.items[0]).payload)
+    assert values[schema.RATE] == [np.float32(29.97)]
+    assert values[schema.ID] == [b"a/b"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [(b"x", "after 4 frames: what follows is no image"), (None, "after 4 frames: .*truncated")],
+)
+def test_records_of_tfds_are_kept_up_to_their_damage(
+    tmp_path: Path, broken: bytes | None, reason: str
+) -> None:
+    (example,) = clips(1)
+    example["clip"][4] = broken or example["clip"][4][:-60]
+    source, stored = tfds_source(write(tmp_path / "a", VIDEO, {"train": [example]}))
+    (item,) = source.items
+    result = transform(Recipe(short_side=16, min_frames=4, stored=stored), item)
+    assert features(result.payload)[schema.NUM_FRAMES] == [4]
+    assert result.flaw is not None
+    assert (result.flaw.status, result.flaw.frames) == ("truncated", 4)
+    assert re.match(reason, result.flaw.reason)
+    example["clip"][0] = b""
+    source, stored = tfds_source(write(tmp_path / "b", VIDEO, {"train": [example]}))
+    result = transform(Recipe(min_frames=1, stored=stored), source.items[0])
+    assert result.flaw is not None
+    assert result.flaw.reason == "nothing can be decoded (after 0 frames: what follows is no image)"
+
+
+def test_records_of_tfds_have_frames_of_one_size(tmp_path: Path) -> None:
+    (example,) = clips(1)
+    example["clip"][3] = encode_png(video(0, height=40, width=20)[3])
+    source, stored = tfds_source(write(tmp_path / "a", VIDEO, {"train": [example]}))
+    recipe = Recipe(short_side=16, min_frames=1, stored=stored)
+    frames = features(transform(recipe, source.items[0]).payload)[schema.FRAMES]
+    assert [simplejpeg.decode_jpeg_header(frame)[:2] for frame in frames] == [(16, 21)] * 6
 
 
 def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
@@ -145,8 +195,6 @@ def test_original_images(tmp_path: Path) -> None:
 
 
 def test_images_of_tfds(tmp_path: Path) -> None:
-    import tensorflow_datasets as tfds
-
     file = io.BytesIO()
     Image.fromarray(video(0)[0]).save(file, "PNG")
     folder = write(

@@ -209,3 +209,67 @@ def test_a_varying_rate_is_no_damage(tmp_path: Path) -> None:
         container.mux(stream.encode())
     video = read_video(tmp_path / "a.mkv")
     assert (video.num_frames, video.damage) == (30, None)
+
+
+def test_frames_that_an_edit_list_hides_are_no_damage(tmp_path: Path) -> None:
+    # As a cut leaves it that copies the stream: decoding starts before what is to be shown.
+    whole, path = make_video(tmp_path / "a.mp4", 60, codec="libx264"), tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None and packet.dts is not None:
+                start = int(2 / packet.time_base)  # two seconds
+                packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                packet.stream = stream
+                container.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 60  # what the header counts
+    for codec in ("jpeg", "original"):
+        video = read_video(path, codec)
+        assert (video.num_frames, video.damage) == (10, None)
+
+
+@pytest.mark.parametrize(("share", "whole"), [(1.0, True), (0.9, False)])
+def test_sound_that_goes_on_is_no_damage(tmp_path: Path, share: float, whole: bool) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        sound = container.add_stream("aac", rate=16000)
+        sound.layout = "mono"
+        pictures = round(50 * share)
+        for index in range(pictures):
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for index in range(64):  # 4.1 s
+            silence = np.zeros((1, 1024), np.float32)
+            samples = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 16000, 1024 * index
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    if not whole:  # the header says of the pictures, too, when they end
+        replace(path, b"00:00:01.8", b"00:00:02.0")
+    video = read_video(path)
+    expected = None if whole else "only 45 of the 50 frames that its header announces"
+    assert (video.num_frames, video.damage) == (pictures, expected)
+
+
+def test_a_missing_end_of_avi_is_known_by_the_count_alone(tmp_path: Path) -> None:
+    # FFmpeg makes the duration smaller where the file is too short for it.
+    video = read_video(cut(make_video(tmp_path / "a.avi", 60), 0.9))
+    assert 50 < video.num_frames < 57
+    assert video.damage == f"only {video.num_frames} of the 60 frames that its header announces"
+
+
+def test_a_missing_end_behind_an_mp4_header_is_damage(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for index in range(60):
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    video = read_video(cut(tmp_path / "a.mp4", 0.7))
+    assert 10 <= video.num_frames < 50
+    assert video.damage is not None

@@ -118,7 +118,7 @@ def test_views_show_their_frames_and_places(dataset_dir: Path) -> None:
 
 def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
     arguments = {"batch_size": 4, "views": (2, 3)}
-    with eval_batches(dataset_dir, "test", SPEC, **arguments) as batches:  # type: ignore[arg-type]
+    with eval_batches(Dataset(dataset_dir, "test"), SPEC, **arguments) as batches:  # type: ignore[arg-type]
         first, last = list(batches)
     assert first["video"].shape == (4, 6, 4, 16, 16, 3)
     assert first["foreground"].shape == (4, 6, 4, 4, 4)
@@ -132,8 +132,7 @@ def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
     parts = []
     for host in range(2):
         with eval_batches(
-            dataset_dir,
-            "test",
+            Dataset(dataset_dir, "test"),
             SPEC,
             process_index=host,
             process_count=2,
@@ -146,7 +145,7 @@ def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
 
 def test_impossible_views_are_refused(dataset_dir: Path) -> None:
     with pytest.raises(UserError, match=r"views are \(0, 3\), but must be \(starts, crops\)"):
-        eval_batches(dataset_dir, "test", SPEC, batch_size=4, views=(0, 3))
+        eval_batches(Dataset(dataset_dir, "test"), SPEC, batch_size=4, views=(0, 3))
     whole = ClipSpec(4, 1, (16, 16), crop="none")
     with pytest.raises(UserError, match=r"views are \(1, 3\), but crop 'none' takes whole frames"):
-        eval_batches(dataset_dir, "test", whole, batch_size=4, views=(1, 3))
+        eval_batches(Dataset(dataset_dir, "test"), whole, batch_size=4, views=(1, 3))

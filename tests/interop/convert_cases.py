@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,7 @@ class Case:
       model: fields of ``config.model`` beside the family's.
       options: of the masking.
       hugging_face: whether there is a class for it.
+      pooling: of the classifier.
       given: what an import has to be told, as flags.
     """
 
@@ -49,6 +51,7 @@ class Case:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     hugging_face: bool = False
+    pooling: str = "mean"
     given: tuple[str, ...] = ()
 
 
@@ -92,14 +95,19 @@ CASES = {
 # Tube masking needs more patches than the tiny frame has to mask 90% of them.
 CASES["videomae"] = dataclasses.replace(CASES["videomae"], mask_ratio=0.75)
 CASES["videomae_scaled"] = dataclasses.replace(CASES["videomae_scaled"], mask_ratio=0.75)
+# Classifiers of the first token: VideoMAE's is a patch, MAE's the class token.
+FIRST_TOKEN = ("videomae_first", "mae_first")
+for _name in FIRST_TOKEN:
+    CASES[_name] = dataclasses.replace(CASES[_name.removesuffix("_first")], pooling="first")
 
 # A classifier has the name of its pretraining; AdaMAE's is VideoMAE's, AutoMAE's is MAE's.
-CLASSIFIERS = ("videomae", "videomae_scaled", "mae_st", "mae_st_joint", "mae")
-MODELS = [(name, False) for name in CASES] + [(name, True) for name in CLASSIFIERS]
+CLASSIFIERS = ("videomae", "videomae_scaled", "mae_st", "mae_st_joint", "mae", *FIRST_TOKEN)
+MODELS = [(name, False) for name in CASES if name not in FIRST_TOKEN]
+MODELS += [(name, True) for name in CLASSIFIERS]
 HUGGING_FACE = [
     (name, fine_tuned)
     for name, fine_tuned in MODELS
-    if CASES[name].hugging_face and (name, fine_tuned) != ("mae", True)
+    if CASES[name].hugging_face and not (fine_tuned and CASES[name].family == "mae")
 ]
 
 
@@ -125,6 +133,7 @@ def config_of(name: str, fine_tuned: bool = False) -> ConfigDict:
         if fine_tuned:
             model.predicted_frames = 0
             config.classifier.num_classes = len(LABELS)
+            config.classifier.pooling = case.pooling
             config.classifier.skip_first_patch = name == "mae_st_joint"
             if case.family == "mae":
                 model.positions = "learned"
@@ -181,9 +190,9 @@ def shapes_of(name: str, fine_tuned: bool = False) -> Shapes:
     if fine_tuned:
         classifier = reference_weights.classifier_shapes(meta, shapes)
         # MAE's names for its classifier are those of VideoMAE's.
-        wanted = "fc_norm" if name == "mae" else "norm"
+        wanted = "norm" if case.family == "mae_st" or case.pooling == "first" else "fc_norm"
         return {
-            (name.replace("norm.", f"{wanted}.") if name.startswith("norm.") else name): shape
+            (re.sub(r"^(fc_)?norm\.", f"{wanted}.", name)): shape
             for name, shape in classifier.items()
         }
     if name == "adamae":

@@ -24,12 +24,18 @@ FACTS: dict[Kind, Facts] = {
         VIDEO,
         decoder=None,
         classifier_norm_epsilon=1e-5,
+        mean_pooling=True,
         label_names=("walking", "running", "jumping", "élan", "rest"),
     ),
     "mae_pretraining": dataclasses.replace(
         VIDEO, num_frames=1, tubelet_size=1, mask_ratio=0.7, norm_pix_loss=False
     ),
 }
+
+# `VideoMAEForVideoClassification` without mean pooling.
+FIRST_TOKEN = dataclasses.replace(
+    FACTS["videomae_classifier"], mean_pooling=False, classifier_norm_epsilon=VIDEO.norm_epsilon
+)
 
 
 def _block(prefix: str, blocks: Blocks, fused_bias: bool) -> dict[str, tuple[int, ...]]:
@@ -111,6 +117,12 @@ def state(kind: Kind, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights under the authors' names."""
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes(kind).items()}
+
+
+def first_token_state() -> dict[str, np.ndarray]:
+    """Random weights of the model of `FIRST_TOKEN`: its last norm is the encoder's."""
+    renamed = state("videomae_classifier")
+    return {name.replace("fc_norm.", "norm."): array for name, array in renamed.items()}
 
 
 def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:

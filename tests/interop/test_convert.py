@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from adamae_jax import pretrained
+from adamae_jax import experiment, pretrained
 from adamae_jax.interop import exports, huggingface, imports, safetensors_files, sources
 from tests.interop import convert_cases
 from tests.interop.convert_cases import (
@@ -101,7 +102,8 @@ def test_their_directory_to_ours_to_their_directory(
     ours = bring(tmp_path / "theirs", tmp_path / "ours", *ratio)
     found, expected = pretrained.load(ours), loaded(*model)
     if model[1]:  # their class has an epsilon of its own
-        assert found.config.classifier.norm_epsilon == 1e-5
+        epsilon = 1e-6 if model[0] == "videomae_first" else 1e-5
+        assert found.config.classifier.norm_epsilon == epsilon
         found.config.classifier.norm_epsilon = 1e-6
     elif model[0] == "videomae":
         assert found.config.model.decoder_norm_epsilon == 1e-5
@@ -217,6 +219,23 @@ def test_how_clips_are_cut_is_taken_from_the_recipe_or_said(tmp_path: Path) -> N
     own = ("--sampling_rate=2", "--frame_sampling=dense", *given("mae_st"))
     data = pretrained.load(bring(file, tmp_path / "other", *own)).config.data
     assert (data.frame_sampling, data.sampling_rate) == ("dense", 2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"crop": "random_resized", "crop_area": (0.2, 0.9), "crop_aspect": (0.5, 1.5)},
+        {"interpolation": "bicubic", "horizontal_flip": True, "target_fps": 25.0},
+    ],
+)
+def test_how_clips_were_cut_comes_back(tmp_path: Path, fields: dict[str, Any]) -> None:
+    model = loaded("mae")
+    config = model.config.copy_and_resolve_references()
+    config.data.update(fields)
+    pretrained.save(tmp_path / "model", model.variables, config, 0)
+    found = pretrained.load(tmp_path / "model").config
+    assert {name: found.data[name] for name in fields} == fields
+    assert experiment.clip_spec(found) == experiment.clip_spec(config)
 
 
 def test_labels_and_license_are_given_and_kept(

@@ -320,6 +320,18 @@ def test_their_classifier_computes_what_ours_does(tmp_path: Path) -> None:
     assert far > 100 * TOLERANCE  # so that the comparison sees an epsilon
 
 
+def test_their_classifier_of_the_first_token_computes_what_ours_does(tmp_path: Path) -> None:
+    """Its last norm has the epsilon of all others."""
+    model = loaded("videomae_first", True)
+    assert isinstance(model, Finetuned)
+    far, remarks = classifier_distance(tmp_path / "equal", model)
+    assert far <= TOLERANCE
+    assert "epsilon" not in "".join(remarks)
+    far, remarks = classifier_distance(tmp_path / "far", with_epsilon(model, 1e-1))
+    assert far > 100 * TOLERANCE
+    assert "epsilon 1e-06 in videomae.layernorm, this model 0.1" in "".join(remarks)
+
+
 def fresh(name: str, **sizes: Any) -> Any:
     """Their class, as they initialise it, but for what they start at zero."""
     config_class = transformers.ViTMAEConfig if "MAE" in name[:6] else transformers.VideoMAEConfig
@@ -357,11 +369,14 @@ def test_what_they_save_computes_the_same_here(
     compare_pretraining(model, their)
 
 
-def test_their_classifier_computes_the_same_here(tmp_path: Path) -> None:
-    their = fresh("VideoMAEForVideoClassification", num_frames=4, tubelet_size=2, num_labels=5)
+@pytest.mark.parametrize("mean", [True, False])
+def test_their_classifier_computes_the_same_here(tmp_path: Path, mean: bool) -> None:
+    sizes = {"num_frames": 4, "tubelet_size": 2, "num_labels": 5, "use_mean_pooling": mean}
+    their = fresh("VideoMAEForVideoClassification", **sizes)
     their.save_pretrained(tmp_path / "theirs")
     model = pretrained.load(bring(tmp_path / "theirs", tmp_path / "ours"))
     assert isinstance(model, Finetuned)
+    assert model.model.pooling == ("mean" if mean else "first")
     video = helpers.clips(CLIPS, seed=6, geometry=model.model.geometry)
     with torch.no_grad():
         assert distance(model.logits(video), their(pixels_of(model, video)).logits) <= TOLERANCE

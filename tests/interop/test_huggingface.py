@@ -16,7 +16,13 @@ from safetensors.numpy import load_file, save_file
 from adamae_jax.errors import UserError
 from adamae_jax.interop import huggingface
 from adamae_jax.interop.huggingface import CLASSES, Facts, Kind
-from tests.interop.huggingface_models import FACTS, assert_same, state
+from tests.interop.huggingface_models import (
+    FACTS,
+    FIRST_TOKEN,
+    assert_same,
+    first_token_state,
+    state,
+)
 
 ALL = pytest.mark.parametrize("kind", list(CLASSES))
 
@@ -126,13 +132,28 @@ def test_one_tensor_under_two_names_is_refused(copy: Any) -> None:
         huggingface.read(directory)
 
 
-def test_a_classifier_of_the_first_token_is_refused(copy: Any) -> None:
+def test_a_classifier_of_the_first_token(copy: Any, tmp_path: Path) -> None:
     """What transformers makes of a published pre-training model, if not told otherwise."""
-    directory = copy("videomae_classifier")
+    kind: Kind = "videomae_classifier"
+    directory = copy(kind)
     change(directory / "config.json", use_mean_pooling=False)
     rename(directory, ("fc_norm", "videomae.layernorm"))
-    message = "config.json: use_mean_pooling is False, expected true: with false the head sees the"
-    with pytest.raises(UserError, match=message):
+    model = huggingface.read(directory)
+    assert model.facts == FIRST_TOKEN
+    assert_same(model.state, first_token_state())
+    assert huggingface.write(tmp_path / "again", kind, model.state, model.facts) == []
+    for name in ("config.json", "model.safetensors"):
+        ours, theirs = (each / name for each in (tmp_path / "again", directory))
+        if name == "config.json":
+            assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+        else:
+            assert_same(load_file(ours), load_file(theirs))
+
+
+def test_a_norm_of_the_other_pooling_is_left_over(copy: Any) -> None:
+    directory = copy("videomae_classifier")
+    change(directory / "config.json", use_mean_pooling=False)
+    with pytest.raises(UserError, match="missing videomae.layernorm.bias, .* not used fc_norm.b"):
         huggingface.read(directory)
 
 
@@ -176,6 +197,13 @@ def test_what_their_classes_compute_otherwise_is_remarked(
     (found,) = huggingface.write(tmp_path, kind, state(kind), dataclasses.replace(facts, **changes))
     assert CLASSES[kind] in found
     assert re.search(remark, found)
+
+
+def test_the_first_tokens_norm_has_the_epsilon_of_all(tmp_path: Path) -> None:
+    kind: Kind = "videomae_classifier"
+    facts = dataclasses.replace(FIRST_TOKEN, classifier_norm_epsilon=1e-5)
+    (found,) = huggingface.write(tmp_path, kind, first_token_state(), facts)
+    assert "epsilon 1e-06 in videomae.layernorm, this model 1e-05: its logits differ" in found
 
 
 def test_targets_normalized_per_patch_hide_how_pixels_were(tmp_path: Path) -> None:
@@ -223,6 +251,7 @@ def test_missing_left_over_and_misshapen_weights_are_all_named(tmp_path: Path, c
     ("kind", "changes", "message"),
     [
         ("videomae_pretraining", {"decoder": None}, "decoder is None"),
+        ("videomae_pretraining", {"mean_pooling": True}, "mean_pooling is True"),
         ("videomae_pretraining", {"pixel_mean": None}, "pixel_mean and pixel_std are not known"),
         ("videomae_classifier", {"decoder": FACTS["mae_pretraining"].decoder}, "decoder is Blocks"),
         ("videomae_classifier", {"classifier_norm_epsilon": None}, "classifier_norm_epsilon"),

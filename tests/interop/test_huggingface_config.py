@@ -47,6 +47,14 @@ def test_labels_without_names() -> None:
     assert names(id2label={"1": "b", "0": "a"}) == ("a", "b")
 
 
+def test_the_last_norms_epsilon_is_what_their_class_has() -> None:
+    """PyTorch's default in the norm of its own that goes with the mean, or that of all others."""
+    for pooling, epsilon in ((True, 1e-5), (False, 1e-3)):
+        config = VIDEOMAE | {"use_mean_pooling": pooling, "layer_norm_eps": 1e-3}
+        facts = huggingface_config.read_facts(config, "videomae_classifier", "here")
+        assert (facts.mean_pooling, facts.classifier_norm_epsilon) == (pooling, epsilon)
+
+
 def test_a_bias_by_its_other_name() -> None:
     config = {name: value for name, value in VIDEOMAE.items() if name != "qv_bias"}
     facts = huggingface_config.read_facts(
@@ -68,6 +76,7 @@ def test_a_bias_by_its_other_name() -> None:
         ("image_size", [0, 224], "a positive integer or two"),
         ("patch_size", [16, 8], "square patches"),
         ("qv_bias", 1, "true or false"),
+        ("use_mean_pooling", None, "true or false"),
         ("layer_norm_eps", math.nan, "a number"),
         ("layer_norm_eps", -1, "a number"),
         ("id2label", {"0": "a", "2": "b"}, "without gaps"),

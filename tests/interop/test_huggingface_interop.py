@@ -10,7 +10,13 @@ import pytest
 from adamae_jax.interop import huggingface
 from adamae_jax.interop.huggingface import CLASSES, Kind
 from adamae_jax.interop.huggingface_facts import FC_NORM_EPSILON
-from tests.interop.huggingface_models import FACTS, assert_same, state
+from tests.interop.huggingface_models import (
+    FACTS,
+    FIRST_TOKEN,
+    assert_same,
+    first_token_state,
+    state,
+)
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
@@ -139,6 +145,17 @@ def test_the_epsilons_that_their_classes_have(tmp_path: Path) -> None:
     model = load(tmp_path, kind)
     assert model.fc_norm.eps == FC_NORM_EPSILON
     assert model.videomae.encoder.layer[0].layernorm_before.eps == 1e-3
+
+
+def test_a_classifier_of_the_first_token_goes_there_and_back(tmp_path: Path) -> None:
+    kind: Kind = "videomae_classifier"
+    huggingface.write(tmp_path / "ours", kind, first_token_state(), FIRST_TOKEN)
+    model = load(tmp_path / "ours", kind)
+    assert model.fc_norm is None
+    model.save_pretrained(tmp_path / "theirs")
+    back = huggingface.read(tmp_path / "theirs")
+    assert_same(back.state, first_token_state())
+    assert back.facts == dataclasses.replace(FIRST_TOKEN, pixel_mean=None, pixel_std=None)
 
 
 def test_labels_reach_their_config(tmp_path: Path) -> None:

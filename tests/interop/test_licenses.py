@@ -1,7 +1,6 @@
 """The licence of weights that a model holds goes wherever the model goes."""
 
 import contextlib
-import dataclasses
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
-from adamae_jax import experiment, pretrain, pretrained
-from adamae_jax.interop import exports, licenses, safetensors_files
+from adamae_jax import experiment, licenses, pretrain, pretrained
+from adamae_jax.interop import exports, safetensors_files
 from adamae_jax.masking.adversarial import Strategy
-from adamae_jax.training import rundir
+from adamae_jax.training import checkpoints, rundir
 from tests import helpers
 from tests.data import fixtures
 from tests.interop.convert_cases import LICENSE, bring, config_of, export, given, loaded
@@ -109,15 +108,22 @@ def test_pretraining_passes_it_on(
     assert safetensors_files.read_metadata(file).get("license", "") == license
 
 
-def test_an_export_of_a_run_says_whose_weights_it_holds(
+def test_a_run_and_its_export_say_whose_weights_they_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run's own files have no place for a licence: what it holds frozen has."""
     frozen, run = image_mae(tmp_path / "mae", LICENSE), tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(configs.to_json(automae_config(frozen)))
-    nameless = dataclasses.replace(loaded("automae"), license="")
-    monkeypatch.setattr(pretrained, "load", lambda *_, **__: nameless)
+    variables = loaded("automae").variables
+    parts = {"model_state": "state"}
+
+    def read_subtree(place: Path, part: str, step: int | None = None) -> Any:
+        assert place == run / rundir.CHECKPOINTS
+        return 1, variables[parts.get(part, part)]
+
+    monkeypatch.setattr(checkpoints, "read_subtree", read_subtree)
+    assert pretrained.load(run).license == LICENSE
     export(run, tmp_path / "exported.safetensors")
     assert f"license: {LICENSE}" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
-"""The classifier: what it takes the mean of, its norm, and its start."""
+"""The classifier: what it pools, its norm, and its start."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +40,19 @@ def parameters(model: Classifier) -> Any:
     ],
 )
 def test_logits_are_those_of_the_mean_over_patches(choices: dict[str, Any], first: int) -> None:
+    check_logits(choices, lambda latents: latents[:, first:].mean(1))
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_logits_are_those_of_the_first_token(class_token: bool) -> None:
+    """The class token's where there is one, otherwise the first patch's."""
+    choices: dict[str, Any] = {"pooling": "first", "norm_epsilon": 0.5}
+    choices |= {"class_token": True} if class_token else {}
+    check_logits(choices, lambda latents: latents[:, 0])
+
+
+def check_logits(choices: dict[str, Any], pool: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Against norm and head, by hand, of what is pooled of an encoder's latents."""
     model = classifier(**choices)
     params = parameters(model)
     positions, class_token = choices.get("positions", "sincos_1d"), "class_token" in choices
@@ -50,9 +64,9 @@ def test_logits_are_those_of_the_mean_over_patches(choices: dict[str, Any], firs
         )
     )(params)
     assert latents.shape == (2, 24 + class_token, 16)
-    mean = np.asarray(latents, np.float64)[:, first:].mean(1)
+    pooled = pool(np.asarray(latents, np.float64))
     norm, head = jax.tree.map(np.asarray, (params["norm"], params["head"]))
-    y = norm_by_hand(mean, norm["scale"], norm["bias"], choices.get("norm_epsilon", 1e-6))
+    y = norm_by_hand(pooled, norm["scale"], norm["bias"], choices.get("norm_epsilon", 1e-6))
     expected = y @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert logits.dtype == jnp.float32

@@ -7,7 +7,6 @@ from adamae_jax import config as configs
 from adamae_jax import masking
 from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskingStrategy
-from adamae_jax.pretrained import CONFIG_JSON, MODEL_JSON
 from adamae_jax.training import rundir
 
 
@@ -31,10 +30,10 @@ def inherited(strategy: MaskingStrategy) -> str:
 def of(directory: Path) -> str:
     """The licence of the weights in a run or a model directory; "" where none is known."""
     try:
-        for place in (directory / MODEL_JSON, directory / rundir.MODEL / MODEL_JSON):
-            if place.is_file():
-                return str(json.loads(place.read_text())["license"])
-        fields = configs.from_json((directory / CONFIG_JSON).read_text()).masking
+        for place in (directory, directory / rundir.MODEL):
+            if (place / rundir.MODEL_JSON).is_file():
+                return str(json.loads((place / rundir.MODEL_JSON).read_text())["license"])
+        fields = configs.from_json((directory / rundir.CONFIG).read_text()).masking
         return inherited(masking.create(fields.name, fields.mask_ratio, dict(fields.options)))
     except (OSError, ValueError, LookupError, TypeError, UserError):
         return f"unknown (weights of {directory})"
