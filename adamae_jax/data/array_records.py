@@ -6,6 +6,7 @@ checks: they are read whole. Files must be local.
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +161,7 @@ def _check(path: str, count: int) -> None:
             "to a disk, or prepare it as TFRecord"
         )
     try:
-        reader = _open(path)
+        reader = storage.retried(functools.partial(_open, path), path)
     except OSError as error:
         raise UserError(
             f"shard {path} cannot be opened ({error.strerror}): {COPY_AGAIN}"

@@ -253,3 +253,20 @@ def test_a_damaged_record_is_named(datasets: dict[str, Path], tmp_path: Path) ->
     assert dataset[5].id == "video-5" and dataset[7].id == "video-7"
     with pytest.raises(BadRecordError, match=r"record 6 .*\(number 1 in .*-00001-of-00002\): "):
         dataset[6]
+
+
+def test_a_passing_failure_to_open_is_retried(
+    shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EIO, "not now")]
+    status = os.stat
+
+    def flaky(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if str(path) == shards[0] and failures:
+            raise failures.pop()
+        return status(path, *rest, **options)
+
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(os, "stat", flaky)
+    assert len(ArrayRecordReader(shards, COUNTS)) == 7
+    assert not failures
