@@ -6,6 +6,7 @@ what it needs. Fields that are 0 where that makes no sense ("derived") are fille
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -29,9 +30,8 @@ def default_config() -> ConfigDict:
     config.epochs = 0  # passes over the videos; used where steps is 0
     config.log_every = 50  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000
-    config.eval_every = (
-        1000  # steps between validations; 0: never, and no pictures of held-out clips
-    )
+    # Steps between validations; 0: never, and no pictures of held-out clips.
+    config.eval_every = 1000
     config.pictures_every = 5000  # steps between pictures in TensorBoard; 0: never
     config.keep_checkpoints = 3
     # Where compiled programs are kept from one start to the next; "": nowhere.
@@ -247,7 +247,12 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`, on today's tree of fields."""
+    """The inverse of `to_json`, on today's tree of fields.
+
+    Raises:
+      UserError: where the text is no config, or has a field that is unknown, of another type or
+        null.
+    """
     config = default_config()
     try:
         loaded = ml_collections.ConfigDict(json.loads(text))
@@ -256,5 +261,18 @@ def from_json(text: str) -> ConfigDict:
             config.mesh = loaded.get("mesh", config.mesh)
         config.update(loaded)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"a stored config does not fit this version: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"a stored config does not fit this version: {reason}") from error
+    for name, value in _leaves(config.to_dict()):
+        if value is None:  # which a field of any type would take
+            raise UserError(f"a stored config does not fit this version: {name} is null")
     return config
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree by their paths."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,6 +1,7 @@
 """From a config to the objects it describes; everything a config can get wrong is met here."""
 
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ LOWEST = {
     "model.decoder_norm_epsilon": 0,
     "model.layer_scale": 0,
     "model.predicted_frames": 0,
+    "classifier.norm_epsilon": 0,
     "objective.sampling_loss_weight": 0,
     "optimizer.learning_rate": 0,
     "optimizer.min_learning_rate": 0,
@@ -161,9 +163,9 @@ def classifier(config: ConfigDict) -> Classifier:
     Raises:
       UserError: for whatever does not fit together.
     """
+    check(config)
     model, options, clip = config.model, config.classifier, geometry(config)
     at_least("classifier.num_classes", options.num_classes, 1)
-    one_of("classifier.pooling", options.pooling, POOLINGS)
     if options.pooling == "first" and options.skip_first_patch:
         raise UserError(
             "classifier.skip_first_patch leaves a patch out of the mean, and with "
@@ -274,10 +276,11 @@ def check(config: ConfigDict) -> None:
 def check_pixels(config: ConfigDict) -> None:
     """Raises a `UserError` where the pixel statistics are not those of three channels."""
     mean, std = config.objective.pixel_mean, config.objective.pixel_std
-    if len(mean) != CHANNELS or len(std) != CHANNELS or min(std) <= 0:
+    finite = all(math.isfinite(value) for value in (*mean, *std))
+    if len(mean) != CHANNELS or len(std) != CHANNELS or not finite or min(std) <= 0:
         raise UserError(
             f"objective.pixel_mean {tuple(mean)} and objective.pixel_std {tuple(std)} should have "
-            f"{CHANNELS} values each, one per colour channel, the latter positive"
+            f"{CHANNELS} values each, one per colour channel: finite, and the latter positive"
         )
 
 

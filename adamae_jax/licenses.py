@@ -1,5 +1,6 @@
 """Whose weights a model holds, and under which licence: never assumed, never lost on the way."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,31 +10,62 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskingStrategy
 from adamae_jax.training import rundir
 
+UNKNOWN = "unknown"
+RECORD = "license"  # in the metadata of a run's checkpoints
 
-def together(own: str, other: str) -> str:
-    """The licence of a model that holds weights of two; "" where none is known."""
-    if not own or not other or own == other:
-        return own or other
-    return f"{own} and {other}"
+
+def together(one: str, other: str) -> str:
+    """The licence of a model that holds other people's weights of two; "" where none is known.
+
+    What is known of one says nothing of the other: that stays unknown.
+    """
+    if one == other:
+        return one
+    return f"{one or UNKNOWN} and {other or UNKNOWN}"
 
 
 def inherited(strategy: MaskingStrategy) -> str:
     """The licence of what a strategy holds frozen; "" where it holds nothing, or none is known.
 
-    A run goes on with the frozen weights in its checkpoints after the directory that they came from
-    is gone or damaged: then it is said that they are somebody's.
+    Where the directory that it came from is gone or damaged, it is said that it is somebody's.
     """
     source = strategy.frozen_source()
     return of(Path(source)) if source else ""
 
 
 def of(directory: Path) -> str:
-    """The licence of the weights in a run or a model directory; "" where none is known."""
+    """The licence of the weights in a run or a model directory; "" where none is known.
+
+    A run keeps it from when it read the weights, for its checkpoints have them however the
+    directory that they came from changes. Before the first checkpoint that directory is asked.
+    """
     try:
         for place in (directory, directory / rundir.MODEL):
             if (place / rundir.MODEL_JSON).is_file():
-                return str(json.loads((place / rundir.MODEL_JSON).read_text())["license"])
+                return _text(json.loads((place / rundir.MODEL_JSON).read_text())["license"])
+        recorded = _recorded(directory / rundir.CHECKPOINTS)
+        if recorded is not None:
+            return recorded
         fields = configs.from_json((directory / rundir.CONFIG).read_text()).masking
         return inherited(masking.create(fields.name, fields.mask_ratio, dict(fields.options)))
     except (OSError, ValueError, LookupError, TypeError, UserError):
-        return f"unknown (weights of {directory})"
+        return f"{UNKNOWN} (weights of {directory})"
+
+
+def _recorded(checkpoints: Path) -> str | None:
+    """What the newest readable checkpoint of a run says; None where none says anything."""
+    from adamae_jax.training import checkpoint_files  # orbax is slow to import
+
+    for step in reversed(checkpoint_files.checkpoint_steps(checkpoints)):
+        # One that is damaged is passed over, as when the arrays are restored.
+        with contextlib.suppress(UserError):
+            metadata = checkpoint_files.read_metadata(checkpoints, step)
+            if RECORD in metadata:
+                return _text(metadata[RECORD])
+    return None
+
+
+def _text(license: object) -> str:
+    if not isinstance(license, str):
+        raise TypeError(f"the license is {license!r}")
+    return license

@@ -21,16 +21,17 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, licenses, pictures, pretrained
+from adamae_jax import cli, experiment, frozen, licenses, pictures, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data import pipeline
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
+from adamae_jax.frozen import Frozen
 from adamae_jax.objectives import Pretraining
 from adamae_jax.splits import Data, watched
 from adamae_jax.training import evaluation, knn, loop, rundir
-from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.checkpoints import RunCheckpoints, checkpoint_steps, read_metadata
 from adamae_jax.training.mesh import check_batch, create_mesh, replicated
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.progress import Progress
@@ -106,23 +107,21 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     data = dataclasses.replace(data, config=config)
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     rundir.check(workdir, config)
-    checkpoints = RunCheckpoints(
-        workdir / rundir.CHECKPOINTS,
-        keep=config.keep_checkpoints,
-        metadata={"data_fingerprint": data.train.fingerprint},
-    )
-    check_data(checkpoints, workdir, data)
-    summary = workdir / rundir.SUMMARY
-    if checkpoints.latest_step() == config.steps and summary.is_file():
+    place, summary = workdir / rundir.CHECKPOINTS, workdir / rundir.SUMMARY
+    steps = checkpoint_steps(place)
+    if steps:
+        check_data(place, steps[-1], data)
+    if steps[-1:] == [config.steps] and summary.is_file():
         logging.info("%s is complete at step %d", workdir, config.steps)
         return json.loads(summary.read_text())
-    frozen = None
-    if checkpoints.latest_step() is None:  # later it comes from the checkpoint
-        frozen = pretrained.frozen_variables(pretraining)
+    # A run that goes on has both in its checkpoint: the source may be another by now, or gone.
+    held = Frozen(None, licenses.of(workdir)) if steps else frozen.read(pretraining)
+    metadata = {"data_fingerprint": data.train.fingerprint, licenses.RECORD: held.license}
+    checkpoints = RunCheckpoints(place, keep=config.keep_checkpoints, metadata=metadata)
     first = jax.process_index() == 0
     use_compilation_cache(config.compilation_cache_dir)
     with rundir.claimed(workdir, config, write=first), checkpoints:
-        run = Run(config, workdir, pretraining, mesh, data, checkpoints, frozen)
+        run = Run(config, workdir, pretraining, mesh, data, checkpoints, held.variables)
         with run.metrics, run.progress:
             state = run.train()
             checkpoints.wait()
@@ -133,25 +132,22 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "state": state.model_state,
             "frozen": state.frozen,
         }
-        labels = data.train.label_names
-        license = licenses.inherited(pretraining.strategy)
-        pretrained.save(workdir / rundir.MODEL, variables, config, config.steps, labels, license)
+        described = (config, config.steps, data.train.label_names, held.license)
+        pretrained.save(workdir / rundir.MODEL, variables, *described)
         return rundir.summarize(workdir, config.steps, data.foreground_source)
 
 
-def check_data(checkpoints: RunCheckpoints, workdir: Path, data: Data) -> None:
+def check_data(checkpoints: Path, step: int, data: Data) -> None:
     """Raises a `UserError` where a run was trained on another dataset than this."""
-    step = checkpoints.latest_step()
-    if step is None:
-        return
     try:
-        stored = checkpoints.metadata(step)["data_fingerprint"]
+        stored = read_metadata(checkpoints, step)["data_fingerprint"]
     except UserError:
         return  # a damaged checkpoint: restoring says so, and takes an older one
     if stored != data.train.fingerprint:
         raise UserError(
-            f"{workdir} was trained on another dataset than {data.config.data.dir} (fingerprint "
-            f"{stored}, found {data.train.fingerprint}): give the same data, or another --workdir"
+            f"{checkpoints.parent} was trained on another dataset than {data.config.data.dir} "
+            f"(fingerprint {stored}, found {data.train.fingerprint}): give the same data, or "
+            "another --workdir"
         )
 
 
@@ -180,14 +176,14 @@ class Run:
         mesh: Mesh,
         data: Data,
         checkpoints: RunCheckpoints,
-        frozen: Any,
+        frozen_variables: Any,
     ) -> None:
         """Restores the newest checkpoint or makes a new state, and opens the run's files."""
         self.config, self.workdir, self.pretraining = config, workdir, pretraining
         self.mesh, self.data, self.checkpoints = mesh, data, checkpoints
         self.damaged = Listing(workdir / damaged_name())
         self.optimizers = experiment.optimizers(config)
-        self.first_step, self.state = self._restore_or_create(frozen)
+        self.first_step, self.state = self._restore_or_create(frozen_variables)
         seconds = rundir.seconds_so_far(workdir, self.first_step)
         self.metrics = RunMetrics(workdir, start_step=self.first_step)
         self.progress = Progress(
@@ -199,7 +195,7 @@ class Run:
         ).compile()
         self.features = knn.compile_features(pretraining, mesh)
 
-    def _restore_or_create(self, frozen: Any) -> tuple[int, TrainState]:
+    def _restore_or_create(self, frozen_variables: Any) -> tuple[int, TrainState]:
         create = functools.partial(
             create_state, self.pretraining, self.optimizers, self.config.seed
         )
@@ -214,8 +210,8 @@ class Run:
             logging.info("resumed from step %d", step)
             return step, state
         state = jax.jit(create, out_shardings=sharding)()
-        if frozen is not None:
-            state = state.replace(frozen=jax.device_put(frozen, sharding))
+        if frozen_variables is not None:
+            state = state.replace(frozen=jax.device_put(frozen_variables, sharding))
         parameter_overview.log_parameter_overview(state.params, include_stats=False)
         return 0, state
 

@@ -4,6 +4,7 @@ A model directory holds ``model.json`` (what the model is) and ``model.safetenso
 It is a masked autoencoder or, where its config has classes, a classifier.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -42,6 +43,8 @@ CLIP_FIELDS = (
 )
 MODEL_FIELDS = ("model", "masking", "objective", "classifier")
 PLACE_FIELDS = ("dir", "train_split", "validation_split")  # where the clips were: for pictures
+# What a damaged description can raise where it is read, and where a model is made of it.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,43 +227,6 @@ def described_config(description: Mapping[str, Any]) -> ConfigDict:
     return configs.from_json(json.dumps(fields))
 
 
-def frozen_variables(pretraining: Pretraining) -> Any:
-    """What a strategy holds frozen, from the directory that it names; None where it has none.
-
-    Raises:
-      UserError: where the directory cannot be loaded, or what it holds does not fit.
-    """
-    strategy = pretraining.strategy
-    wanted = jax.eval_shape(pretraining.init, jax.random.key(0))["frozen"]
-    if not jax.tree.leaves(wanted):
-        return None
-    source = load_pretrained(strategy.frozen_source())
-    found, own = source.pretraining.objective, pretraining.objective
-    if (found.pixel_mean, found.pixel_std) != (own.pixel_mean, own.pixel_std):
-        raise UserError(
-            f"{strategy.frozen_source()} was trained on pixels with mean {found.pixel_mean} and "
-            f"std {found.pixel_std}, this model has {own.pixel_mean} and {own.pixel_std}: set "
-            "objective.pixel_mean and objective.pixel_std to the former"
-        )
-    encoder, grid = source.model.encoder_definition, pretraining.model.geometry.grid
-    frozen = strategy.adopt(encoder, source.params["encoder"], grid)
-    shapes = [
-        {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
-        for tree in (wanted, frozen)
-    ]
-    wrong = sorted(
-        name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)
-    )
-    if wrong:
-        raise UserError(
-            f"{strategy.frozen_source()} has other arrays than the network that is held frozen: "
-            f"{len(wrong)} differ, first {wrong[0]} (expected {shapes[0].get(wrong[0])}, found "
-            f"{shapes[1].get(wrong[0])}): its patch_size, mlp_ratio and layer_scale must be those "
-            "of the published image MAE and of this model's grid"
-        )
-    return frozen
-
-
 def load(path: str | os.PathLike[str], step: int | None = None) -> Loaded:
     """Loads a run's workdir (its newest checkpoint) or a model directory.
 
@@ -300,40 +266,56 @@ def load_pretrained(path: str | os.PathLike[str], step: int | None = None) -> Pr
 
 
 def _load_model(directory: Path) -> Loaded:
-    try:
+    with _described_by(directory):
         description = json.loads((directory / MODEL_JSON).read_text())
         if description["format"] != FORMAT:
-            raise UserError(
-                f"{directory} is of format {description['format']!r}: this reads {FORMAT!r}"
-            )
+            raise UserError(f"the format is {description['format']!r}: this reads {FORMAT!r}")
         stored = (directory / MODEL_ARRAYS).read_bytes()
         if hashlib.sha256(stored).hexdigest() != description["sha256"]:
-            raise UserError(f"{directory / MODEL_ARRAYS} is damaged: its SHA-256 is another")
+            raise UserError(f"{MODEL_ARRAYS} is damaged: its SHA-256 is another")
         config = described_config(description)
-        arrays = deserialize(stored)
-        step, label_names = int(description["step"]), tuple(description["label_names"])
-        license = str(description["license"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        about = _about(description)
+        variables = traverse_util.unflatten_dict(deserialize(stored), sep="/")
+        if not config.classifier.num_classes:
+            # What holds no arrays leaves no trace in the file.
+            params = {"masking": {}, **variables.get("params", {})}
+            variables = {"state": {}, "frozen": {}, **variables, "params": params}
+    return build(variables, config, *about, str(directory))
+
+
+def _about(description: Mapping[str, Any]) -> tuple[int, tuple[str, ...], str]:
+    """Step, label names and licence."""
+    step, names, license = (description[name] for name in ("step", "label_names", "license"))
+    if type(step) is not int or step < 0:
+        raise UserError(f"step is {step!r}: it should be a whole number")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"label_names is {names!r}: it should be a list of texts")
+    if not isinstance(license, str):
+        raise UserError(f"license is {license!r}: it should be text")
+    return step, tuple(names), license
+
+
+@contextlib.contextmanager
+def _described_by(source: str | Path) -> Iterator[None]:
+    """Names the model in what is raised inside; a damaged description may raise almost anything."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (*DAMAGE, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{directory} is not a readable model directory ({type(error).__name__}: {error})"
+            f"{source} is not a readable model ({type(error).__name__}: {reason}): put back a copy"
         ) from error
-    tree = traverse_util.unflatten_dict(arrays, sep="/")
-    if config.classifier.num_classes:
-        return build(tree, config, step, label_names, license, str(directory))
-    variables = {"state": {}, "frozen": {}, **tree}
-    variables["params"] = {"masking": {}, **tree.get("params", {})}
-    return build(variables, config, step, label_names, license, str(directory))
 
 
 def _load_run(directory: Path, step: int | None) -> Loaded:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
-    try:
+    with _described_by(directory / CONFIG_JSON):
         config = configs.from_json((directory / CONFIG_JSON).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory / CONFIG_JSON} cannot be read: {error}") from error
-    expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
-    place = directory / "checkpoints"
+        expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
+    place = directory / rundir.CHECKPOINTS
     step, params = checkpoints.read_subtree(place, "params", step=step)
     # A strategy without parameters leaves no trace in the checkpoint.
     variables: dict[str, Any] = {"params": {"masking": {}, **params}, "state": {}, "frozen": {}}
@@ -354,10 +336,18 @@ def build(
     """A model from its arrays and its config.
 
     Raises:
-      UserError: where names or shapes are not what the config describes; ``source`` is named.
+      UserError: where the config is wrong, or names or shapes are not what it describes;
+        ``source`` is named.
     """
+    config = config.copy_and_resolve_references()
     config.model.attention = "xla"  # how it was trained, perhaps elsewhere, does not bind its use
-    expected = expected_shapes(config)
+    with _described_by(source):
+        expected = expected_shapes(config)
+        classes = config.classifier.num_classes
+        if classes and len(label_names) not in (0, classes):
+            raise UserError(
+                f"there are {len(label_names)} label names for {classes} classes: give as many"
+            )
     found = {name: tuple(np.shape(leaf)) for name, leaf in flatten(variables).items()}
     wrong = sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)

@@ -9,8 +9,8 @@ It needs that frozen network, a ViT-B that MAE has pretrained for 800 epochs:
 
     --config=configs/automae_imagenet.py --config.masking.options.pretrained=DIR
 
-DIR is the workdir or model directory of configs/mae_imagenet.py, or MAE's own checkpoint converted
-to a model directory.
+DIR is the workdir or model directory of configs/mae_imagenet.py, or a published checkpoint, with
+its decoder, that `python -m adamae_jax.convert import` has made a model directory of.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ from adamae_jax.experiment import CHOICES
 from adamae_jax.interop import architecture, imports, sources
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
-from adamae_jax.interop.systems import GENERATOR, SYSTEMS, VIT
+from adamae_jax.interop.systems import GENERATOR, VIT
 
 # Fields of `given.Given` that have a flag of the same name.
 SAID = (
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
             imported.label_names,
             imported.license,
         )
-    for remark in imported.remarks:
+    for remark in (*imported.clips, *imported.remarks):
         print(f"note: {remark}")
     print(f"license: {imported.license or 'unknown; give --license where you know it'}")
     print(output)
@@ -81,6 +81,8 @@ def main(argv: Sequence[str]) -> None:
 def convert(values: Any) -> Imported:
     """The imported model, as the flags describe it."""
     source = with_given(sources.read(values.source, values.key), values)
+    # Of this file: what is known of the frozen ViT's licence stays beside it.
+    source = dataclasses.replace(source, license=values.license or source.license)
     if values.pretrained_vit:
         source = with_vit(source, values.pretrained_vit)
     imported = imports.convert(source)
@@ -90,10 +92,7 @@ def convert(values: Any) -> Imported:
     if values.num_classes:
         imported = imports.into_classifier(imported, values.num_classes, values.seed)
     elif imported.kind == "encoder":
-        raise UserError(
-            f"{values.source} holds an encoder alone, without what pretraining needs: give "
-            "--num_classes to make a classifier of it, or give it to AutoMAE as --pretrained_vit"
-        )
+        raise encoder_alone(values.source, imported)
     if values.label_names:
         if imported.kind != "classifier":
             raise UserError(
@@ -101,7 +100,22 @@ def convert(values: Any) -> Imported:
                 "--num_classes, or leave it out"
             )
         imported = imports.with_label_names(imported, label_names(Path(values.label_names)))
-    return dataclasses.replace(imported, license=values.license or imported.license)
+    return imported
+
+
+def encoder_alone(source: str, imported: Imported) -> UserError:
+    """What an encoder without a decoder is good for."""
+    message = (
+        f"{source} holds an encoder alone, without what pretraining needs: give --num_classes to "
+        "make a classifier of it"
+    )
+    if imports.is_image(imported):
+        message += (
+            ", or give it as --pretrained_vit in importing a finished AutoMAE; to train one "
+            "(masking.options.pretrained), import an image MAE with its decoder, such as Hugging "
+            "Face's facebook/vit-mae-base"
+        )
+    return UserError(message)
 
 
 def with_given(source: Source, values: Any) -> Source:
@@ -143,14 +157,21 @@ def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
 
 
 def with_vit(source: Source, path: str) -> Source:
-    """The source with the encoder of an image MAE beside it, and under its licence too."""
+    """The source with the encoder of an image MAE beside it, and under its licence too.
+
+    What the MAE's file says of it goes along: it is checked where the model is made.
+
+    Raises:
+      UserError: where the source is no AutoMAE, or has the encoder already, or ``path`` is another
+        model.
+    """
     if not any(name.startswith(GENERATOR) for name in source.state):
         raise UserError(f"the source is no AutoMAE: leave --pretrained_vit={path} out")
     if any(name.startswith(VIT) for name in source.state):
         raise UserError(f"the source has a frozen ViT already: leave --pretrained_vit={path} out")
     image_mae = sources.read(path)
     system, kind = architecture.detect(image_mae.state)
-    if not SYSTEMS[system].dialect.is_image or kind == "classifier":
+    if system != "mae" or kind == "classifier":
         raise UserError(
             f"--pretrained_vit={path} holds a model of {system} ({kind}): AutoMAE's frozen ViT is "
             "the encoder of a pretrained image MAE; give its checkpoint"
@@ -162,7 +183,8 @@ def with_vit(source: Source, path: str) -> Source:
     }
     state = {**source.state, **{VIT + name: array for name, array in encoder.items()}}
     license = licenses.together(source.license, image_mae.license)
-    return dataclasses.replace(source, state=state, license=license)
+    given = dataclasses.replace(source.given, vit=imports.said_of_encoder(image_mae))
+    return dataclasses.replace(source, state=state, given=given, license=license)
 
 
 def label_names(path: Path) -> tuple[str, ...]:

@@ -27,12 +27,14 @@ class Inferred:
       kind: which part of it there is.
       config: the experiment it would be.
       remarks: what was taken from the published models, for the user to know.
+      clips: likewise, how clips are cut (`adamae_jax.interop.recipes`).
     """
 
     system: str
     kind: Kind
     config: ConfigDict
     remarks: tuple[str, ...]
+    clips: tuple[str, ...]
 
 
 def detect(state: StateDict) -> tuple[str, Kind]:
@@ -65,7 +67,7 @@ def infer(state: StateDict, given: Given) -> Inferred:
 
     Raises:
       UserError: where it is none that is known here, or something has to be given, or is given and
-        contradicts the weights.
+        contradicts the weights or what else is given.
     """
     name, kind = detect(state)
     _check_given(name, kind, given)
@@ -82,13 +84,13 @@ def infer(state: StateDict, given: Given) -> Inferred:
         if kind == "classifier":
             _set_classifier(config, sizes, system.dialect)
         recipe = system.recipe_of(config.classifier.num_classes)
-        sizes.remarks += recipe.apply(config.data, given)
+        clips = recipe.apply(config.data, given)
         ratio = system.mask_ratio if given.mask_ratio is None else given.mask_ratio
         if given.mask_ratio is None and kind == "pretraining":
             sizes.remarks.append(f"mask_ratio {ratio}: as published")
         options = system.masking_options(sizes, config)
         config.masking = masking_config(system.masking, ratio, **options)
-    return Inferred(name, kind, config, tuple(sizes.remarks))
+    return Inferred(name, kind, config, tuple(sizes.remarks), tuple(clips))
 
 
 def _check_given(name: str, kind: Kind, given: Given) -> None:

@@ -13,6 +13,9 @@ from adamae_jax.models.classifier import Pooling
 from adamae_jax.models.positions import PositionKind
 from adamae_jax.models.tubelets import ClipGeometry
 
+# Every code can leave the biases of query, key and value out.
+_NO_BIAS: dict[str, tuple[Any, ...]] = {"attention_bias": ("",)}
+
 # Whether any name of a state dict begins with one of these.
 Has = Callable[..., bool]
 
@@ -69,7 +72,7 @@ class Dialect:
     decoder: DecoderNames
     recognise: Callable[[Has], Kind | None]
     positions: tuple[PositionKind, ...]
-    also: Mapping[str, tuple[Any, ...]]
+    also: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=lambda: _NO_BIAS)
     encoder: str = ""
     classifier_norms: Mapping[Pooling, str] = dataclasses.field(
         default_factory=lambda: {"mean": "fc_norm", "first": "norm"}
@@ -124,7 +127,6 @@ VIDEOMAE = Dialect(
     DecoderNames("encoder_to_decoder", "", "decoder.blocks.{}", "decoder.norm", "decoder.head"),
     _is_videomae,
     positions=("sincos_1d",),
-    also={"attention_bias": ("",)},
     encoder="encoder.",
     has_layer_scale=True,
 )
@@ -134,7 +136,6 @@ MAE = Dialect(
     _PREFIXED,
     _is_mae,
     positions=("sincos_2d", "learned"),
-    also={"attention_bias": ("",)},
     is_image=True,
     trains_positions=True,
 )
@@ -147,7 +148,7 @@ MAE_ST = Dialect(
     _PREFIXED,
     _is_mae_st,
     positions=("separable", "learned"),
-    also={"attention_bias": ("",), "class_token": ("none",)},
+    also={**_NO_BIAS, "class_token": ("none",)},
     classifier_norms={"mean": "norm"},
     predicts_fewer_frames=True,
     drops_first_token=True,

@@ -74,7 +74,7 @@ def write_authors(loaded: Loaded, path: Path) -> list[str]:
         written.
     """
     state, description = to_authors(loaded), description_of(loaded)
-    remarks = faithful.remarks(loaded, state, faithful.given_of(loaded, state))
+    remarks = faithful.remarks(loaded, state)
     if path.suffix == ".safetensors":
         metadata = {DESCRIPTION: description}
         if loaded.license:

@@ -5,7 +5,8 @@ Still, under the names of a system's authors there must be one of their models: 
 does not have is refused, and what only the description says is told to the user.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,9 +35,20 @@ _NOT_CLASSIFYING = (
     *("objective.loss", "objective.normalize_targets", "objective.target_pixels"),
     "objective.sampling_loss_weight",
 )
-# What is no part of the network that weights make up: the authors' code takes it as options.
-_TOLD = ("objective", "masking", "model.norm_epsilon", "classifier.norm_epsilon")
 _EPSILON = "model.decoder_norm_epsilon"
+# What is no part of the network that weights make up: the authors' code takes it as options. A
+# strategy's name is one where it has no weights; where it has, `check` has seen to it.
+_TOLD = (
+    *("objective", "model.norm_epsilon", _EPSILON, "classifier.norm_epsilon"),
+    *("masking.name", "masking.mask_ratio"),
+    *(
+        f"masking.options.{name}"
+        for name in (
+            *("dropout", "norm_epsilon", "vit_norm_epsilon"),
+            *("mask_factor", "adversarial_weight", "gumbel_tau"),
+        )
+    ),
+)
 
 
 def check(loaded: Loaded) -> None:
@@ -103,8 +115,8 @@ def given_of(loaded: Loaded, state: StateDict) -> Given:
     """What an import's flags can say of the weights, all of it."""
     config, name = loaded.config, architecture.detect(state)[0]
     fields = {
-        "num_frames": "data.num_frames",
         "num_heads": "model.encoder.num_heads",
+        "num_frames": "data.num_frames",
         "norm_epsilon": "model.norm_epsilon",
     }
     if not isinstance(loaded, Finetuned):
@@ -115,29 +127,70 @@ def given_of(loaded: Loaded, state: StateDict) -> Given:
     return Given(image_size=experiment.image_size(config), **values)
 
 
-def remarks(loaded: Loaded, state: StateDict, given: Given, said: Sequence[str] = ()) -> list[str]:
-    """What weights alone would be taken for, where that is not quite the model.
+def remarks(
+    loaded: Loaded, state: StateDict, beside: Given | None = None, said: Sequence[str] = ()
+) -> list[str]:
+    """What an import of the weights has to be told, and what it would take for something else.
 
     Args:
       loaded: the model.
       state: its weights under the authors' names.
-      given: what stands beside them or can be given by flags.
+      beside: what stands beside them, whatever becomes of our description.
       said: fields of the config of which the user is told otherwise.
 
     Raises:
       UserError: where they would be taken for another network.
     """
-    found = _computed(architecture.infer(state, given).config, loaded)
+    beside = beside or Given()
+    found = _imported(loaded, state, _filled(beside, given_of(loaded, state)))
     own = _computed(loaded.config, loaded)
     # Options of another strategy than the one that would be assumed are not compared one by one.
     compared = own.keys() & found.keys() - set(said)
     names = sorted(name for name in compared if own[name] != found[name])
-    network = [name for name in names if not name.startswith((*_TOLD, _EPSILON))]
+    network = [name for name in names if not _is_among(name, _TOLD)]
     if network:
         listed = ", ".join(f"{name} {found[name]!r} for {own[name]!r}" for name in network)
         raise UserError(f"under the authors' names these weights are another model, of {listed}")
+    flags = _flags(loaded, state, beside)
+    told = [f"without the description beside the weights, give {' '.join(flags)}"] * bool(flags)
+    if not names:
+        return told
     listed = ", ".join(f"{name} {own[name]!r} (otherwise {found[name]!r})" for name in names)
-    return [f"only the description beside the weights says: {listed}"] * bool(names)
+    only = f"{'even with these flags, ' * bool(flags)}only the description beside the weights"
+    return [*told, f"{only} says: {listed}"]
+
+
+def _filled(beside: Given, known: Given) -> Given:
+    """What stands beside weights, and from ``known`` what does not."""
+    held = {name: value for name, value in vars(beside).items() if value is not None}
+    return dataclasses.replace(known, **held)
+
+
+def _flags(loaded: Loaded, state: StateDict, beside: Given) -> list[str]:
+    """The flags without which an import would not find what it finds with all that there are."""
+    known = given_of(loaded, state)
+    wanted = _imported(loaded, state, _filled(beside, known))
+    needed = []
+    for name, value in vars(known).items():
+        if value is None or getattr(beside, name) is not None:
+            continue
+        without = dataclasses.replace(known, **{name: None})
+        try:
+            is_needed = _imported(loaded, state, _filled(beside, without)) != wanted
+        except UserError:  # which asks for it
+            is_needed = True
+        if is_needed:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            needed.append(f"--{name}={text}")
+        else:
+            known = without  # of two that tell each other one is enough
+    return needed
+
+
+def _imported(loaded: Loaded, state: StateDict, given: Given) -> dict[str, Any]:
+    """What an import of the weights would compute, and of what clips."""
+    config = architecture.infer(state, given).config
+    return {**_computed(config, loaded), "data": experiment.geometry(config)}
 
 
 def _computed(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
@@ -149,11 +202,13 @@ def _computed(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
     fields = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in traverse_util.flatten_dict(parts, sep=".").items()
-        if not any(name == field or name.startswith(f"{field}.") for field in left_out)
+        if not _is_among(name, left_out)
     }
     model, frames = config.model, config.data.num_frames
     fields["model.layer_scale"] = bool(model.layer_scale)  # where it starts no longer matters
     fields["model.mlp_ratio"] = _hidden(config, "encoder")
+    if "masking.options.width" in fields:  # of a sampler; 0 is the tokens'
+        fields["masking.options.width"] = config.masking.options.width or model.encoder.width
     if isinstance(loaded, Finetuned):
         fields["model.class_token"] = has_class = model.class_token != "none"
         fields["classifier.skip_first_patch"] = has_class or config.classifier.skip_first_patch
@@ -162,6 +217,11 @@ def _computed(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
     fields["model.mlp_ratio"] = (_hidden(config, "encoder"), _hidden(config, "decoder"))
     fields["model.predicted_frames"] = model.predicted_frames or frames
     return fields
+
+
+def _is_among(name: str, fields: Iterable[str]) -> bool:
+    """Whether a field is one of these, or a part of one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def _hidden(config: ConfigDict, part: str) -> int:

@@ -26,6 +26,7 @@ class Given:
       classifier_norm_epsilon: of a classifier's last norm.
       pixels: mean and standard deviation of the input's channels.
       normalize_targets: see `adamae_jax.objectives.Objective`.
+      vit: of AutoMAE's frozen ViT, what is known of the image MAE that it comes from.
     """
 
     num_frames: int | None = None
@@ -41,3 +42,4 @@ class Given:
     classifier_norm_epsilon: float | None = None
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     normalize_targets: str | None = None
+    vit: "Given | None" = None

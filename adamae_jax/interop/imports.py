@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment, pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, authors, resizing
-from adamae_jax.interop.dialects import Dialect
-from adamae_jax.interop.given import Kind
+from adamae_jax.interop.dialects import Dialect, dialect_of
+from adamae_jax.interop.given import Given, Kind
 from adamae_jax.interop.sources import Source
+from adamae_jax.interop.systems import classifier_system
 from adamae_jax.interop.tables import Table
 
 ENCODER = "params/autoencoder/encoder"
@@ -33,6 +34,8 @@ class Imported:
       label_names: of the classes, where known.
       license: where known.
       remarks: what the user should know.
+      clips: likewise, of how clips are cut: a classifier's are cut otherwise.
+      given: what was known beside the weights; it goes before the recipe of a classifier too.
     """
 
     kind: Kind
@@ -42,18 +45,16 @@ class Imported:
     label_names: tuple[str, ...]
     license: str
     remarks: tuple[str, ...]
-
-
-def dialect_of(config: ConfigDict) -> Dialect:
-    """Whose names the model of a config has."""
-    return authors.dialect_of(config.model.positions, experiment.geometry(config))
+    clips: tuple[str, ...] = ()
+    given: Given = dataclasses.field(default_factory=Given)
 
 
 def table_of(config: ConfigDict, kind: Kind | None = None) -> Table:
     """The names of all of a model's variables, or of its encoder alone."""
     if kind == "encoder":
         model = experiment.autoencoder(config)
-        return authors.encoder_table(model.encoder_definition, dialect_of(config)).under(ENCODER)
+        dialect = dialect_of(model.positions, model.geometry)
+        return authors.encoder_table(model.encoder_definition, dialect).under(ENCODER)
     if config.classifier.num_classes:
         return authors.classifier_table(experiment.classifier(config)).under("params")
     return authors.pretraining_table(experiment.pretraining(config))
@@ -69,13 +70,18 @@ def convert(source: Source) -> Imported:
         config, step, table, shapes = _described(source.description)
         kind: Kind = "classifier" if config.classifier.num_classes else "pretraining"
         remarks: tuple[str, ...] = ()
+        clips: tuple[str, ...] = ()
     else:
         inferred = architecture.infer(source.state, source.given)
         kind, config, step = inferred.kind, inferred.config, 0
-        remarks = inferred.remarks
+        remarks, clips = inferred.remarks, inferred.clips
         table, shapes = table_of(config, kind), pretrained.expected_shapes(config)
     variables = table.from_authors(source.state, shapes)
-    imported = Imported(kind, variables, config, step, (), source.license, remarks)
+    imported = Imported(
+        *(kind, variables, config, step, (), source.license, remarks),
+        clips=clips,
+        given=source.given,
+    )
     return with_label_names(imported, source.label_names)
 
 
@@ -104,6 +110,32 @@ def _described(description: Any) -> tuple[ConfigDict, int, Table, dict[str, tupl
         ) from error
 
 
+def _dialect(imported: Imported) -> Dialect:
+    config = imported.config
+    return dialect_of(config.model.positions, experiment.geometry(config))
+
+
+def is_image(imported: Imported) -> bool:
+    """Whether it is a model of single images."""
+    return _dialect(imported).is_image
+
+
+def said_of_encoder(source: Source) -> Given:
+    """What a source says of its encoder beside the weights, in either of the forms that do.
+
+    Raises:
+      UserError: where its description is damaged.
+    """
+    if source.description is None:
+        return source.given
+    config = _described(source.description)[0]
+    return Given(
+        num_heads=config.model.encoder.num_heads,
+        norm_epsilon=config.model.norm_epsilon,
+        pixels=(tuple(config.objective.pixel_mean), tuple(config.objective.pixel_std)),
+    )
+
+
 def resize(
     imported: Imported, num_frames: int | None, image_size: tuple[int, int] | None
 ) -> Imported:
@@ -112,7 +144,7 @@ def resize(
     Raises:
       UserError: where the size does not fit the tubelets, or an image should have several frames.
     """
-    if num_frames not in (None, 1) and dialect_of(imported.config).is_image:
+    if num_frames not in (None, 1) and is_image(imported):
         raise UserError(f"--to_num_frames={num_frames}: the model is one of images; leave it out")
     config = resizing.resized_config(imported.config, num_frames, image_size)
     old, new = (experiment.geometry(each).grid for each in (imported.config, config))
@@ -145,12 +177,13 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
       seed: of what starts fresh.
 
     Raises:
-      UserError: where the model already is a classifier.
+      UserError: where the model already is a classifier, or what is given of how clips are cut
+        says nothing of how they are for so many classes.
     """
     if imported.config.classifier.num_classes:
         raise UserError("the model is a classifier already: leave --num_classes out")
-    dialect = dialect_of(imported.config)
-    config = _classifier_config(imported.config, num_classes, dialect)
+    dialect = _dialect(imported)
+    config, clips = _classifier_config(imported, num_classes, dialect)
     encoder = dict(imported.variables["params"]["autoencoder"]["encoder"])
     fixed_positions = dialect.trains_positions and "positions" not in encoder
     if fixed_positions:
@@ -169,12 +202,15 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
         config=config,
         label_names=(),
         remarks=(*imported.remarks, *remarks),
+        clips=tuple(clips),
     )
 
 
-def _classifier_config(config: ConfigDict, num_classes: int, dialect: Dialect) -> ConfigDict:
-    """As the authors fine-tune such a model."""
-    new = config.copy_and_resolve_references()
+def _classifier_config(
+    imported: Imported, num_classes: int, dialect: Dialect
+) -> tuple[ConfigDict, list[str]]:
+    """As the authors fine-tune such a model, and what is to be said of its clips."""
+    new = imported.config.copy_and_resolve_references()
     with new.unlocked():
         new.classifier.num_classes = num_classes
         new.model.initialization = "classifier"  # what starts fresh, starts as in fine-tuning
@@ -184,7 +220,9 @@ def _classifier_config(config: ConfigDict, num_classes: int, dialect: Dialect) -
         new.classifier.pooling = "mean"
         has_class = new.model.class_token != "none"
         new.classifier.skip_first_patch = dialect.drops_first_token and not has_class
-    return new
+        recipe = classifier_system(dialect).recipe_of(num_classes)
+        clips = recipe.apply(new.data, imported.given)
+    return new, clips
 
 
 def _fresh(config: ConfigDict, seed: int) -> dict[str, Any]:

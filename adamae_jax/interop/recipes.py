@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from adamae_jax.errors import UserError
 from adamae_jax.interop.given import Given
 
 KINETICS, SOMETHING, IMAGENET = "Kinetics", "Something-Something V2", "ImageNet"
@@ -32,10 +33,20 @@ class Recipe:
     other_rates: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def apply(self, data: ConfigDict, given: Given) -> list[str]:
-        """Sets the fields, but for what is given; returns remarks for the user."""
+        """Sets the fields, but for what is given; returns remarks for the user.
+
+        Raises:
+          UserError: where a sampling rate is given for sampling that has none.
+        """
         named = {name: getattr(given, name) for name in ("sampling_rate", "frame_sampling")}
         said = {name: value for name, value in named.items() if value is not None}
         data.update({**self.fields, **said})
+        if data.frame_sampling == "segments" and given.sampling_rate is not None:
+            raise UserError(
+                f"--sampling_rate={given.sampling_rate} says nothing of the frame_sampling "
+                "'segments', which takes one frame from each of num_frames equal parts of a "
+                "video: leave it out, or give --frame_sampling=dense"
+            )
         assumed = {name: value for name, value in self.fields.items() if name not in said}
         rate, remarks = assumed.pop("sampling_rate", None), []
         if rate is not None and data.num_frames > 1:

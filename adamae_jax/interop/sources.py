@@ -224,6 +224,18 @@ def _card_license(directory: Path) -> str:
     front = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     lines = front[1].splitlines() if front else []
     fields = dict(re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)[ \t]*$", "\n".join(lines), re.M))
-    license = fields.get("license", "").strip("\"'")
+    license, name = (_scalar(fields.get(field, "")) for field in ("license", "license_name"))
     # "other" is followed by a name of the authors' own.
-    return fields.get("license_name", license).strip("\"'") if license == "other" else license
+    return name or license if license == "other" else license
+
+
+def _scalar(text: str) -> str:
+    """One line of YAML: in double quotes as JSON has it, in single ones or in none."""
+    if double := re.match(r'"(?:[^"\\]|\\.)*"', text):
+        try:
+            return str(json.loads(double[0]))
+        except ValueError:  # escapes that YAML has and JSON has not
+            return double[0][1:-1]
+    if single := re.match(r"'((?:[^']|'')*)'", text):
+        return single[1].replace("''", "'")
+    return re.sub(r"(?:^|\s+)#.*", "", text)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from adamae_jax.errors import UserError
 from adamae_jax.interop import dialects, published, recipes
 from adamae_jax.interop.dialects import Dialect
+from adamae_jax.interop.given import Given
 from adamae_jax.interop.recipes import Recipe
 from adamae_jax.interop.sizes import Sizes, check_heads, contradiction
 
@@ -161,21 +162,48 @@ def frozen_vit_options(sizes: Sizes, config: ConfigDict) -> dict[str, Any]:
         )
     heads, width = attention_maps(sizes), sizes.shape(f"{VIT}cls_token", 3)[-1]
     check_heads("pretrained_vit=FILE, one of another width", heads, width)
+    vit = sizes.given.vit or Given()
+    _check_vit(vit, heads, config.objective)
+    epsilon = config.model.norm_epsilon if vit.norm_epsilon is None else vit.norm_epsilon
     return {
         "vit_width": width,
         "vit_depth": depth,
         "vit_num_heads": heads,
-        "vit_norm_epsilon": config.model.norm_epsilon,
+        "vit_norm_epsilon": epsilon,
     }
 
 
+def _check_vit(vit: Given, heads: int, objective: ConfigDict) -> None:
+    """Raises a `UserError` where AutoMAE cannot use an image MAE as what its own file says."""
+    if vit.num_heads not in (None, heads):
+        raise UserError(
+            f"the file of --pretrained_vit says that num_heads is {vit.num_heads}, and AutoMAE's "
+            f"generator reads {heads} attention maps: give an image MAE of as many heads"
+        )
+    own = (tuple(objective.pixel_mean), tuple(objective.pixel_std))
+    if vit.pixels not in (None, own):
+        raise UserError(
+            f"the ViT of --pretrained_vit was trained on pixels with mean {vit.pixels[0]} and std "
+            f"{vit.pixels[1]}, AutoMAE on those with {own[0]} and {own[1]}: it sees the same "
+            "pixels; give an image MAE of these"
+        )
+
+
 _VIDEOMAE = System(
-    *(dialects.VIDEOMAE, "tube", 0.9, untold_clip),
-    *(recipes.VIDEOMAE, recipes.VIDEOMAE_FINE_TUNED),
+    dialect=dialects.VIDEOMAE,
+    masking="tube",
+    mask_ratio=0.9,
+    set_clip=untold_clip,
+    recipe=recipes.VIDEOMAE,
+    fine_tuning=recipes.VIDEOMAE_FINE_TUNED,
 )
 _MAE = System(
-    *(dialects.MAE, "random", 0.75, image_clip),
-    *(recipes.MAE, recipes.MAE_FINE_TUNED),
+    dialect=dialects.MAE,
+    masking="random",
+    mask_ratio=0.75,
+    set_clip=image_clip,
+    recipe=recipes.MAE,
+    fine_tuning=recipes.MAE_FINE_TUNED,
     normalize_targets="tubelet",
     target_pixels="normalized",
 )
@@ -200,10 +228,21 @@ SYSTEMS = {
         num_heads=told_by_maps,
     ),
     "mae_st": System(
-        *(dialects.MAE_ST, "random", 0.9, spacetime_clip),
-        *(recipes.MAE_ST, recipes.MAE_ST_FINE_TUNED),
+        dialect=dialects.MAE_ST,
+        masking="random",
+        mask_ratio=0.9,
+        set_clip=spacetime_clip,
+        recipe=recipes.MAE_ST,
+        fine_tuning=recipes.MAE_ST_FINE_TUNED,
         normalize_targets="tubelet",
         target_pixels="normalized",
         pixels=((0.45,) * 3, (0.225,) * 3),
     ),
 }
+
+
+def classifier_system(dialect: Dialect) -> System:
+    """The system of a dialect's classifiers, whatever they were pretrained as."""
+    return next(
+        system for system in SYSTEMS.values() if system.dialect == dialect and not system.marks
+    )

@@ -87,8 +87,8 @@ def test_published_sizes_need_no_word(system: str, size: str) -> None:
 
 
 def test_every_guess_is_said() -> None:
-    remarks = infer(arrays(published("adamae", "B")), Given()).remarks
-    assert sorted(remarks) == [
+    found = infer(arrays(published("adamae", "B")), Given())
+    assert sorted(found.remarks + found.clips) == [
         "decoder_num_heads 6: as in the published model of this size",
         "frame_sampling dense, crop multi_scale_corner, interpolation bilinear, horizontal_flip "
         "False: as published for Kinetics",
@@ -107,7 +107,7 @@ def test_what_is_given_is_no_guess() -> None:
         num_frames=16,
         image_size=(224, 224),
         sampling_rate=2,
-        frame_sampling="segments",
+        frame_sampling="stretched",
         num_heads=12,
         decoder_num_heads=6,
         sampler_num_heads=8,
@@ -116,8 +116,9 @@ def test_what_is_given_is_no_guess() -> None:
     )
     found = infer(arrays(published("adamae", "B")), given)
     crop = "crop multi_scale_corner, interpolation bilinear, horizontal_flip False"
-    assert found.remarks == (f"{crop}: as published for Kinetics",)
-    assert (found.config.data.sampling_rate, found.config.data.frame_sampling) == (2, "segments")
+    assert found.remarks == ()
+    assert found.clips == (f"{crop}: as published for Kinetics",)
+    assert (found.config.data.sampling_rate, found.config.data.frame_sampling) == (2, "stretched")
     assert found.config.masking.mask_ratio == 0.9
     assert found.config.model.norm_epsilon == 1e-5
 
@@ -218,7 +219,20 @@ def test_a_classifiers_clips_are_those_of_fine_tuning(
     data = found.config.data
     assert (data.frame_sampling, data.horizontal_flip) == (sampling, flip)
     assert data.crop_area == (0.08, 1.0)
-    assert ("Something-Something" in "".join(found.remarks)) == (classes == 174)
+    assert ("Something-Something" in "".join(found.clips)) == (classes == 174)
+
+
+def test_segments_have_no_rate() -> None:
+    message = "--sampling_rate=9 says nothing of the frame_sampling 'segments'.*: leave it out"
+    with pytest.raises(UserError, match=message):
+        infer(arrays(published("adamae", "B")), Given(sampling_rate=9, frame_sampling="segments"))
+    # Nor where the number of classes tells that frames are taken so.
+    meta = {**meta_of(MAE["B"], MAE_DECODER, **VIDEO), "num_classes": 174}
+    classifier = arrays(reference_weights.classifier_shapes(meta, published("videomae", "B")))
+    with pytest.raises(UserError, match=message):
+        infer(classifier, Given(sampling_rate=9))
+    data = infer(classifier, Given(sampling_rate=9, frame_sampling="dense")).config.data
+    assert (data.sampling_rate, data.frame_sampling) == (9, "dense")
 
 
 @pytest.mark.parametrize("given", [Given(sampling_rate=2), Given(frame_sampling="dense")])

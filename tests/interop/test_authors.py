@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import authors, layouts
+from adamae_jax.interop import authors, dialects, layouts
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
@@ -170,7 +170,7 @@ def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
 def test_positions_tell_whose_names_a_model_has(
     positions: str, geometry: ClipGeometry, dialect: str
 ) -> None:
-    assert authors.dialect_of(positions, geometry).family == dialect
+    assert dialects.dialect_of(positions, geometry).family == dialect
 
 
 def shapes_of(table: authors.Table, tree: Any) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from adamae_jax import experiment, pretrained
+from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, huggingface, imports, safetensors_files, sources
+from adamae_jax.pretrained import Loaded
 from tests.interop import convert_cases
 from tests.interop.convert_cases import (
     CASES,
@@ -61,10 +63,12 @@ def test_ours_to_a_file_to_ours(
     assert found.label_names == (LABELS if model[1] else ())
     said = json.loads((ours / "model.json").read_text())
     assert json.loads((again / "model.json").read_text()) == said
-    assert capsys.readouterr().out.splitlines() == [
+    flags, *rest = capsys.readouterr().out.splitlines()
+    assert rest == [
         *(f"license: {LICENSE}", str(file)),
         *(f"license: {LICENSE}", str(again)),
     ]
+    assert flags.startswith("note: without the description beside the weights, give --")
 
 
 @ALL
@@ -78,6 +82,45 @@ def test_their_file_to_ours_to_their_file(tmp_path: Path, model: tuple[str, bool
     assert (found.step, found.license, found.label_names) == (0, "", ())
     file = export(ours, tmp_path / "again.safetensors")
     assert_same_arrays(safetensors_files.read(file, strip_prefixes=False), theirs)
+
+
+def told(output: str) -> list[str]:
+    """The flags that an export says are needed without its description."""
+    begins = "note: without the description beside the weights, give "
+    (line,) = [line for line in output.splitlines() if line.startswith(begins)] or [begins]
+    return line.removeprefix(begins).split()
+
+
+def is_found(directory: Path, source: Path, flags: list[str], expected: Loaded) -> bool:
+    """Whether an import of bare weights, with these flags, is the model."""
+    try:
+        found = pretrained.load(bring(source, directory, *flags))
+        found.config.model.decoder_norm_epsilon = expected.config.model.decoder_norm_epsilon
+        found.config.classifier.norm_epsilon = expected.config.classifier.norm_epsilon
+        assert_same_model(found, expected)
+    except (AssertionError, UserError):
+        return False
+    return True
+
+
+@ALL
+def test_the_flags_that_are_told_are_needed_and_enough(
+    tmp_path: Path, model: tuple[str, bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = written(tmp_path / "ours", *model)
+    forms = {"authors": "file.safetensors", "huggingface": "directory"}
+    for form in ("authors", *["huggingface"] * (model in HUGGING_FACE)):
+        source = export(ours, tmp_path / forms[form], f"--format={form}")
+        flags = told(capsys.readouterr().out)
+        if form == "huggingface":
+            (source / sources.DESCRIPTION_FILE).unlink()
+        else:
+            safetensors_files.write(source, exports.to_authors(loaded(*model)))
+        assert is_found(tmp_path / f"{form}-all", source, flags, loaded(*model)), flags
+        for flag in flags:
+            rest = [other for other in flags if other != flag]
+            output = tmp_path / f"{form}-{flag[2:9]}"
+            assert not is_found(output, source, rest, loaded(*model)), flag
 
 
 @WITH_CLASS
@@ -258,7 +301,11 @@ def test_labels_and_license_are_given_and_kept(
 
 @pytest.mark.parametrize(
     ("license", "line"),
-    [("mit", "license: mit"), ("Our own: v1", 'license: other\nlicense_name: "Our own: v1"')],
+    [
+        ("mit", "license: mit"),
+        ("Our own: v1", 'license: other\nlicense_name: "Our own: v1"'),
+        ('Jürgen\'s "own" # 1', 'license_name: "J\\u00fcrgen\'s \\"own\\" # 1"'),
+    ],
 )
 def test_the_model_card_has_the_license(tmp_path: Path, license: str, line: str) -> None:
     model = loaded("videomae")
@@ -274,6 +321,10 @@ def test_the_model_card_has_the_license(tmp_path: Path, license: str, line: str)
     [
         ("---\nlicense: 'cc-by-nc-4.0'\ntags:\n- video\n---\n", "cc-by-nc-4.0"),
         ("---\ntags:\n- x\nlicense:\ntitle: y\n---\nlicense: mit\n", ""),
+        ("---\nlicense: mit # of the weights\n---\n", "mit"),
+        ("---\nlicense: # later\n---\n", ""),
+        ("---\nlicense: other\nlicense_name: 'Anna''s' # own\n---\n", "Anna's"),
+        ('---\nlicense: other\nlicense_name: "a\\xe9" # own\n---\n', "a\\xe9"),
         ("license: mit\n", ""),
         ("---\nlicense: mit", ""),
         ("", ""),
@@ -312,7 +363,7 @@ def test_the_jobs_in_processes_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "file.safetensors"
     done = job("export", f"--source={ours}", f"--output={file}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"license: {LICENSE}", str(file)]
+    assert done.stdout.splitlines()[1:] == [f"license: {LICENSE}", str(file)]
     done = job("import", f"--source={file}", f"--output={ours}")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [

@@ -174,7 +174,11 @@ def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fine_tuned", "found"),
-    [("videomae", False, "videomae .pretraining."), ("mae", True, "mae .classifier.")],
+    [
+        ("videomae", False, "videomae .pretraining."),
+        ("mae", True, "mae .classifier."),
+        ("automae", False, "automae .pretraining."),
+    ],
 )
 def test_another_model_is_no_frozen_vit(
     tmp_path: Path, name: str, fine_tuned: bool, found: str

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 import adamae_jax
-from adamae_jax import experiment, pretrained, visualize
+from adamae_jax import experiment, frozen, pretrained, visualize
 from adamae_jax.config import masking_config
 from adamae_jax.convert import exporting, importing
 from adamae_jax.errors import UserError
@@ -87,9 +87,9 @@ def test_automae_holds_an_imported_mae_frozen(tmp_path: Path) -> None:
     with automae.unlocked():
         options = {"vit_width": 16, "vit_depth": 2, "vit_num_heads": 2, "pretrained": str(ours)}
         automae.masking = masking_config("adversarial", 0.75, **options)
-    frozen = pretrained.frozen_variables(experiment.pretraining(automae))
+    held = frozen.read(experiment.pretraining(automae))
     expected = pretrained.flatten(variables["params"]["autoencoder"]["encoder"])
-    found = pretrained.flatten(frozen["vit"])
+    found = pretrained.flatten(held.variables["vit"])
     assert set(found) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)

@@ -104,6 +104,43 @@ def test_its_config_is_the_authors_classifiers(pair: Any) -> None:
     assert options.norm_epsilon == model.config.model.norm_epsilon
     # The released code leaves the first token out, which without a class token is a patch.
     assert options.skip_first_patch == (name == "mae_st_joint")
+    # Nor are clips cut as in pretraining: 5 classes are none of Something-Something V2's 174.
+    data, sampling = classifier.config.data, {"mae": "dense", "mae_st": "time_scaled"}
+    family = CASES[name].family
+    assert data.frame_sampling == sampling.get(family, "stretched")
+    assert (data.crop, data.crop_area) == ("random_resized", (0.08, 1.0))
+    assert data.horizontal_flip
+    assert (data.num_frames, data.image_size) == (
+        *(model.config.data.num_frames, model.config.data.image_size),
+    )
+
+
+def test_its_clips_are_those_of_its_classes_and_nothing_else_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.safetensors"
+    safetensors_files.write(file, exports.to_authors(loaded("videomae")))
+    ours = bring(file, tmp_path / "ours", "--num_classes=174", *given("videomae"))
+    data = pretrained.load(ours).config.data
+    assert (data.frame_sampling, data.crop) == ("segments", "random_resized")
+    assert not data.horizontal_flip
+    said = capsys.readouterr().out
+    assert "frame_sampling segments, crop random_resized" in said
+    assert "Something-Something V2" in said
+    assert "Kinetics" not in said
+
+
+def test_clips_that_are_given_go_before_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    safetensors_files.write(file, exports.to_authors(loaded("videomae")))
+    own = ("--frame_sampling=dense", "--sampling_rate=3", *given("videomae"))
+    data = pretrained.load(bring(file, tmp_path / "ours", "--num_classes=174", *own)).config.data
+    assert (data.frame_sampling, data.sampling_rate) == ("dense", 3)
+    assert data.crop == "random_resized"
+    with pytest.raises(
+        UserError, match="--sampling_rate=3 says nothing of the frame_sampling 'seg"
+    ):
+        bring(file, tmp_path / "no", "--num_classes=174", "--sampling_rate=3", *given("videomae"))
 
 
 def test_the_seed_is_of_what_starts_fresh() -> None:
@@ -153,7 +190,13 @@ def test_an_encoder_alone_becomes_a_classifier(
 @ENCODERS
 def test_an_encoder_alone_is_no_model(tmp_path: Path, name: str) -> None:
     safetensors_files.write(tmp_path / "encoder.safetensors", encoder_of(name))
-    with pytest.raises(UserError, match="holds an encoder alone.*--num_classes.*--pretrained_vit"):
+    message = "holds an encoder alone.*: give --num_classes to make a classifier of it$"
+    if name == "mae":
+        message = (
+            r"holds an encoder alone.*--num_classes.*, or give it as --pretrained_vit in importing "
+            r"a finished AutoMAE; to train one \(masking.options.pretrained\), .*with its decoder"
+        )
+    with pytest.raises(UserError, match=message):
         bring(tmp_path / "encoder.safetensors", tmp_path / "ours", *given(name, fine_tuned=True))
     assert not (tmp_path / "ours").exists()
 

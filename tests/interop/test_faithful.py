@@ -16,6 +16,7 @@ from adamae_jax import experiment, masking, pretrained
 from adamae_jax.config import default_config, masking_config, set_family
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, exports, faithful, sources
+from adamae_jax.interop.given import Given
 from adamae_jax.interop.safetensors_files import StateDict
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 from tests import helpers
@@ -54,7 +55,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "masking.name": ("random", "tube", "adaptive", "adversarial"),
     "masking.mask_ratio": (0.6,),
     "masking.options.network": ("mlp",),
-    "masking.options.width": (8,),
+    "masking.options.width": (8, 16),  # the tokens' is 16
     "masking.options.depth": (1,),
     "masking.options.num_heads": (2,),
     "masking.options.dropout": (0.5,),
@@ -71,13 +72,19 @@ VALUES: dict[str, tuple[Any, ...]] = {
 WORDS = {
     "masking.options.network": "sampler of attention blocks",
     "masking.options.width": "sampler of attention blocks",
+    # They tell whose code it would be: foreign there is the rest of the model.
+    "model.positions": (
+        r"names go with model\.positions=|another model, of (.*, )?model\.positions |"
+        r"no class for .*\(model\.positions="
+    ),
     # Which first token a classifier leaves out depends on both.
-    "model.class_token": "class_token|skip_first_patch",
+    "model.class_token": r"model with .*(class_token|skip_first_patch)=",
 }
 # The same, in the remarks of an export to a directory.
 IN_DIRECTORIES = {
     "model.decoder_norm_epsilon": "epsilon 1e-05 in decoder.norm|decoder_norm_epsilon",
     "classifier.norm_epsilon": "in (fc_norm|videomae.layernorm)",
+    "masking.mask_ratio": "give --mask_ratio=0.6",
 }
 # Changing these changes no array.
 SAME_ARRAYS = (
@@ -134,7 +141,7 @@ def built(config: ConfigDict, like: Loaded, same_arrays: bool) -> Loaded:
 
 def exported(model: Loaded) -> tuple[StateDict, list[str]]:
     state = exports.to_authors(model)
-    return state, faithful.remarks(model, state, faithful.given_of(model, state))
+    return state, faithful.remarks(model, state)
 
 
 def kept(field: str, found: ConfigDict, expected: ConfigDict) -> bool:
@@ -147,6 +154,8 @@ def kept(field: str, found: ConfigDict, expected: ConfigDict) -> bool:
         parts = ("encoder", "decoder")[: 1 if expected.classifier.num_classes else 2]
         widths = [expected.model[part].width for part in parts]
         return [int(width * ours) for width in widths] == [int(width * theirs) for width in widths]
+    if field == "masking.options.width":
+        return (ours or expected.model.encoder.width) == (theirs or found.model.encoder.width)
     if field == "model.predicted_frames":
         return (ours or expected.data.num_frames) == (theirs or expected.data.num_frames)
     if field == "model.class_token" and expected.classifier.num_classes:
@@ -212,8 +221,10 @@ def variants(
 
 
 def words(field: str) -> str:
-    """What a message calls a field."""
-    return WORDS.get(field, field.rpartition(".")[2])
+    """How a message lists a field that has no place."""
+    name = re.escape(field)
+    listed = rf"(no model with|another model, of) (.*, )?{name}[= ]|no class for .*\({name}\)"
+    return WORDS.get(field, listed)
 
 
 @pytest.mark.parametrize(("case", "field"), choices(CASES))
@@ -307,18 +318,44 @@ def test_what_only_the_description_says_is_told() -> None:
     config = changed(config, "model.decoder_norm_epsilon", 1e-5)
     _, remarks = exported(built(config, loaded("videomae"), same_arrays=True))
     assert remarks == [
-        "only the description beside the weights says: model.decoder_norm_epsilon 1e-05 "
-        "(otherwise 1e-06), objective.loss 'l1' (otherwise 'mse')"
+        "without the description beside the weights, give --num_frames=4 --image_size=8,12 "
+        "--num_heads=2 --decoder_num_heads=3 --mask_ratio=0.75",
+        "even with these flags, only the description beside the weights says: "
+        "model.decoder_norm_epsilon 1e-05 (otherwise 1e-06), objective.loss 'l1' (otherwise 'mse')",
     ]
 
 
-def test_weights_that_mean_another_network_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "beside", "message"),
+    [
+        ("videomae", Given(num_heads=4), "model.encoder.num_heads 4 for 2"),
+        ("adamae", Given(sampler_num_heads=2), "masking.options.num_heads 2 for 4"),
+    ],
+)
+def test_weights_that_mean_another_network_are_refused(
+    name: str, beside: Given, message: str
+) -> None:
     """Should a model pass the tables of what authors have and come back as another."""
-    model = loaded("videomae")
+    model = loaded(name)
+    with pytest.raises(UserError, match=f"another model, of {message}"):
+        faithful.remarks(model, exports.to_authors(model), beside)
+
+
+@pytest.mark.parametrize(
+    "option", ["network", "width", "depth", "num_heads", "vit_width", "vit_depth", "vit_num_heads"]
+)
+def test_a_network_inside_the_masking_is_never_only_told(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should an import one day read one of its options wrong."""
+    model, field = loaded("automae" if "vit" in option else "adamae"), f"masking.options.{option}"
     state = exports.to_authors(model)
-    given = dataclasses.replace(faithful.given_of(model, state), num_heads=4)
-    with pytest.raises(UserError, match="another model, of model.encoder.num_heads 4 for 2"):
-        faithful.remarks(model, state, given)
+    found = architecture.infer(state, faithful.given_of(model, state))
+    value: Any = "mlp" if option == "network" else 8
+    wrong = dataclasses.replace(found, config=changed(found.config, field, value))
+    monkeypatch.setattr(architecture, "infer", lambda *_: wrong)
+    with pytest.raises(UserError, match=f"another model, of {field} {value!r} for "):
+        faithful.remarks(model, state)
 
 
 @pytest.mark.parametrize("field", VALUES)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -31,22 +32,28 @@ def image_mae(directory: Path, license: str) -> Path:
     return directory
 
 
-def automae_config(frozen: Path) -> ConfigDict:
+def automae_config(frozen: Path, steps: int = 1) -> ConfigDict:
     """An AutoMAE that is to be trained."""
     config = config_of("automae")
     with config.unlocked():
         config.masking.options.pretrained = str(frozen)
-        config.steps, config.batch_size, config.eval_every = 1, 8, 0
+        config.steps, config.batch_size, config.eval_every = steps, 8, 0
         config.compilation_cache_dir = ""
     return config
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "expected"),
-    [("", "", ""), ("mit", "", "mit"), ("", "mit", "mit"), ("a", "a", "a"), ("a", "b", "a and b")],
+    ("one", "other", "expected"),
+    [
+        ("", "", ""),
+        ("mit", "", "mit and unknown"),
+        ("", "mit", "unknown and mit"),
+        ("a", "a", "a"),
+        ("a", "b", "a and b"),
+    ],
 )
-def test_two_licenses_are_one_or_both(own: str, other: str, expected: str) -> None:
-    assert licenses.together(own, other) == expected
+def test_two_licenses_are_one_or_both(one: str, other: str, expected: str) -> None:
+    assert licenses.together(one, other) == expected
 
 
 def test_a_strategy_that_holds_nothing_has_none() -> None:
@@ -69,7 +76,7 @@ def test_a_run_has_the_license_of_what_it_holds_frozen(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_no_license(tmp_path: Path) -> None:
-    for text in ("{", "[]", "{}"):
+    for text in ("{", "[]", "{}", '{"license": null}'):
         (tmp_path / "model.json").write_text(text)
         assert licenses.of(tmp_path) == f"unknown (weights of {tmp_path})"
 
@@ -77,7 +84,8 @@ def test_a_damaged_record_is_no_license(tmp_path: Path) -> None:
 class Untrained:
     """In the place of `pretrain.Run`: a run whose model is that of before its first step."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, pretraining: Any, *_: Any) -> None:
+    def __init__(self, config: ConfigDict, workdir: Path, pretraining: Any, *others: Any) -> None:
+        self.checkpoints: Any = others[2]
         variables = helpers.variables(pretraining)
         self.metrics = self.progress = contextlib.nullcontext()
         self.state = SimpleNamespace(
@@ -88,24 +96,68 @@ class Untrained:
         return self.state
 
 
+def untrained(directory: Path, monkeypatch: pytest.MonkeyPatch, config: ConfigDict) -> Path:
+    """The workdir of a run over a dataset of its own, begun or gone on with."""
+    data = directory / "data"
+    if not data.exists():
+        fixtures.write_dataset(data, {"train": moving_waves(4), "validation": moving_waves(1)})
+    config.data.dir = str(data)
+    monkeypatch.setattr(pretrain, "Run", Untrained)
+    monkeypatch.setattr(rundir, "summarize", lambda *_: {})
+    pretrain.pretrain(config, directory / "run")
+    return directory / "run"
+
+
 @pytest.mark.parametrize("license", [LICENSE, ""])
 def test_pretraining_passes_it_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, license: str
 ) -> None:
     """And so does every export of the run's model."""
     frozen = image_mae(tmp_path / "mae", license)
-    data = fixtures.write_dataset(
-        tmp_path / "data", {"train": moving_waves(4), "validation": moving_waves(1)}
-    )
-    config = automae_config(frozen)
-    config.data.dir = str(data)
-    monkeypatch.setattr(pretrain, "Run", Untrained)
-    monkeypatch.setattr(rundir, "summarize", lambda *_: {})
-    pretrain.pretrain(config, tmp_path / "run")
-    model = tmp_path / "run" / rundir.MODEL
+    model = untrained(tmp_path, monkeypatch, automae_config(frozen)) / rundir.MODEL
     assert pretrained.load(model).license == license
     file = export(model, tmp_path / "exported.safetensors")
     assert safetensors_files.read_metadata(file).get("license", "") == license
+
+
+def test_it_is_that_of_when_the_weights_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model may lie in their place while the run goes on, or none."""
+    frozen = image_mae(tmp_path / "mae", LICENSE)
+
+    def train(self: Untrained) -> Any:
+        image_mae(frozen, "mit")
+        return self.state
+
+    monkeypatch.setattr(Untrained, "train", train)
+    run = untrained(tmp_path, monkeypatch, automae_config(frozen))
+    assert licenses.of(run) == LICENSE
+
+
+def test_a_run_that_goes_on_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoints, as the weights; a damaged one is passed over."""
+    frozen = image_mae(tmp_path / "mae", LICENSE)
+
+    class KilledError(Exception):
+        """In the place of a SIGKILL."""
+
+    def train(self: Untrained) -> Any:
+        for step in (1, 2):
+            self.checkpoints.save(step, {"params": {"a": np.zeros(1)}})
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Untrained, "train", train)
+        untrained(tmp_path, patch, automae_config(frozen, steps=3))
+    shutil.rmtree(frozen)
+    run = tmp_path / "run"
+    assert licenses.of(run) == LICENSE
+    (run / rundir.CHECKPOINTS / "2" / "state" / "digests.json").write_text("{}")
+    assert licenses.of(run) == LICENSE
+    image_mae(frozen, "mit")
+    untrained(tmp_path, monkeypatch, automae_config(frozen, steps=3))
+    assert pretrained.load(run / rundir.MODEL).license == LICENSE
 
 
 def test_a_run_and_its_export_say_whose_weights_they_hold(
@@ -128,13 +180,22 @@ def test_a_run_and_its_export_say_whose_weights_they_hold(
     assert f"license: {LICENSE}" in capsys.readouterr().out
 
 
-def test_automae_has_the_licenses_of_both_of_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("license", "expected"), [("mit", f"mit and {LICENSE}"), ("", f"unknown and {LICENSE}")]
+)
+def test_automae_has_the_licenses_of_both_of_its_files(
+    tmp_path: Path, license: str, expected: str
+) -> None:
     state = exports.to_authors(loaded("automae"))
     vit = {n.removeprefix("pretrained_vit."): a for n, a in state.items() if "vit." in n}
     rest = {n: a for n, a in state.items() if "vit." not in n}
     safetensors_files.write(tmp_path / "vit.safetensors", vit, {"license": LICENSE})
-    safetensors_files.write(tmp_path / "automae.safetensors", rest, {"license": "mit"})
+    safetensors_files.write(tmp_path / "automae.safetensors", rest, {"license": license})
     flag = f"--pretrained_vit={tmp_path / 'vit.safetensors'}"
     own = given("automae")
     ours = bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *own)
-    assert pretrained.load(ours).license == f"mit and {LICENSE}"
+    assert pretrained.load(ours).license == expected
+    said = bring(
+        tmp_path / "automae.safetensors", tmp_path / "said", flag, *own, "--license=apache-2.0"
+    )
+    assert pretrained.load(said).license == f"apache-2.0 and {LICENSE}"  # hides no other

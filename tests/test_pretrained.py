@@ -1,0 +1,140 @@
+"""Model directories: built and loaded, or refused with one line where they are damaged."""
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamae_jax import pretrained
+from adamae_jax.errors import UserError
+from tests.interop.convert_cases import LABELS, config_of, loaded, written
+
+CLASSIFIER = ("mae_st", True)
+PRETRAINING = ("mae_st", False)
+Json = Any
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """A masked autoencoder and a classifier, for tests that change ``model.json`` alone."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        tuned: written(root / str(tuned), name, tuned) for name, tuned in (PRETRAINING, CLASSIFIER)
+    }
+
+
+@pytest.fixture
+def model(directories: dict[bool, Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of one of them with a field of ``model.json`` changed, by its path."""
+
+    def change(fine_tuned: bool, field: str, value: Json) -> Path:
+        copy = tmp_path / "copy"
+        shutil.copytree(directories[fine_tuned], copy)
+        description = json.loads((copy / "model.json").read_text())
+        set_at(description, tuple(field.split(".")), value)
+        (copy / "model.json").write_text(json.dumps(description))
+        return copy
+
+    return change
+
+
+def set_at(tree: Json, path: tuple[str, ...], value: Json) -> None:
+    """Sets a value in nested objects."""
+    *parents, last = path
+    functools.reduce(lambda node, name: node[name], parents, tree)[last] = value
+
+
+def paths(tree: Json, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The places of all values in nested objects, inner ones too."""
+    for name, value in tree.items():
+        yield (*prefix, name)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, name))
+
+
+BOTH = (False, True)
+DAMAGE: list[tuple[tuple[bool, ...], str, Json, str]] = [
+    (BOTH, "trained_with", None, "is not a readable model .AttributeError"),
+    (BOTH, "trained_with.data", None, "is not a readable model .TypeError"),
+    (BOTH, "model", [], "a stored config does not fit this version"),
+    (BOTH, "model.initialization", "bert", "model.initialization is 'bert': use one of 'videomae'"),
+    (BOTH, "model.dtype", "float9", "model.dtype is 'float9': use one of 'float32', 'bfloat16'"),
+    (BOTH, "model.norm_epsilon", None, "model.norm_epsilon is null"),
+    (BOTH, "model.norm_epsilon", -1.0, "model.norm_epsilon is -1.0: it must be at least 0"),
+    (BOTH, "clip.interpolation", "nearest", "data.interpolation is 'nearest': use one of"),
+    (BOTH, "clip.image_size", ["a", "b"], "is not a readable model .ValueError"),
+    (BOTH, "objective.loss", "huber", "objective.loss is 'huber': use one of 'mse', 'l1'"),
+    (BOTH, "objective.pixel_std", [1.0, math.nan, 1.0], "the latter positive"),
+    (BOTH, "objective.pixel_mean", ["a", "b", "c"], "is not a readable model"),
+    (BOTH, "license", None, "license is None: it should be text"),
+    (BOTH, "step", "7", "step is '7': it should be a whole number"),
+    (BOTH, "label_names", "walking", "label_names is 'walking': it should be a list of texts"),
+    (BOTH, "label_names", [1, 2, 3], r"label_names is \[1, 2, 3\]: it should be a list of texts"),
+    ((True,), "label_names", ["walking"], "there are 1 label names for 3 classes"),
+    ((True,), "classifier.norm_epsilon", -1.0, "classifier.norm_epsilon is -1.0"),
+    ((True,), "classifier.num_classes", -3, "classifier.num_classes is -3"),
+    ((True,), "classifier.num_classes", 4, "there are 3 label names for 4 classes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fine_tuned", "field", "value", "message"),
+    [(tuned, *rest) for kinds, *rest in DAMAGE for tuned in kinds],
+)
+def test_a_damaged_description_is_one_clear_line(
+    model: Callable[..., Path], fine_tuned: bool, field: str, value: Json, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        pretrained.load(model(fine_tuned, field, value))
+    assert "\n" not in str(caught.value)
+
+
+VALUES = st.one_of(
+    st.sampled_from([None, True, -1, 0, 1, 7, 2**40, 0.5, math.nan, math.inf, "", "x", [], {}]),
+    st.sampled_from([[1], [None, 1], ["x", "y"], [[1]], [1e300, 0, -1], {"x": 1}]),
+)
+
+
+@pytest.mark.parametrize("fine_tuned", BOTH)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_whatever_a_description_says_it_loads_or_is_refused(
+    directories: dict[bool, Path], fine_tuned: bool, data: st.DataObject
+) -> None:
+    place = directories[fine_tuned] / "model.json"
+    text = place.read_text()
+    description = json.loads(text)
+    own = {name: value for name, value in description.items() if name != "trained_with"}
+    set_at(description, data.draw(st.sampled_from(list(paths(own)))), data.draw(VALUES))
+    place.write_text(json.dumps(description))
+    try:
+        found = pretrained.load(place.parent)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert (
+            found.model.geometry.num_tokens
+            == loaded("mae_st", fine_tuned).model.geometry.num_tokens
+        )
+    finally:
+        place.write_text(text)
+
+
+def test_a_model_without_names_of_its_classes_loads(model: Callable[..., Path]) -> None:
+    assert pretrained.load(model(True, "label_names", [])).label_names == ()
+
+
+def test_building_leaves_the_callers_config_alone() -> None:
+    config = config_of("mae", fine_tuned=True)
+    config.model.attention = "cudnn"
+    model = loaded("mae", fine_tuned=True)
+    built = pretrained.build(model.variables, config, 0, LABELS, "", "x")
+    assert built.config.model.attention == "xla"
+    assert config.model.attention == "cudnn"
