@@ -157,6 +157,7 @@ def test_killed_many_times_is_bitwise_the_same(
     assert_same_run(finished, workdir)
 
 
+@pytest.mark.full
 def test_the_number_of_workers_changes_nothing(
     finished: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +299,7 @@ def test_a_damaged_record_stops_a_run_that_asks_for_it(damaged: Path, tmp_path: 
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.full
 def test_too_many_damaged_records_end_a_run_with_the_list(damaged: Path, tmp_path: Path) -> None:
     done = run(tmp_path / "run", damaged, "--config.eval_every=0")
     assert done.returncode == 2

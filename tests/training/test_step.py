@@ -144,6 +144,7 @@ def test_accumulation_changes_nothing(
     assert_same_step(first_step(Run(recorded, accumulation=4)), reference)
 
 
+@pytest.mark.full
 def test_accumulation_on_eight_devices_changes_nothing(
     recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
 ) -> None:
