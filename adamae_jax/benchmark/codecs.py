@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.permutation import AUGMENT, generator
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.video_file import VideoFile
 
 CLIPS = 24
@@ -62,8 +62,8 @@ def measure(codec: str, directory: Path, source: Path, spec: ClipSpec) -> Stored
         record = dataset[k % len(dataset)]
         _clip(record, spec, k)
         both = time.perf_counter() - start
-        if isinstance(record.frames, Iterable):  # else the whole file has been read already
-            record = dataclasses.replace(record, frames=tuple(record.frames))
+        if isinstance(record.frames, StoredFrames):  # else the whole file has been read already
+            record = dataclasses.replace(record, frames=record.frames.held())
         start = time.perf_counter()
         _clip(record, spec, k)
         alone = time.perf_counter() - start

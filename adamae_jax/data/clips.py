@@ -219,15 +219,25 @@ def _cut_alike(
     """Fills the clips as drawn, from frames decoded ``factor`` times smaller."""
     frame_size = (record.height, record.width)
     needed = np.unique(np.concatenate([draw.frames for _, draw in clips]))
+    # A short video repeats a frame, which is then cut once.
+    places = [_places(draw.frames) for _, draw in clips]
     for number, pixels in each_frame(record.frames, needed, frame_size, factor):
         smaller = 1 if pixels.shape[:2] == frame_size else factor
-        for clip, draw in clips:
-            # A short video repeats a frame, which is then cut once.
-            places = np.flatnonzero(draw.frames == number)
-            if len(places):
+        for (clip, draw), of_number in zip(clips, places, strict=True):
+            first, *others = of_number.get(number, (None,))
+            if first is not None:
                 box = Box(*(side // smaller for side in draw.box))
-                cut_frame(pixels, box, clip[places[0]], interpolation, draw.flipped)
-                clip[places[1:]] = clip[places[0]]
+                cut_frame(pixels, box, clip[first], interpolation, draw.flipped)
+            for other in others:
+                clip[other] = clip[first]
+
+
+def _places(frames: Int64[np.ndarray, "t"]) -> dict[int, list[int]]:
+    """Where in a clip each of its frames stands."""
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(frames.tolist()):
+        places.setdefault(number, []).append(place)
+    return places
 
 
 def _draw(record: Record, spec: ClipSpec, rng: np.random.Generator | None) -> _Draw:

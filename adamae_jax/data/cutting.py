@@ -51,8 +51,7 @@ def cut_frame(
     if cut.shape == out.shape:
         out[:] = cut
     elif interpolation == NOT_FILTERED or (interpolation == "bilinear" and not smaller):
-        # The exact variant gives the same numbers on every kind of processor.
-        cv2.resize(cut, (width, height), dst=out, interpolation=cv2.INTER_LINEAR_EXACT)
+        cv2.resize(cut, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         out[:] = _filtered(cut, (width, height), _FILTERED[interpolation])
     if flipped:

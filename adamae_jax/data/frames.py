@@ -72,6 +72,9 @@ def each_frame(
         if isinstance(encoded, StoredFrames)
         else [encoded[number] for number in frames]
     )
+    # A video comes with colours of half the resolution, which FFmpeg only repeats; images may come
+    # from a camera, and everybody smooths theirs.
+    of_video = isinstance(encoded, StoredFrames)
     small = tuple(-(-side // reduction) for side in frame_size)
     buffer: np.ndarray | None = None
     for number, image in zip(frames.tolist(), images, strict=True):
@@ -84,7 +87,7 @@ def each_frame(
         if buffer is None:  # not before a header has said that frames are so large
             buffer = np.empty((*small, 3), np.uint8)
         try:
-            pixels = _decode(image, buffer)
+            pixels = _decode(image, buffer, repeat_colours=of_video)
         except _DECODING_ERRORS as error:
             raise BadRecordError(f"frame {number} is damaged ({error})") from error
         yield number, pixels
@@ -105,12 +108,18 @@ def decode_frames(
     return np.stack([found[place] for place in places])
 
 
-def _decode(image: bytes, buffer: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "..."]:
+def _decode(
+    image: bytes, buffer: UInt8[np.ndarray, "h w 3"], repeat_colours: bool
+) -> UInt8[np.ndarray, "..."]:
     """The pixels; of a JPEG in the buffer, whose size it is decoded to."""
     if not image.startswith(PNG_SIGNATURE):
-        height, width = buffer.shape[:2]
         simplejpeg.decode_jpeg(
-            image, colorspace="RGB", min_height=height, min_width=width, buffer=buffer
+            image,
+            colorspace="RGB",
+            fastupsample=repeat_colours,
+            min_height=buffer.shape[0],
+            min_width=buffer.shape[1],
+            buffer=buffer,
         )
         return buffer
     with _open_png(image) as png:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from adamae_jax.data.header import Span, varint_lengths
-from adamae_jax.data.payload import Payload
+from adamae_jax.data.payload import HeldPayload, Payload
 from adamae_jax.data.tfrecord import BadRecordError
 
 
@@ -73,6 +73,13 @@ class StoredFrames(Sequence[bytes]):
                     raise BadRecordError(f"frame {number} does not match its checksum")
                 found[number] = frame
         return [found[number] for number in wanted]
+
+    def held(self) -> "StoredFrames":
+        """The same frames, all of them in memory."""
+        stop = int(self.starts[-1]) + self.sizes[-1]
+        first = int(self.starts[0])
+        held = HeldPayload(self.payload.read(first, stop - first))
+        return dataclasses.replace(self, starts=self.starts - first, payload=held)
 
     def _runs(self, numbers: Sequence[int]) -> Iterator[list[int]]:
         """Sorted numbers in runs, each to be read at once with the little that lies between."""

@@ -1,6 +1,7 @@
 import io
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import simplejpeg
@@ -8,6 +9,8 @@ from PIL import Image
 
 from adamae_jax.data import frames
 from adamae_jax.data.frames import decode_foreground, decode_frames, encoded_size
+from adamae_jax.data.payload import HeldPayload
+from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.tfrecord import BadRecordError
 from tests.data.fixtures import encode_png, video
 
@@ -57,6 +60,19 @@ def test_jpegs_of_every_kind_become_rgb(mode: str) -> None:
     image = Image.fromarray(FRAMES[0]).convert(mode)
     decoded = decode_frames([encode(image, format="JPEG", quality=98)], np.array([0]), SIZE)
     assert np.abs(decoded[0].astype(int) - np.asarray(image.convert("RGB"))).mean() < 4
+
+
+def test_colours_are_smoothed_in_images_and_repeated_in_videos() -> None:
+    colours = np.random.default_rng(0).integers(64, 192, (12, 16, 3), np.uint8)
+    blocky = colours.repeat(2, axis=0).repeat(2, axis=1)
+    jpeg = simplejpeg.encode_jpeg(blocky, quality=100, colorsubsampling="420")
+    image = decode_frames([jpeg], np.array([0]), SIZE)[0]
+    np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(jpeg))))
+    start = np.array([0])
+    stored = StoredFrames((len(jpeg),), (google_crc32c.value(jpeg),), start, HeldPayload(jpeg))
+    frame = decode_frames(stored, np.array([0]), SIZE)[0]
+    assert np.abs(frame.astype(int) - blocky).max() <= 4
+    assert np.abs(image.astype(int) - blocky).max() >= 16
 
 
 def test_pngs_that_do_not_fit_are_bad_records() -> None:

@@ -104,6 +104,15 @@ def test_header_and_frames_are_found(place: str) -> None:
         frames.fetch([6])
 
 
+def test_held_frames_are_the_same_and_read_nothing() -> None:
+    payload = Counted(PAYLOADS["last"])
+    held = stored_frames(LAYOUT.read(payload)).held()
+    payload.reads.clear()
+    assert list(held) == FRAMES
+    assert held.fetch([5, 1]) == [FRAMES[5], FRAMES[1]]
+    assert not payload.reads
+
+
 def test_two_examples_on_end_are_one() -> None:
     """As any reader of protocol buffers has it."""
     joined = compose(SMALL, b"") + compose(b"", LARGE)
