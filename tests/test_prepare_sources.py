@@ -307,7 +307,7 @@ def test_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_verify_decodes(tmp_path: Path) -> None:
     """Checksums that match do not make a picture."""
-    bad = serialize(video(0), frames=[b"rubbish"] * 6)
+    bad = serialize(video(0), "bad", frames=[b"rubbish"] * 6)
     write_dataset(tmp_path, {"train": [serialize(video(1)), bad]}, with_masks=False)
     verify(tmp_path, 0.5)  # one of two
     with pytest.raises(UserError, match="record 1: frame 0 is no JPEG or PNG"):

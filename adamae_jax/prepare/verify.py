@@ -1,11 +1,13 @@
 """Checks a dataset: python -m adamae_jax.prepare verify DIR.
 
-Reads every record of every shard, checks the checksums of files, records and frames and their
-structure, decodes a sample, and prints one table. Ends with status 2 where anything is wrong.
+Reads every record of every shard, checks the checksums of files, records and frames, their
+structure and that no two have one id, decodes a sample, and prints one table. Ends with status 2
+where anything is wrong.
 """
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.tfds_source import dataset_info
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.progress import progress, some
+from adamae_jax.prepare.progress import count, progress, some
+
+_DIGEST_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,8 @@ class ShardReport:
         decoded: of the records.
         payload_bytes: of the sound records.
         problems: what is wrong, one sentence each.
+        names: of each shard, a digest of every id, one after the other; of ten million records
+            these fit in memory, the ids would not.
     """
 
     records: int = 0
@@ -45,6 +51,7 @@ class ShardReport:
     decoded: int = 0
     payload_bytes: int = 0
     problems: tuple[str, ...] = ()
+    names: tuple[bytes, ...] = ()
 
     def __add__(self, other: "ShardReport") -> "ShardReport":
         """What two hold together."""
@@ -54,6 +61,7 @@ class ShardReport:
             self.decoded + other.decoded,
             self.payload_bytes + other.payload_bytes,
             self.problems + other.problems,
+            self.names + other.names,
         )
 
 
@@ -72,6 +80,7 @@ def check_shard(
     sound = frames = decoded = num_bytes = 0
     number = -1
     problems: list[str] = []
+    names = bytearray()
     try:
         for number, payload in enumerate(records(path, file_format)):
             try:
@@ -90,11 +99,16 @@ def check_shard(
                 continue
             sound, frames = sound + 1, frames + len(record.frames)
             num_bytes += len(payload)
+            names += _digest(record.id) if record.id else b""
         if number + 1 != expected:
             problems.append(f"{path}: {number + 1} records, but dataset_info.json says {expected}")
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
-    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems))
+    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems), (bytes(names),))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def verify(
@@ -127,6 +141,7 @@ def verify(
         ("split", "shards", "records", "frames", "MB", "decoded", "problems")
     ]
     problems = _wrong_sizes(directory)
+    names: list[bytes] = []
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
         reports = ordered_map(check, shards, num_workers)
@@ -134,11 +149,17 @@ def verify(
         total = functools.reduce(ShardReport.__add__, told, ShardReport())
         rows.append(_row(name, len(shards), total))
         problems += total.problems
+        names += total.names
     print(_table(rows))
     if problems:
         raise UserError(
             f"{directory} is damaged: {some(problems)}: copy the dataset again, or rebuild it with "
             "python -m adamae_jax.prepare"
+        )
+    if shared := _repeated(b"".join(names)):
+        raise UserError(
+            f"{directory} has {count(shared, 'record')} with the id of another one: ids must tell "
+            "records apart, so give each one of its own where the dataset comes from"
         )
     print(f"{directory} is sound")
 
@@ -165,6 +186,12 @@ def _wrong_sizes(directory: Path) -> list[str]:
         for name, size in sizes.items()
         if not (directory / name).is_file() or (directory / name).stat().st_size != size
     ]
+
+
+def _repeated(names: bytes) -> int:
+    """How many digests have been there before."""
+    digests = np.frombuffer(names, np.dtype(("V", _DIGEST_BYTES)))
+    return len(digests) - len(np.unique(digests))
 
 
 def _row(split: str, num_shards: int, total: ShardReport) -> tuple[str, ...]:
