@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from absl import logging
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.array_records import ArrayRecordReader
@@ -17,6 +16,7 @@ from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
 from adamae_jax.data.payload import Payload
 from adamae_jax.data.record_reader import RecordReader
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
+from adamae_jax.data.tfds_info import NoDatasetError, read_info
 from adamae_jax.data.tfrecord import SEE_TO_STORAGE, BadRecordError, load_index
 from adamae_jax.errors import UserError
 
@@ -169,19 +169,12 @@ def _no_dataset(directory: str) -> str:
 
 def _builder_info(folder: str, directory: str) -> Any:
     """What TFDS reads from a folder with copies of the directory's descriptions."""
-    import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
-
-    verbosity = logging.get_verbosity()
     try:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
-        info = tfds.builder_from_directory(folder).info
-    except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
-        reason = (str(error).splitlines() or [repr(error)])[0]
+        info = read_info(folder)
+    except NoDatasetError as error:
         raise UserError(
-            f"TFDS cannot open the dataset at {directory} ({reason}): rebuild it with {PREPARE}"
+            f"TFDS cannot open the dataset at {directory} ({error}): rebuild it with {PREPARE}"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     if info.file_format.value not in FILE_FORMATS:
         raise UserError(
             f"the dataset at {directory} is stored as {info.file_format.value}, but only "

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import index_files, schema
 from adamae_jax.data.record_reader import RecordReader
 from adamae_jax.data.sources import Item, Source, in_order
+from adamae_jax.data.tfds_info import NoDatasetError, read_info
 from adamae_jax.data.tfrecord import BadRecordError, ShardIndex, load_index
 from adamae_jax.errors import UserError
 
@@ -106,20 +106,13 @@ def dataset_info(directory: Path, called: str) -> Any:
     Raises:
         UserError: TFDS cannot open it.
     """
-    import tensorflow_datasets as tfds
-
-    verbosity = logging.get_verbosity()
     try:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
-        return tfds.builder_from_directory(directory).info
-    except Exception as error:  # TFDS raises many kinds here
-        reason = (str(error).splitlines() or [repr(error)])[0]
+        return read_info(directory)
+    except NoDatasetError as error:
         raise UserError(
-            f"{called} is no dataset that TFDS opens ({reason}): give the folder that holds its "
+            f"{called} is no dataset that TFDS opens ({error}): give the folder that holds its "
             "dataset_info.json"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _index(paths: list[Path], counts: list[int]) -> ShardIndex:

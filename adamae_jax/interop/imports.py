@@ -104,7 +104,7 @@ def _described(description: Any) -> tuple[ConfigDict, int, Table, dict[str, tupl
         if not isinstance(step, int):
             raise TypeError(f"step is {step!r}")
         return config, step, table_of(config), pretrained.expected_shapes(config)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except pretrained.DAMAGE as error:
         raise UserError(
             f"the file's description of the model is damaged ({type(error).__name__}: {error})"
         ) from error
