@@ -225,9 +225,9 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def at_least(name: str, value: float, lowest: float) -> None:
-    """Raises a `UserError` where a field's value is too small."""
-    if not value >= lowest:
-        raise UserError(f"{name} is {value}: it must be at least {lowest}")
+    """Raises a `UserError` where a field's value is too small, or no number at all."""
+    if not lowest <= value < math.inf:
+        raise UserError(f"{name} is {value}: it must be at least {lowest}, and finite")
 
 
 def check(config: ConfigDict) -> None:

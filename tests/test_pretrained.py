@@ -68,6 +68,7 @@ DAMAGE: list[tuple[tuple[bool, ...], str, Json, str]] = [
     (BOTH, "model.dtype", "float9", "model.dtype is 'float9': use one of 'float32', 'bfloat16'"),
     (BOTH, "model.norm_epsilon", None, "model.norm_epsilon is null"),
     (BOTH, "model.norm_epsilon", -1.0, "model.norm_epsilon is -1.0: it must be at least 0"),
+    (BOTH, "model.norm_epsilon", math.inf, "model.norm_epsilon is inf: .* and finite"),
     (BOTH, "clip.interpolation", "nearest", "data.interpolation is 'nearest': use one of"),
     (BOTH, "clip.image_size", ["a", "b"], "is not a readable model .ValueError"),
     (BOTH, "objective.loss", "huber", "objective.loss is 'huber': use one of 'mse', 'l1'"),
