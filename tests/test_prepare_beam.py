@@ -265,7 +265,7 @@ def test_what_is_not_there_is_left_out_and_storage_that_fails_is_an_error(
     assert result.payload is None and result.flaw is not None
     assert result.flaw.reason == f"file://{tmp_path}/a.mp4 is empty or does not exist"
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise TimeoutError("the cable is loose")
 
     monkeypatch.setattr(LocalFileSystem, "get_file", fail)

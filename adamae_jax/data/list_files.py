@@ -8,13 +8,20 @@ Something-Something v2's: objects with an ``id``, which names the file, and a ``
 the class. A file called ``CLASS_test_split1.txt`` (2, 3) is one of HMDB51's: its lines are ``name
 number``, and the number says whether the video is for training (1), for testing (2) or for neither
 (0).
+
+Lists of folders of frames have the same forms, and ``path total_frames label`` as well, where
+``total_frames`` says how many frames of the folder are the video, from the first on, as the readers
+of MMAction2 and VideoMAE take it. They may name a folder as the authors name its video, with a
+suffix.
 """
 
 import collections
 import csv
+import functools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +29,11 @@ from adamae_jax.data.sources import Entry
 from adamae_jax.errors import UserError
 
 PATH_COLUMNS = ("path", "video_path", "file_path", "video", "file", "filename", "file_name")
+TOTAL_COLUMNS = ("total_frames", "num_frames", "frames")
 LABEL_COLUMNS = ("label", "class", "label_name", "class_name", "label_id", "action")
+# Columns that make a video of a part of a folder.
+_PART_COLUMNS = frozenset(("start", "end", "stop", "offset", "start_frame", "end_frame",
+                           "stop_frame"))  # fmt: skip
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 # Where a list names videos without their suffix; the first that exists is taken.
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
@@ -30,12 +41,14 @@ _NO_LABEL = "-1"
 # A path with another column behind it, where columns are parted by spaces: a number, or anything
 # behind a video's name.
 _TWO_COLUMNS = re.compile(rf".+\s[+-]?\d+|.+({'|'.join(map(re.escape, SUFFIXES))})\s.*", re.I)
+_WITH_NUMBER = re.compile(r"(.+?)\s+(\d+)")
 _HMDB51 = re.compile(r"(.+)_test_split[123]\.txt")
+Locate = Callable[[Sequence[str]], str]  # which of some paths is there
 # What Kinetics' tables call a split, and how the folder is called in which it is usually kept.
 _KINETICS_FOLDERS = {"validate": "val"}
 
 
-def read_list(path: Path, split: str, root: Path) -> list[Entry]:
+def read_list(path: Path, split: str, root: Path, frame_folders: bool = False) -> list[Entry]:
     """The videos that a list names.
 
     Args:
@@ -43,23 +56,28 @@ def read_list(path: Path, split: str, root: Path) -> list[Entry]:
         split: the split that its videos belong to; of HMDB51's lists, ``train`` takes those for
             training, and any other split those for testing.
         root: folder in which videos that are named without suffix are looked for.
+        frame_folders: whether videos are folders of frames.
 
     Raises:
         UserError: it cannot be read, is empty, or one of its lines makes no sense.
     """
     text = _read_text(path)
+    locate = functools.partial(_locate_folder if frame_folders else _locate, root)
     if path.suffix.lower() == ".json":
-        entries = list(_json_entries(path, text, split, root))
+        entries = list(_json_entries(path, text, split, locate))
     elif match := _HMDB51.fullmatch(path.name):
         entries = list(_hmdb51_entries(path, text, split, match[1]))
     else:
-        entries = list(_table_entries(path, text, split, root))
+        rows = list(_rows(path, text, root, frame_folders))
+        entries = list(_table_entries(path, rows, split, locate, frame_folders))
     if not entries:
         raise UserError(f"{path} names no videos: give a list with lines such as 'a.mp4 3'")
     labelled = [entry.label is not None for entry in entries]
     if any(labelled) and not all(labelled):
         entry = entries[labelled.index(False)]
         raise UserError(f"{entry.where}: the label is missing, though other videos have one")
+    if frame_folders:
+        entries = [entry._replace(path=locate([entry.path])) for entry in entries]
     return [entry._replace(label=None) if entry.label == _NO_LABEL else entry for entry in entries]
 
 
@@ -97,25 +115,59 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read as a text in UTF-8: {error}") from error
 
 
-def _table_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Entry]:
-    rows = list(_rows(path, text, root))
-    columns = _named_columns(rows[0][1]) if rows else None
+def _table_entries(
+    path: Path,
+    rows: Sequence[tuple[int, list[str]]],
+    split: str,
+    locate: Locate,
+    frame_folders: bool,
+) -> Iterator[Entry]:
+    columns = _named_columns(rows[0][1], frame_folders, path) if rows else None
     for line, cells in rows if columns is None else rows[1:]:
         where = f"{path}, line {line}"
         if columns is None:
-            if len(cells) > 2:
-                raise UserError(
-                    f"{where}: {len(cells)} columns, but path and label were expected; name the "
-                    f"columns in the first line ({PATH_COLUMNS[0]},{LABEL_COLUMNS[0]},...)"
-                )
-            name, label = cells[0], cells[1] if len(cells) == 2 else None
+            meanings = _meanings(len(cells), frame_folders, where)
+            named = dict(zip(meanings, cells, strict=True))
         else:
             if len(cells) <= max(columns.values()):
                 raise UserError(f"{where}: only {len(cells)} columns, fewer than the first line")
             named = {name: cells[index] for name, index in columns.items()}
-            name = named["path"] if "path" in named else _kinetics_path(named, root, where)
-            label = named.get("label")
-        yield Entry(name, label or None, split, where)
+        name = named["path"] if "path" in named else _kinetics_path(named, locate, where)
+        total = _number(named["total_frames"], where) if "total_frames" in named else None
+        yield Entry(name, named.get("label") or None, split, where, total)
+
+
+def _meanings(columns: int, frame_folders: bool, where: str) -> Sequence[str]:
+    """What the columns of a line mean where no first line names them.
+
+    Raises:
+        UserError: there are too many.
+    """
+    if columns <= 2:
+        return ("path", "label")[:columns]
+    if not frame_folders:
+        folders = "if these are folders of frames with their number, add --frame_folders; "
+        raise UserError(
+            f"{where}: {columns} columns, but path and label were expected; "
+            f"{folders if columns == 3 else ''}name the columns in the first line "
+            f"({PATH_COLUMNS[0]},{LABEL_COLUMNS[0]},...)"
+        )
+    if columns > 3:
+        raise UserError(
+            f"{where}: {columns} columns, but 'path total_frames label' or 'path label' was "
+            "expected; parts of folders (by start and end, or an offset) and several labels cannot "
+            "be taken over: give each video a folder and one label"
+        )
+    return "path", "total_frames", "label"
+
+
+def _number(total: str, where: str) -> int:
+    if not (total.isascii() and total.isdecimal()):
+        raise UserError(
+            f"{where}: total_frames is {total!r}, which is no number of frames; 'path total_frames "
+            "label' was expected"
+        )
+    return int(total)
 
 
 def _hmdb51_entries(path: Path, text: str, split: str, label: str) -> Iterator[Entry]:
@@ -131,7 +183,9 @@ def _hmdb51_entries(path: Path, text: str, split: str, label: str) -> Iterator[E
             yield Entry(f"{label}/{name.strip()}", label, split, where)
 
 
-def _rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    path: Path, text: str, root: Path, frame_folders: bool
+) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line that is not empty."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     if path.suffix.lower() == ".csv" or "," in first:
@@ -143,14 +197,21 @@ def _rows(path: Path, text: str, root: Path) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
         return
+    named = frame_folders and _named_columns(first.split(), frame_folders, path)
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            # From the right: paths have spaces more often than labels, which are mostly numbers.
-            tabs = "\t" in first
-            cells = line.strip().split("\t") if tabs else line.strip().rsplit(maxsplit=1)
-            if not tabs:
-                _check_two_columns(cells, f"{path}, line {number}", root)
-            yield number, [cell.strip() for cell in cells]
+        if not (line := line.strip()):
+            continue
+        # From the right: paths have spaces more often than labels, which are mostly numbers.
+        if "\t" in first:
+            cells = line.split("\t")
+        elif named:
+            cells = line.rsplit(maxsplit=len(first.split()) - 1)
+        elif frame_folders:
+            cells = _with_total(line, root)
+        else:
+            cells = line.rsplit(maxsplit=1)
+            _check_two_columns(cells, f"{path}, line {number}", root)
+        yield number, [cell.strip() for cell in cells]
 
 
 def _check_two_columns(cells: Sequence[str], where: str, root: Path) -> None:
@@ -160,20 +221,44 @@ def _check_two_columns(cells: Sequence[str], where: str, root: Path) -> None:
     if len(cells) == 2 and swallowed and not (root / name).is_file():
         raise UserError(
             f"{where}: {' '.join(cells)!r} has three columns, but path and label were expected "
-            "(lists of 'path total_frames label' name folders of frames, which are not read: list "
-            "their videos; spaces in labels need a comma or tab behind the path)"
+            "(if this is 'path total_frames label' of a folder of frames, add --frame_folders; "
+            "spaces in labels need a comma or tab behind the path)"
         )
 
 
-def _named_columns(first: Sequence[str]) -> dict[str, int] | None:
-    """Places of the columns that matter, if this line names them."""
+def _with_total(line: str, root: Path) -> list[str]:
+    """``path total_frames label``, ``path label`` or ``path``; more columns, if there are more.
+
+    A number at the end of a name belongs to the name where there is such a folder.
+    """
+    name, *label = line.rsplit(maxsplit=1)
+    numbers: list[str] = []
+    while label and (match := _WITH_NUMBER.fullmatch(name)) and not (root / name).is_dir():
+        name, numbers = match[1], [match[2], *numbers]
+    return [name, *numbers, *label]
+
+
+def _named_columns(first: Sequence[str], frame_folders: bool, path: Path) -> dict[str, int] | None:
+    """Places of the columns that matter, if this line names them.
+
+    Raises:
+        UserError: one of them says that videos are parts of folders.
+    """
     names = [name.lower() for name in first]
+    meanings = [("path", PATH_COLUMNS), ("label", LABEL_COLUMNS)]
+    if frame_folders:
+        meanings.append(("total_frames", TOTAL_COLUMNS))
     columns = {}
-    for meaning, known in (("path", PATH_COLUMNS), ("label", LABEL_COLUMNS)):
+    for meaning, known in meanings:
         places = [names.index(name) for name in known if name in names]
         if places:
             columns[meaning] = places[0]
     if "path" in columns:
+        if frame_folders and (parts := _PART_COLUMNS.intersection(names)):
+            raise UserError(
+                f"{path} has the column {min(parts)!r}, but parts of folders cannot be taken over: "
+                "give each video a folder, or remove the column to take whole folders"
+            )
         return columns
     if all(name in names for name in KINETICS_COLUMNS):
         more = [name for name in (*KINETICS_COLUMNS, "split") if name in names]
@@ -181,7 +266,7 @@ def _named_columns(first: Sequence[str]) -> dict[str, int] | None:
     return None
 
 
-def _kinetics_path(cells: dict[str, str], root: Path, where: str) -> str:
+def _kinetics_path(cells: dict[str, str], locate: Locate, where: str) -> str:
     """Where the usual scripts put a clip: ``[split/][label/]ID_START_END.mp4``, in seconds.
 
     Some write the label with underscores.
@@ -195,7 +280,7 @@ def _kinetics_path(cells: dict[str, str], root: Path, where: str) -> str:
     labels = dict.fromkeys(("", label, label.replace(" ", "_")))
     splits = dict.fromkeys(("", split, _KINETICS_FOLDERS.get(split, "")))
     folders = [PurePosixPath(split, label) for label in labels for split in splits]
-    return _locate(root, [str(folder / name) for folder in folders])
+    return locate([str(folder / name) for folder in folders])
 
 
 def _locate(root: Path, stems: Sequence[str]) -> str:
@@ -204,7 +289,15 @@ def _locate(root: Path, stems: Sequence[str]) -> str:
     return next((name for name in candidates if (root / name).is_file()), candidates[0])
 
 
-def _json_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Entry]:
+def _locate_folder(root: Path, names: Sequence[str]) -> str:
+    """The first of these folders that exists, with or without a video's suffix; else the first."""
+    splits = [(name, *os.path.splitext(name)) for name in names]
+    stems = [stem if suffix.lower() in SUFFIXES else name for name, stem, suffix in splits]
+    candidates = [name for pair in zip(names, stems, strict=True) for name in pair]
+    return next((name for name in candidates if (root / name).is_dir()), stems[0])
+
+
+def _json_entries(path: Path, text: str, split: str, locate: Locate) -> Iterator[Entry]:
     content = _json(path, text)
     if not isinstance(content, list):
         raise UserError(f"{path} holds no list: give one of Something-Something's, of objects")
@@ -215,7 +308,7 @@ def _json_entries(path: Path, text: str, split: str, root: Path) -> Iterator[Ent
         # "Holding [something]": the class is known without its brackets.
         label = str(video.get("template") or video.get("label") or "")
         label = label.replace("[", "").replace("]", "")
-        yield Entry(_locate(root, [str(video["id"])]), label or None, split, where)
+        yield Entry(locate([str(video["id"])]), label or None, split, where)
 
 
 def _json_classes(path: Path, text: str) -> Iterator[tuple[str, int]]:

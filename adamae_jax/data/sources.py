@@ -1,6 +1,6 @@
 """What a dataset is made of: items, each with the place of its bytes, its label and its split.
 
-Every kind of source (a folder, class folders, list files, a dataset of TFDS) ends in a `Source`;
+Every kind of source (files, folders of frames, list files, a dataset of TFDS) ends in a `Source`;
 what comes after knows nothing of where items came from.
 """
 
@@ -26,10 +26,11 @@ class Item:
 
     Attributes:
         id: unique within the dataset; for a file, its path below the root.
-        path: of the file that holds it.
+        path: of the file that holds it, or of the folder that holds its frames.
         label: class index, or `schema.UNLABELLED`.
         split: the split that it belongs to; None where a share of all items is set aside.
         span: (offset, length) of the ``tf.train.Example`` in the file; None: it is the whole file.
+        num_frames: how many frames of a folder are the video, from the first on; None: all.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Item:
     label: int = schema.UNLABELLED
     split: str | None = None
     span: tuple[int, int] | None = None
+    num_frames: int | None = None
 
 
 class Source(NamedTuple):
@@ -50,16 +52,18 @@ class Entry(NamedTuple):
     """An item as a user has written it down.
 
     Attributes:
-        path: of the file, below the root or absolute.
+        path: of the file or folder, below the root or absolute.
         label: name or number of its class; None where it has none.
         split: as in `Item`.
         where: words for messages: the line of a list, for instance.
+        num_frames: as in `Item`.
     """
 
     path: str
     label: str | None
     split: str | None
     where: str
+    num_frames: int | None = None
 
 
 def make_source(
@@ -94,8 +98,9 @@ def make_source(
                 "file once, in one split"
             )
         seen[relative] = entry.where
-        path = os.path.join(root, relative)
-        items.append(Item(printable(relative), path, _label(entry, classes), entry.split))
+        path, label = os.path.join(root, relative), _label(entry, classes)
+        item = Item(printable(relative), path, label, entry.split, num_frames=entry.num_frames)
+        items.append(item)
     names = {index: name for name, index in reversed(list(classes.items()))}
     return Source(in_order(items), tuple(names[index] for index in sorted(names)))
 

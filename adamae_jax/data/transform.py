@@ -7,7 +7,8 @@ becomes a `Flaw`.
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from adamae_jax.data import schema, writer
+from adamae_jax.data import schema, storage, writer
 from adamae_jax.data.encoding import (
     ENCODERS,
     JPEG_QUALITY,
@@ -25,8 +26,9 @@ from adamae_jax.data.encoding import (
     EncodedVideo,
     read_video,
 )
+from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
-from adamae_jax.data.sources import Item
+from adamae_jax.data.sources import Item, printable
 from adamae_jax.data.tfds_source import StoredFeatures, read_stored
 from adamae_jax.errors import UserError
 
@@ -61,6 +63,7 @@ class Recipe:
         min_frames: videos with fewer frames are left out.
         images: whether items are images.
         stored: of items that are records of a TFDS dataset, where they have what is wanted.
+        frame_folders: of items that are folders, which of their files are frames.
 
     Raises:
         UserError: a value that makes no sense.
@@ -71,13 +74,14 @@ class Recipe:
     min_frames: int = 16
     images: bool = False
     stored: StoredFeatures | None = None
+    frame_folders: FrameFolders | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
         codecs: tuple[str, ...] = schema.CODECS
         if self.images:
             codecs = (schema.CODEC_JPEG, schema.CODEC_ORIGINAL)
-        elif self.stored is not None:
+        elif self.stored is not None or self.frame_folders is not None:
             codecs = (schema.CODEC_JPEG, schema.CODEC_H264)
         if self.codec not in codecs:
             raise UserError(f"--codec={self.codec} must be one of: {', '.join(codecs)}")
@@ -119,27 +123,52 @@ def _reason(error: Exception) -> str:
 
 def _video(recipe: Recipe, item: Item) -> tuple[str, int, EncodedVideo]:
     """Id, label and video."""
+    if recipe.frame_folders is not None:
+        return item.id, item.label, _folder(recipe, recipe.frame_folders, item)
     if recipe.stored is None:
         return item.id, item.label, read_video(item.path, recipe.codec, recipe.short_side)
     record = read_stored(item, recipe.stored)
+    return record.id, record.label, _encode(recipe, record.frames, record.rate)
+
+
+def _folder(recipe: Recipe, folders: FrameFolders, item: Item) -> EncodedVideo:
+    if item.num_frames == 0:
+        raise ValueError("its list says that it has no frames")
+    try:
+        paths = folders.paths(item.path)
+    except OSError as error:
+        raise ValueError(f"cannot be opened: {error.strerror}") from error
+    if not paths:
+        raise ValueError(
+            "holds no images" + (f" called {folders.names!r}" if folders.names else "")
+        )
+    video = _encode(recipe, paths[: item.num_frames], folders.rate)
+    if video.damage is None and len(paths) < (item.num_frames or 0):
+        damage = f"after {len(paths)} frames: its list says that there are {item.num_frames}"
+        return dataclasses.replace(video, damage=damage)
+    return video
+
+
+def _encode(recipe: Recipe, frames: Iterable[bytes | str], rate: float) -> EncodedVideo:
     multiple = 2 if recipe.codec == schema.CODEC_H264 else 1
-    stills = _Stills(record.frames, recipe.short_side, multiple)
+    stills = _Stills(frames, recipe.short_side, multiple)
     # As rates are written: 29.97 is stored as 29.969999.
-    rate = Fraction(record.rate).limit_denominator(1001)
-    video = ENCODERS[recipe.codec](iter(stills), rate, MAX_BYTES)
-    return record.id, record.label, dataclasses.replace(video, damage=video.damage or stills.damage)
+    exact_rate = Fraction(rate).limit_denominator(1001)
+    video = ENCODERS[recipe.codec](iter(stills), exact_rate, MAX_BYTES)
+    return dataclasses.replace(video, damage=video.damage or stills.damage)
 
 
 class _Stills:
-    """Encoded images as the frames of a video, up to the first that is damaged.
+    """Encoded images, or the files that hold them, as the frames of a video.
 
-    All get the size that the first one determines, as those of a video file do.
+    They end with the first that is damaged. All get the size that the first one determines, as
+    those of a video file do.
 
     Attributes:
         damage: after the last frame, where and why they end too early; None where they do not.
     """
 
-    def __init__(self, frames: Sequence[bytes], short_side: int, multiple: int):
+    def __init__(self, frames: Iterable[bytes | str], short_side: int, multiple: int):
         self._frames = frames
         self._short_side = short_side
         self._multiple = multiple
@@ -149,16 +178,27 @@ class _Stills:
         size: tuple[int, int] | None = None
         for number, frame in enumerate(self._frames):
             try:
-                image = Image.open(io.BytesIO(frame)).convert("RGB")
+                # Of files, one at a time is held in memory.
+                data = frame if isinstance(frame, bytes) else storage.read_file(frame)
+                image = _opened(data)
             except Exception as error:  # Pillow raises many kinds here
                 known = not isinstance(error, UnidentifiedImageError)
                 self.damage = f"after {number} frames: "
                 self.damage += _reason(error) if known else "what follows is no image"
+                if isinstance(frame, str):
+                    self.damage += f" ({printable(os.path.basename(frame))})"
                 if not number:
                     raise ValueError(f"nothing can be decoded ({self.damage})") from error
                 return
             size = size or _small_size(image, self._short_side, self._multiple)
             yield np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut values off at 255
+        raise ValueError(f"an image of mode {image.mode}, not of 8 bits")
+    return image.convert("RGB")
 
 
 def _small_size(image: Image.Image, short_side: int, multiple: int = 1) -> tuple[int, int]:

@@ -55,7 +55,8 @@ def find_files(source: Path, images: bool = False) -> list[str]:
                 found.append(os.path.join(below, name) if below != "." else name)
     if not found:
         kind = "images" if images else "videos"
-        raise UserError(f"--source={source} holds no {kind}: give the folder that holds them")
+        more = "" if images else ", or add --frame_folders if folders of images are the videos"
+        raise UserError(f"--source={source} holds no {kind}: give the folder that holds them{more}")
     return sorted(found)
 
 
@@ -65,7 +66,7 @@ def folder_entries(paths: Sequence[str], class_folders: bool) -> list[Entry]:
     Where every file lies in a folder called train, val, validation or test, these are the splits.
 
     Args:
-        paths: as `find_files` gives them.
+        paths: as `find_files` gives them, or of folders of frames.
         class_folders: whether the next folder on the way to a file is its class.
 
     Raises:

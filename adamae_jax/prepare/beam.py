@@ -185,8 +185,8 @@ def read_list(path: str, block: Block) -> list[Item]:
         raise OSError(errno.EIO, f"it ends before byte {offset + length}", path)
     rows = map(json.loads, lines.splitlines())
     return [
-        Item(identity, path_of_item, label, split, span and (span[0], span[1]))
-        for identity, path_of_item, label, split, span in rows
+        Item(identity, path_of_item, label, split, span and (span[0], span[1]), num_frames)
+        for identity, path_of_item, label, split, span, num_frames in rows
     ]
 
 

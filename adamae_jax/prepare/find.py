@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from adamae_jax.data.frame_folders import FrameFolders, find_folders
 from adamae_jax.data.list_files import read_classes, read_list
 from adamae_jax.data.sources import Entry, Item, Source, make_source
 from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
@@ -29,6 +30,7 @@ class Found:
         set_aside: how many of the items without a split are for validation.
         images: whether they are images.
         stored: of records of a TFDS dataset, where they have what is wanted.
+        frame_folders: of folders of images that are videos, which of their files are frames.
     """
 
     root: Path
@@ -36,18 +38,28 @@ class Found:
     set_aside: int
     images: bool = False
     stored: StoredFeatures | None = None
+    frame_folders: FrameFolders | None = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this source from others: another one has other names, labels or sizes."""
+        """What tells this source from others: another one has other names, labels or sizes.
+
+        Raises:
+            UserError: the images of a folder are no frames of one video; see `FrameFolders.state`.
+        """
         digest = hashlib.sha256("\n".join(self.source.label_names).encode())
         for item in self.source.items:
-            line = f"\n{item.id}\t{item.label}\t{item.split}\t{item.span or _size(item)}"
+            line = f"\n{item.id}\t{item.label}\t{item.split}\t{self._state(item)}"
             digest.update(line.encode())
         return {
             "source": str(self.root.resolve()),
             "items": digest.hexdigest(),
             "set_aside": self.set_aside,
         }
+
+    def _state(self, item: Item) -> object:
+        if self.frame_folders is not None:
+            return item.num_frames, self.frame_folders.state(item.path, self.root)
+        return item.span or _size(item)
 
 
 def _size(item: Item) -> int:
@@ -63,10 +75,10 @@ def find_source(values: flags.FlagValues) -> Found:
     Raises:
         UserError: there is nothing, or something that makes no sense.
     """
+    if not 0 <= values.rate < math.inf:
+        raise UserError(f"--rate={values.rate} must be frames per second, above 0")
     if values.tfds is not None:
         root = Path(values.tfds)
-        if not 0 <= values.rate < math.inf:
-            raise UserError(f"--rate={values.rate} must be frames per second, above 0")
         source, stored = tfds_source(root, values.rate)
         return Found(root, source, 0, stored.images, stored)
     if not 0 < values.validation_fraction < 1:
@@ -77,18 +89,21 @@ def find_source(values: flags.FlagValues) -> Found:
     root = Path(values.source).absolute()  # Beam's workers start in other folders
     if not root.is_dir():
         raise UserError(f"--source={root} is not a folder: give the one that holds the files")
-    entries = _listed(values, root) if values.list else _found(values, root)
+    folders = FrameFolders(values.frame_names, values.rate) if values.frame_folders else None
+    entries = _listed(values, root) if values.list else _found(values, root, folders)
     classes = None
     if values.labels is not None:
         if not any(entry.label for entry in entries):
             raise UserError("--labels is given, but nothing has a label: leave it out")
         classes = read_classes(Path(values.labels))
     source = make_source(root, entries, classes)
-    return Found(root, source, _set_aside(source.items, values), values.images)
+    aside = _set_aside(source.items, values)
+    return Found(root, source, aside, values.images, frame_folders=folders)
 
 
-def _found(values: flags.FlagValues, root: Path) -> list[Entry]:
-    return folder_entries(find_files(root, values.images), values.class_folders)
+def _found(values: flags.FlagValues, root: Path, folders: FrameFolders | None) -> list[Entry]:
+    paths = find_folders(root, folders) if folders else find_files(root, values.images)
+    return folder_entries(paths, values.class_folders)
 
 
 def _listed(values: flags.FlagValues, root: Path) -> list[Entry]:
@@ -98,7 +113,7 @@ def _listed(values: flags.FlagValues, root: Path) -> list[Entry]:
         raise UserError("--validation_fraction means nothing with --list: leave it out")
     for split, paths in splits.items():
         for path in paths:
-            entries += read_list(path, split, root)
+            entries += read_list(path, split, root, values.frame_folders)
     if values.class_folders:
         # UCF101's test lists have no labels, and the folder says the same as its training lists.
         return [entry._replace(label=class_of(entry.path)) for entry in entries]

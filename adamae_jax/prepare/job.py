@@ -1,9 +1,10 @@
-"""Makes a dataset to train on: of videos, of images, or the embedded one.
+"""Makes a dataset to train on: of videos, of folders of frames, of images, or the embedded one.
 
     python -m adamae_jax.prepare --source=FOLDER --output=DIR
     python -m adamae_jax.prepare --source=FOLDER --class_folders --output=DIR
     python -m adamae_jax.prepare --source=FOLDER --list=train=train.csv --list=validation=val.csv \
         --output=DIR
+    python -m adamae_jax.prepare --source=FOLDER --frame_folders --rate=25 --output=DIR
     python -m adamae_jax.prepare --tfds=FOLDER --output=DIR
     python -m adamae_jax.prepare --embedded=demo --output=DIR
 
@@ -30,13 +31,16 @@ from adamae_jax.prepare.reading import MAX_SECONDS
 
 _SOURCES = ("source", "tfds", "embedded")
 # Which options say something about which of the sources.
-_FILE_OPTIONS = ("class_folders", "images", "list", "labels", "validation_fraction")
+_FILE_OPTIONS = (
+    "class_folders", "frame_folders", "frame_names", "images", "list", "labels",
+    "validation_fraction",
+)  # fmt: skip
 _RECIPE_OPTIONS = (
     "codec", "short_side", "min_frames", "max_skipped", "shard_mb", "file_format", "beam_runner",
     "beam_options", "beam_mount", "max_seconds_per_video",
 )  # fmt: skip
 _FOREIGN = {
-    "source": ("seed", "rate"),
+    "source": ("seed",),
     "tfds": ("seed", *_FILE_OPTIONS),
     "embedded": ("rate", *_FILE_OPTIONS, *_RECIPE_OPTIONS),
 }
@@ -47,7 +51,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     recipe, output = Recipe(), Output(Path())
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("output", None, "folder to write; must not exist, or be empty", values)
-    text("source", None, "folder of videos to make a dataset of", values)
+    text("source", None, "folder to make a dataset of: videos, folders of frames or images", values)
     text("tfds", None, "folder of a dataset that TFDS prepared, to make one of", values)
     text("embedded", None, "write the embedded dataset: demo or large", values)
     number("seed", 0, "of the embedded dataset", flag_values=values)
@@ -60,13 +64,23 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_boolean(
         "class_folders", False, "the folder of each file is its class", flag_values=values
     )
+    flags.DEFINE_boolean(
+        "frame_folders", False, "--source holds folders of numbered images, each of them a video",
+        flag_values=values,
+    )  # fmt: skip
+    text(
+        "frame_names", "", "pattern of the images of --frame_folders that are frames, in quotes: "
+        "'img_*.jpg'; empty: all",
+        values,
+    )  # fmt: skip
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
         "validation_fraction", 0.1, "share of files for validation, where nothing says which",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
-        "rate", 0.0, "frames per second of the videos of --tfds whose records do not say",
+        "rate", 0.0, "frames per second of --frame_folders, and of the videos of --tfds whose "
+        "records do not say; 0: not known",
         flag_values=values,
     )  # fmt: skip
     text("codec", recipe.codec, f"how frames are stored: {', '.join(schema.CODECS)}", values)
@@ -108,6 +122,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     for name in _FOREIGN[kinds[0]]:
         if values[name].present:
             raise UserError(f"--{name} means nothing with --{kinds[0]}: leave it out")
+    if values.source is not None:
+        _check_frame_options(values)
     for name in ("source", "tfds", "output"):
         if storage.is_remote(values[name].value or ""):
             raise UserError(
@@ -130,7 +146,14 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         embedded.prepare(values.embedded, destination, values.seed, values.num_workers)
         return
     found = find_source(values)
-    recipe = Recipe(values.codec, values.short_side, values.min_frames, found.images, found.stored)
+    recipe = Recipe(
+        values.codec,
+        values.short_side,
+        values.min_frames,
+        found.images,
+        found.stored,
+        found.frame_folders,
+    )
     for name, useless in (
         ("short_side", values.codec == schema.CODEC_ORIGINAL),
         ("min_frames", found.images),
@@ -151,6 +174,19 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         values.max_seconds_per_video,
     )
     build(found, recipe, output, engine)
+
+
+def _check_frame_options(values: flags.FlagValues) -> None:
+    if values.frame_folders and values.images:
+        raise UserError(
+            "--frame_folders and --images contradict each other: images are frames of videos, or "
+            "examples of their own; leave one of them out"
+        )
+    for name in ("frame_names", "rate"):
+        if values[name].present and not values.frame_folders:
+            raise UserError(
+                f"--{name} means nothing with --source without --frame_folders: leave it out"
+            )
 
 
 def _mount(values: flags.FlagValues, *folders: Path) -> Mount | None:

@@ -7,15 +7,15 @@ job, but all of them reach the same bucket.
 import contextlib
 import dataclasses
 import errno
-import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
 
 from adamae_jax.data import storage
+from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.sources import Item
 from adamae_jax.data.transform import SKIPPED, Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
@@ -80,32 +80,60 @@ def transform_fetched(recipe: Recipe, mount: Mount, scratch: Path, item: Item) -
         recipe: how the record is made.
         mount: that the item's path lies in, on another machine.
         scratch: folder of this machine, for a copy.
-        item: a whole file.
+        item: a whole file, or a folder of frames.
 
     Raises:
         OSError: the storage keeps failing, which is no fault of the item.
     """
     address = mount.address_of(item.path)
-    with tempfile.NamedTemporaryFile(dir=scratch, suffix=Path(item.path).suffix) as copy:
-        storage.retried(functools.partial(_fetch, address, copy.name), address)
-        if not os.path.getsize(copy.name):
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        if recipe.frame_folders is not None:
+            copy = folder
+            there = _fetch_frames(address, copy, recipe.frame_folders, item.num_frames)
+        else:
+            copy = os.path.join(folder, f"copy{Path(item.path).suffix}")
+            there = _fetch_file(address, copy)
+        if not there:
             return Result(None, Flaw(item.id, SKIPPED, 0, f"{address} is empty or does not exist"))
-        return transform(recipe, dataclasses.replace(item, path=copy.name))
+        return transform(recipe, dataclasses.replace(item, path=copy))
 
 
-def _fetch(address: str, copy: str) -> bytes:
-    """Makes a copy, in place of the bytes that `storage.retried` hands on; they may be many.
-
-    Of what is not there the copy stays empty: that is no failure of the storage.
-    """
-    system, name = fsspec.core.url_to_fs(address)
+def _fetch_file(address: str, copy: str) -> bool:
+    """Makes a copy; false where there is nothing, which is no failure of the storage."""
     try:
-        system.get_file(name, copy)
+        _fetch([address], [copy])
     except FileNotFoundError:
-        pass
-    except Exception as error:  # each file system has kinds of its own
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", address) from error
-    return b""
+        return False
+    return True
+
+
+def _fetch_frames(address: str, copy: str, folders: FrameFolders, most: int | None) -> bool:
+    """Copies the frames of a folder, or so many of them; false where there are none."""
+    names = folders.select(storage.list_directory(address))
+    if wanted := names[:most]:
+        addresses = [storage.join(address, name) for name in wanted]
+        _fetch(addresses, [os.path.join(copy, name) for name in wanted])
+    return bool(names)
+
+
+def _fetch(addresses: Sequence[str], copies: Sequence[str]) -> None:
+    """Makes copies of files, at once where the file system knows how.
+
+    Raises:
+        OSError: one is not there, or the storage fails again and again.
+    """
+
+    def fetch() -> None:
+        systems_and_names = [fsspec.core.url_to_fs(address) for address in addresses]
+        system, _ = systems_and_names[0]
+        try:
+            system.get([name for _, name in systems_and_names], list(copies))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each file system has kinds of its own
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", addresses[0]) from error
+
+    storage.retried(fetch, addresses[0])
 
 
 @contextlib.contextmanager

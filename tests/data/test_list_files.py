@@ -111,11 +111,13 @@ def test_something_something(tmp_path: Path) -> None:
         ("a.txt", "", "names no videos"),
         ("a.csv", "path,label\n", "names no videos"),
         ("a.csv", "a.mp4,1\nb.mp4,2,3\n", "a.csv, line 2: 3 columns, but path and label"),
+        ("a.csv", "a,120,3\n", "3 columns.* if these are folders of frames .* add --frame_folders"),
+        ("a.csv", "a,1,2,3\n", "4 columns, but path and label were expected; name the columns"),
         ("a.csv", "path,label,x\na.mp4\n", "a.csv, line 2: only 1 columns"),
         ("a.txt", "a.mp4 1\nb.mp4\n", "a.txt, line 2: the label is missing"),
         ("a.csv", "a.mp4,1\nb.mp4,\n", "a.csv, line 2: the label is missing"),
         ("a.txt", "a.mp4 0\nb.mp4 0 -1\n", "line 2: 'b.mp4 0 -1' has three columns"),
-        ("a.txt", "frames/a 120 3\n", "three columns.* folders of frames, which are not read"),
+        ("a.txt", "frames/a 120 3\n", "three columns.* of a folder of frames, add --frame_fo"),
         ("a.txt", "a.MP4 run fast\n", "three columns.* need a comma or tab"),
         ("a.txt", "path total_frames label\na 9 1\n", "line 2: 'a 9 1' has three columns"),
         ("a_test_split1.txt", "x.avi 3\n", "line 1: 'x.avi 3' is no name with 0, 1 or 2"),
@@ -130,6 +132,67 @@ def test_something_something(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(tmp_path, text, name)
+
+
+def read_folders(folder: Path, text: str, name: str) -> list[tuple[str, int | None, str | None]]:
+    (folder / name).write_text(text)
+    entries = read_list(folder / name, "train", folder, frame_folders=True)
+    return [(entry.path, entry.num_frames, entry.label) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "a 120 3\nb/c 9 0\n", [("a", 120, "3"), ("b/c", 9, "0")]),
+        ("a.txt", "a b 120 run\nc 7 -1\n", [("a b", 120, "run"), ("c", 7, None)]),
+        ("a.txt", "a 3\nb run\n", [("a", None, "3"), ("b", None, "run")]),
+        ("a.txt", "a\nb/c\n", [("a", None, None), ("b/c", None, None)]),
+        ("a.txt", "a\t120\trun fast\nb 2\t5\tfly\n", [("a", 120, "run fast"), ("b 2", 5, "fly")]),
+        ("a.csv", "a,120,3\nb 2,9,0\n", [("a", 120, "3"), ("b 2", 9, "0")]),
+        ("a.csv", "a,3\n", [("a", None, "3")]),
+        ("a.csv", "label,Num_Frames,path\nrun,7,a\n", [("a", 7, "run")]),
+        ("a.csv", "path,total_frames\na,7\n", [("a", 7, None)]),
+        ("a.txt", "path total_frames label\na b 9 1\n", [("a b", 9, "1")]),
+        ("a.txt", "path total_frames\na 9\n", [("a", 9, None)]),
+        ("a.txt", "path label\na 9 1\n", [("a 9", None, "1")]),
+        # Numbers at the end of names that are there belong to them.
+        ("a.txt", "take 2 5\ntake 3 5\n", [("take 2", None, "5"), ("take", 3, "5")]),
+        ("a.txt", "take 2 7 5\n", [("take 2", 7, "5")]),
+        # Named as videos are.
+        ("a.txt", "walk/v.avi 5\nb.mp4 5\nw.avi 5\n",
+         [("walk/v", None, "5"), ("b", None, "5"), ("w.avi", None, "5")]),
+        ("a.json", '[{"id": "7", "template": "[x]"}]', [("7", None, "x")]),
+        ("walk_test_split1.txt", "v.avi 1\n", [("walk/v", None, "walk")]),
+        ("a.csv", "label,youtube_id,time_start,time_end,split\nwalk,k,1,2,train",
+         [("train/walk/k_000001_000002", None, "walk")]),
+    ],
+)  # fmt: skip
+def test_lists_of_folders_of_frames(
+    tmp_path: Path, name: str, text: str, expected: list[tuple[str, int | None, str | None]]
+) -> None:
+    for folder in ("take 2", "walk/v", "w.avi", "train/walk/k_000001_000002"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert read_folders(tmp_path, text, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "a 9 1\nb 10 90 3\n", "a.txt, line 2: 4 columns, but 'path total_frames label'"),
+        ("a.csv", "a,9,3,1\n", "line 1: 4 columns, .* or 'path label' was expected; parts of fold"),
+        ("a.txt", "a\t9\t3\t1\n", "line 1: 4 columns"),
+        ("a.txt", "a 9 1 5 7\n", "5 columns, .* several labels cannot be taken over"),
+        ("a.csv", "a,many,1\n", "line 1: total_frames is 'many', which is no number"),
+        ("a.csv", "a,-3,1\n", "line 1: total_frames is '-3'"),
+        ("a.csv", "path,start_frame,label\na,3,1\n", "has the column 'start_frame', but parts of"),
+        ("a.txt", "a 9 1\nb 3\nc\n", "line 3: the label is missing"),
+    ],
+)
+def test_what_is_wrong_with_lists_of_folders_is_said(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_folders(tmp_path, text, name)
 
 
 def test_files_that_are_no_texts(tmp_path: Path) -> None:
