@@ -8,11 +8,9 @@ import dataclasses
 import functools
 import json
 import os
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +27,10 @@ from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.objectives import Pretraining
+from adamae_jax.peers import Peers
 from adamae_jax.splits import Data, watched
 from adamae_jax.training import evaluation, knn, loop, rundir
-from adamae_jax.training.checkpoints import RunCheckpoints, checkpoint_steps, read_metadata
+from adamae_jax.training.checkpoints import RunCheckpoints, checkpoint_steps
 from adamae_jax.training.mesh import check_batch, create_mesh, replicated
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.progress import Progress
@@ -54,34 +53,16 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
+    peers = Peers()
     try:
         summary = pretrain(flags.FLAGS.config, Path(flags.FLAGS.workdir))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        leave(error)
+        peers.leave(error)
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
-
-
-def leave(error: Exception) -> NoReturn:
-    """Ends one process of several at once, and with it, through JAX, the others.
-
-    They wait for this one in the middle of a step. In the regular end of a process JAX would wait
-    for them in turn, for minutes; of one that is gone it tells them.
-    """
-    name = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, UserError):
-        print(f"error: {name}: {error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-        print(
-            f"error: {name} ends: if it lost another one, look for the error of that one",
-            file=sys.stderr,
-        )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(cli.USER_ERROR_STATUS if isinstance(error, UserError) else 1)
+    peers.finish()
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -110,7 +91,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     place, summary = workdir / rundir.CHECKPOINTS, workdir / rundir.SUMMARY
     steps = checkpoint_steps(place)
     if steps:
-        check_data(place, steps[-1], data)
+        data.check_trained_on(place, steps[-1])
     if steps[-1:] == [config.steps] and summary.is_file():
         logging.info("%s is complete at step %d", workdir, config.steps)
         return json.loads(summary.read_text())
@@ -137,32 +118,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return rundir.summarize(workdir, config.steps, data.foreground_source)
 
 
-def check_data(checkpoints: Path, step: int, data: Data) -> None:
-    """Raises a `UserError` where a run was trained on another dataset than this."""
-    try:
-        stored = read_metadata(checkpoints, step)["data_fingerprint"]
-    except UserError:
-        return  # a damaged checkpoint: restoring says so, and takes an older one
-    if stored != data.train.fingerprint:
-        raise UserError(
-            f"{checkpoints.parent} was trained on another dataset than {data.config.data.dir} "
-            f"(fingerprint {stored}, found {data.train.fingerprint}): give the same data, or "
-            "another --workdir"
-        )
-
-
 def use_compilation_cache(directory: str) -> None:
     """Keeps compiled programs from one start to the next; "" turns it off."""
     if directory:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def damaged_name() -> str:
-    """The file for the damaged records that this process meets: each has its own."""
-    name = Path(rundir.DAMAGED)
-    several = jax.process_count() > 1
-    return f"{name.stem}_{jax.process_index()}{name.suffix}" if several else name.name
 
 
 class Run:
@@ -181,7 +141,7 @@ class Run:
         """Restores the newest checkpoint or makes a new state, and opens the run's files."""
         self.config, self.workdir, self.pretraining = config, workdir, pretraining
         self.mesh, self.data, self.checkpoints = mesh, data, checkpoints
-        self.damaged = Listing(workdir / damaged_name())
+        self.damaged = Listing(workdir / rundir.damaged_name())
         self.optimizers = experiment.optimizers(config)
         self.first_step, self.state = self._restore_or_create(frozen_variables)
         seconds = rundir.seconds_so_far(workdir, self.first_step)

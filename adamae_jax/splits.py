@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from adamae_jax.data.clips import check_clips
 from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
+from adamae_jax.training.checkpoints import read_metadata
 
 # To start a worker takes a second or two, as long as it takes to decode about so many videos; an
 # evaluation starts its own each time.
@@ -58,6 +60,19 @@ class Data:
             raise UserError(
                 f"{error}; or train without validation: --config.eval_every=0"
             ) from error
+
+    def check_trained_on(self, checkpoints: Path, step: int) -> None:
+        """Raises a `UserError` where a run was trained on another dataset than this."""
+        try:
+            stored = read_metadata(checkpoints, step)["data_fingerprint"]
+        except UserError:
+            return  # a damaged checkpoint: restoring says so, and takes an older one
+        if stored != self.train.fingerprint:
+            raise UserError(
+                f"{checkpoints.parent} was trained on another dataset than {self.config.data.dir} "
+                f"(fingerprint {stored}, found {self.train.fingerprint}): give the same data, or "
+                "another --workdir"
+            )
 
     @property
     def foreground_source(self) -> str:

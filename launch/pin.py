@@ -1,4 +1,4 @@
-"""Writes requirements.txt and requirements-test.txt: every package, at one tested version.
+"""Writes requirements.txt, -test.txt and -beam.txt: every package, at one tested version.
 
     .venv/bin/python launch/pin.py python3.11 python3.12 python3.13
 
@@ -31,25 +31,32 @@ Versions = dict[str, str]  # of packages, by normalised name
 
 
 def main(interpreters: list[str]) -> None:
-    """Asks pip under every interpreter and writes both files."""
+    """Asks pip under every interpreter and writes the files."""
     if not interpreters:
         sys.exit("error: name the interpreters: launch/pin.py python3.11 python3.12 python3.13")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"]
     tests = project["optional-dependencies"]["test"]
+    # Beam keeps to older versions of much, so that an environment with it is one of its own.
+    with_beam = [*needed, *tests, *project["optional-dependencies"]["beam"]]
     run: dict[str, Versions] = {}
     extra: dict[str, Versions] = {}
+    beam: dict[str, Versions] = {}
     for interpreter in interpreters:
         everything = resolve(interpreter, [*needed, *tests], {})
         python = everything.pop("python")
         run[python] = resolve(interpreter, needed, everything)
         del run[python]["python"]
         extra[python] = {name: everything[name] for name in everything.keys() - run[python].keys()}
+        beam[python] = resolve(interpreter, with_beam, {})
+        del beam[python]["python"]
     pythons = ", ".join(run)
     lines = pin_lines(run, needed)
     write("requirements.txt", "adamae-jax runs on", pythons, lines)
     lines = pin_lines(extra, tests)
     write("requirements-test.txt", "launch/test.sh needs besides", pythons, lines)
+    lines = pin_lines(beam, with_beam)
+    write("requirements-beam.txt", "Apache Beam and its tests need", pythons, lines)
 
 
 def resolve(interpreter: str, needed: Iterable[str], limits: Mapping[str, str]) -> Versions:

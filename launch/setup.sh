@@ -20,8 +20,9 @@ fail() {
   exit 2
 }
 
-# setup ACCELERATOR [test]: sets `python` (the environment's interpreter) and `accelerator` (cpu,
-# cuda12, cuda13 or tpu). With `test`, also installs what launch/test.sh needs.
+# setup ACCELERATOR [test|beam]: sets `python` (the environment's interpreter) and `accelerator` (cpu,
+# cuda12, cuda13 or tpu). With `test`, also installs what launch/test.sh needs; with `beam`, Apache
+# Beam, what its tests need, and of all else the older versions that it keeps to.
 setup() {
   choose_accelerator "$1"
   choose_environment
@@ -245,12 +246,12 @@ make_environment() {
   mkdir -p "$venv/.adamae-jax"
 }
 
-# What a part was installed from: of `run`, `test` and accelerators.
+# What a part was installed from: of `run`, `test`, `beam` and accelerators.
 part_key() {
   {
     echo "$version $1"
     cat "$root/requirements.txt"
-    [ "$1" != test ] || cat "$root/requirements-test.txt"
+    case $1 in test | beam) cat "$root/requirements-$1.txt" ;; esac
   } | cksum
 }
 
@@ -270,6 +271,10 @@ install() {
       test)
         names="$names, requirements-test.txt"
         wanted+=(-r "$root/requirements-test.txt")
+        ;;
+      beam)
+        names="requirements-beam.txt"
+        wanted=(-r "$root/requirements-beam.txt")
         ;;
       *)
         refuse_others "$part"

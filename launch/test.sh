@@ -7,11 +7,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 usage() {
   cat <<END
 usage: bash launch/test.sh [--full | --smoke] [--interop] [--accelerator=...] [-- PYTEST ARGUMENTS]
+       bash launch/test.sh --beam [-- PYTEST ARGUMENTS]
 
   --full    the long campaigns too: kills, statistics, long runs
   --interop installs PyTorch (for the CPU) and transformers, and compares exported weights with
             what they compute
   --smoke   parity and a short training run only, such as CI runs on the second Python
+  --beam    preparing with Apache Beam only, in an environment of its own (.venv-beam)
 Tests run on the CPU; with --accelerator=cuda (or auto, where a GPU is found) those that need a GPU
 run before them.
 $SETUP_USAGE
@@ -21,6 +23,7 @@ END
 asked=cpu
 smoke=""
 interop=""
+beam=""
 options=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -31,6 +34,7 @@ while [ $# -gt 0 ]; do
       options+=(--interop)
       ;;
     --smoke) smoke=yes ;;
+    --beam) beam=yes ;;
     -h | --help)
       usage
       exit
@@ -39,13 +43,19 @@ while [ $# -gt 0 ]; do
       shift
       break
       ;;
-    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke, --interop and --accelerator=...;" \
+    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke, --interop, --beam and --accelerator=...;" \
       "pytest's own come after --" ;;
   esac
   shift
 done
 check_accelerator "$asked"
 
+if [ -n "$beam" ]; then
+  VENV=${VENV:-$root/.venv-beam}
+  setup cpu beam
+  cd "$root"
+  exec "$python" -m pytest tests/test_prepare_beam.py "$@"
+fi
 setup "$asked" test
 cd "$root"
 if [ -n "$interop" ]; then

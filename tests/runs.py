@@ -15,18 +15,23 @@ from tests.data import fixtures
 
 ROOT = Path(__file__).parent.parent
 TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
+TINY = Path("tests/configs/tiny.py")
 DEADLINE_S = 240.0
+
+
+def arguments(workdir: Path, data: Path, *options: str, config: Path = TINY) -> list[str]:
+    """The arguments of a tiny run."""
+    # Compiled programs are shared between the runs, as they are from one start to the next.
+    cache = data.parent / "compiled"
+    return [
+        *(f"--config={config}", f"--workdir={workdir}", f"--config.data.dir={data}"),
+        *(f"--config.compilation_cache_dir={cache}", *options),
+    ]
 
 
 def command(workdir: Path, data: Path, *options: str) -> list[str]:
     """The command line of a tiny run."""
-    # Compiled programs are shared between the runs, as they are from one start to the next.
-    cache = data.parent / "compiled"
-    return [
-        *(sys.executable, "-m", "adamae_jax.pretrain", "--config=tests/configs/tiny.py"),
-        *(f"--workdir={workdir}", f"--config.data.dir={data}"),
-        *(f"--config.compilation_cache_dir={cache}", *options),
-    ]
+    return [sys.executable, "-m", "adamae_jax.pretrain", *arguments(workdir, data, *options)]
 
 
 def environment() -> dict[str, str]:

@@ -67,11 +67,16 @@ def test_pins_are_within_the_ranges(python: str, platform: str) -> None:
     run = versions("requirements.txt", environment)
     tests = versions("requirements-test.txt", environment)
     assert not run.keys() & tests.keys()
-    for needed, found in ((NEEDED, run), (EXTRAS["test"], run | tests)):
+    beam = versions("requirements-beam.txt", environment)
+    for needed, found in (
+        (NEEDED, run),
+        (EXTRAS["test"], run | tests),
+        ([*NEEDED, *EXTRAS["test"], *EXTRAS["beam"]], beam),
+    ):
         for requirement in applying(needed, environment):
             version = found[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} forbids {version}"
-    assert run["jax"] == run["jaxlib"]
+    assert run["jax"] == run["jaxlib"] and beam["jax"] == beam["jaxlib"]
 
 
 def test_two_stacks() -> None:

@@ -190,10 +190,15 @@ def _reasons(
 def _too_many(
     count: int, reasons: Mapping[int, str], among: str, fraction: float, listing: Listing
 ) -> UserError:
-    shown = "; ".join(reasons[index] for index in sorted(reasons)[:SHOWN])
-    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    shown = [reasons[index] for index in sorted(reasons)[:SHOWN]]
+    if len(reasons) > SHOWN:
+        shown.append(f"and {len(reasons) - SHOWN} more")
+    if reasons:
+        shown[-1] += f" ({listing})"
+    if count > len(reasons):
+        shown.append(f"{count - len(reasons)} that other processes read and list")
     return UserError(
         f"{count} damaged records {among} are more than max_bad_fraction {fraction:g} allows: "
-        f"{shown}{more} ({listing}): copy the dataset again, rebuild it with "
+        f"{'; '.join(shown)}: copy the dataset again, rebuild it with "
         "python -m adamae_jax.prepare, or allow a larger fraction"
     )

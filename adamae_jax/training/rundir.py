@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from adamae_jax.training.digests import write_atomically
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
-DAMAGED = "damaged_records.txt"
+DAMAGED = "damaged_records"
 LOCK = ".lock"
 
 # Fields that say how a run is carried out, not what it computes: they may change on a restart.
@@ -43,6 +44,11 @@ EXECUTION = (
     "model.attention",
     "eval",
 )
+
+
+def damaged_name() -> str:
+    """The file for the damaged records that this process meets: of several, each has its own."""
+    return f"{DAMAGED}_{jax.process_index()}.txt" if jax.process_count() > 1 else f"{DAMAGED}.txt"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,398 @@
+"""A pretraining in two real processes: damaged records on either side, and one that is killed."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+from ml_collections import ConfigDict
+
+import adamae_jax
+from adamae_jax import experiment, pretrain
+from adamae_jax.data import pipeline
+from adamae_jax.data.batches import Batch
+from adamae_jax.data.damage import EvaluationDamage, Listing
+from adamae_jax.data.mixture import Order
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from adamae_jax.training import metrics, rundir
+from tests.configs import tiny
+from tests.data import fixtures
+from tests.runs import DEADLINE_S, ROOT, arguments, environment, lines, moving_waves
+
+PROCESSES = 2
+RECORDS, HELD_OUT, CLIPS, STEPS = 32, 8, 8, 8  # two epochs
+# Without what takes long to compile.
+CONFIG = f"""
+from adamae_jax.config import masking_config
+from tests.configs import tiny
+
+def get_config():
+    config = tiny.get_config()
+    with config.unlocked():
+        config.masking = masking_config("random", mask_ratio=0.75)
+    config.model.encoder.depth = config.eval.random_draws = 1
+    config.eval.knn = False
+    config.steps, config.optimizer.warmup_steps = {STEPS}, 2
+    config.eval_every, config.checkpoint_every, config.pictures_every = 4, 4, 0
+    config.data.max_bad_fraction, config.data.num_workers = 0.25, 0
+    return config
+"""
+ENDING_S = 30.0
+KILLED_S = 60.0
+
+# What a launcher does: it tells JAX of the other processes, and starts the job. JAX gives up a
+# process that is silent for 100 seconds; one that waits for a dead one, in the middle of a
+# checkpoint, say, would wait so long. Beside the job's own words, it says which files it has moved
+# into place.
+LAUNCH = f"""
+import os, sys, jax
+port, index = map(int, sys.argv[1:3])
+def tell(event, values):
+    if event == "os.rename":
+        print("moved", os.fspath(values[1]), flush=True)
+sys.addaudithook(tell)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+address = f"127.0.0.1:{{port}}"
+jax.distributed.initialize(
+    address, {PROCESSES}, index, coordinator_bind_address=address, heartbeat_timeout_seconds=10
+)
+from adamae_jax import cli, pretrain
+pretrain.define_flags()
+cli.run(pretrain.main, ["pretrain", *sys.argv[3:]])
+"""
+
+
+class Job:
+    """Two processes of a run, each with the workers that it starts in a group of its own."""
+
+    def __init__(self, workdir: Path, data: Path, *options: str):
+        """For use in a ``with`` block, where they run, and behind which nothing is left of them."""
+        self._held = socket.socket()
+        # Nobody else is given the port, and JAX, which shares it in the same way, can listen.
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self._port = str(self._held.getsockname()[1])
+        self._logs = workdir.parent
+        config = self._logs / "config.py"
+        config.write_text(CONFIG)
+        self._arguments = arguments(workdir, data, *options, config=config)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Job":
+        try:
+            self.processes.extend(map(self._start, range(PROCESSES)))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._held.close()
+
+    def _start(self, index: int) -> subprocess.Popen[bytes]:
+        with (
+            self._log(index, "out").open("wb") as out,
+            self._log(index, "err").open("wb") as errors,
+        ):
+            return subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, self._port, str(index), *self._arguments],
+                cwd=ROOT, env=environment(), stdout=out, stderr=errors, start_new_session=True,
+            )  # fmt: skip
+
+    def _log(self, index: int, kind: str) -> Path:
+        return self._logs / f"{index}.{kind}"
+
+    def out(self, index: int) -> str:
+        return self._log(index, "out").read_text()
+
+    def errors(self, index: int) -> str:
+        return self._log(index, "err").read_text()
+
+    def wait(self, seconds: float = DEADLINE_S) -> list[int]:
+        """The statuses, of all together."""
+        end = time.monotonic() + seconds
+        for index, process in enumerate(self.processes):
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"process {index} does not end:\n{self.errors(index)[-3000:]}")
+        return [process.returncode for process in self.processes]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Waits for something to happen while they run."""
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < end, "nothing happened in time"
+            for index, process in enumerate(self.processes):
+                assert process.poll() is None, self.errors(index)[-3000:]
+            time.sleep(0.01)
+
+    def left_over(self) -> list[psutil.Process]:
+        """What is left of the processes' groups, after a moment in which workers may notice."""
+        groups, found = {process.pid for process in self.processes}, []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(process.pid) in groups:
+                    found.append(process)
+        _, alive = psutil.wait_procs(found, timeout=20)
+        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def config_of(data: Path) -> ConfigDict:
+    config: ConfigDict = tiny.get_config()
+    config.data.dir = str(data)
+    return config
+
+
+def read_training(data: Path, host: int = 0, hosts: int = 1) -> list[Batch]:
+    """The batches of a whole run that a process gets."""
+    config = config_of(data)
+    with pipeline.train_batches(
+        Dataset(data, "train"), experiment.clip_spec(config), seed=config.seed,
+        videos_per_step=CLIPS, first_step=0, num_steps=STEPS, process_index=host,
+        process_count=hosts,
+    ) as batches:  # fmt: skip
+        return list(batches)
+
+
+def read_validation(data: Path, host: int) -> list[Batch]:
+    """The batches of an evaluation that a process gets."""
+    with pipeline.eval_batches(
+        Dataset(data, "validation"), experiment.clip_spec(config_of(data)), batch_size=CLIPS,
+        process_index=host, process_count=PROCESSES,
+    ) as batches:  # fmt: skip
+        return list(batches)
+
+
+def damage_met(data: Path, host: int) -> set[str]:
+    """What a process should list."""
+    found = [(batch, batch["bad_record"] >= 0) for batch in read_training(data, host, PROCESSES)]
+    found += [(batch, batch["unreadable"]) for batch in read_validation(data, host)]
+    return {reason.decode() for batch, bad in found for reason in batch["bad_reason"][bad]}
+
+
+def write_data(directory: Path, *, train: Mapping[int, Iterable[int]], held_out: set[int]) -> Path:
+    """Waves, some of them damaged.
+
+    Args:
+      directory: of the dataset.
+      train: for each process, places in what it reads of the first epoch.
+      held_out: numbers of records.
+    """
+    waves, held = moving_waves(RECORDS), moving_waves(HELD_OUT)
+    clean = fixtures.write_dataset(directory.with_suffix(".clean"), {"train": waves})
+    order = Order(Dataset(clean, "train"), config_of(clean).seed)
+    share = CLIPS // PROCESSES
+    for process, places in train.items():
+        for place in places:
+            step, slot = divmod(place, share)
+            waves[order.record(step * CLIPS + process * share + slot)] = b"\xff"
+    for number in held_out:
+        held[number] = b"\xff"
+    return fixtures.write_dataset(directory, {"train": waves, "validation": held})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where datasets lie, and what has been compiled."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def data(root: Path) -> Path:
+    """Three damaged records to train on, two of them for the first process, and two held out."""
+    return write_data(root / "few", train={0: (2, 9), 1: (5,)}, held_out={1, 6})
+
+
+class Runs(NamedTuple):
+    """The workdirs of one run in two processes and in one, and the two."""
+
+    two: Path
+    one: Path
+    job: Job
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Both to their ends, side by side."""
+    two, one = (tmp_path_factory.mktemp(name) / "run" for name in ("two", "one"))
+    with Job(two, data) as job:
+        run_here(one, data)
+        assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    return Runs(two, one, job)
+
+
+def run_here(workdir: Path, data: Path) -> None:
+    """The run in this process: metrics.jsonl, summary.json and no more, to save time."""
+    names: dict[str, Any] = {}
+    exec(CONFIG, names)
+    config: ConfigDict = names["get_config"]()
+    config.data.dir = str(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.Run, "draw", lambda *arguments: None)
+        patch.setattr(pretrain.Run, "_actions", lambda self: [])
+        patch.setattr(metrics, "_summary_writer", lambda directory: None)  # TensorFlow
+        pretrain.pretrain(config, workdir)
+
+
+def test_each_process_lists_the_damaged_records_that_it_met(runs: Runs, data: Path) -> None:
+    workdir = runs.two
+    listed = [
+        (workdir / f"damaged_records_{process}.txt").read_text().splitlines()
+        for process in range(PROCESSES)
+    ]
+    for process, found in enumerate(listed):
+        assert sorted(found) == sorted(damage_met(data, process))
+    assert len(set(listed[0] + listed[1])) == 5
+    # Each record to train on comes to either process, in one epoch or the other.
+    assert [sum("'validation'" in line for line in found) for found in listed] == [1, 1]
+    assert not (workdir / "damaged_records.txt").exists()
+
+
+def test_two_processes_read_what_one_reads(data: Path) -> None:
+    hosts = [read_training(data, host, PROCESSES) for host in range(PROCESSES)]
+    for whole, *parts in zip(read_training(data), *hosts, strict=True):
+        for name in ("example_index", "slot", "replaced", "bad_record", "video"):
+            joined = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(joined, whole[name])
+
+
+def test_two_processes_train_as_one_does(runs: Runs, data: Path) -> None:
+    ours, theirs = lines(runs.two), lines(runs.one)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    assert [line["replaced"] for line in ours] == [line["replaced"] for line in theirs]
+    replaced = sum(int(batch["replaced"].sum()) for batch in read_training(data))
+    assert ours[-1]["replaced"] == replaced >= 6
+    # Two processes sum in another order than the eight devices of this one: 1e-7 of a float32, and
+    # a little more after a few updates.
+    for line, other in zip(ours, theirs, strict=True):
+        for name in ("loss", "loss_reconstruction", "grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-5), (line["step"], name)
+
+
+def test_an_evaluation_counts_over_both_processes(runs: Runs) -> None:
+    ours, theirs = (json.loads((path / rundir.SUMMARY).read_text()) for path in runs[:2])
+    assert (ours["eval_examples"], ours["eval_unreadable"]) == (HELD_OUT - 2, 2)
+    for name in ("eval_examples", "eval_unreadable"):
+        assert ours[name] == theirs[name]
+    loss = "eval_loss_reconstruction"
+    assert ours[loss] == pytest.approx(theirs[loss], rel=1e-5)
+
+
+def test_the_first_process_writes_what_there_is_once(runs: Runs) -> None:
+    workdir, job = runs.two, runs.job
+    moved = [
+        [Path(line.removeprefix("moved ")) for line in job.out(index).splitlines()
+         if line.startswith(f"moved {workdir}")]
+        for index in range(PROCESSES)
+    ]  # fmt: skip
+    assert not moved[1]
+    names = [path.relative_to(workdir).as_posix() for path in moved[0]]
+    for name in (
+        "config.json",
+        "checkpoints/4",
+        "checkpoints/8",
+        "model/model.json",
+        "summary.json",
+    ):
+        assert names.count(name) == 1, names
+    assert (workdir / rundir.SUMMARY).read_text() in job.out(0)
+    assert "eval_examples" not in job.out(1)
+    assert adamae_jax.load(workdir).step == STEPS
+    assert adamae_jax.load(workdir / rundir.MODEL).step == STEPS
+
+
+def stop_line(job: Job, index: int) -> str:
+    """The last word of a process; behind it, Python tidies up what its workers have left."""
+    said = job.errors(index).splitlines()
+    last = max((at for at, line in enumerate(said) if line.startswith("error: ")), default=None)
+    assert last is not None, said[-30:]
+    behind = [line for line in said[last + 1 :] if line.strip()]
+    assert all("resource_tracker" in line or "warnings.warn" in line for line in behind), behind
+    return said[last]
+
+
+@pytest.mark.parametrize("culprit", [0, pytest.param(1, marks=pytest.mark.full)])
+def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culprit: int) -> None:
+    """It comes in the third step, behind two checkpoints."""
+    data = write_data(root / f"many{culprit}", train={culprit: (8, 9, 10)}, held_out=set())
+    workdir, other = tmp_path / "run", 1 - culprit
+    options = (
+        "data.max_bad_fraction=0.01",
+        "eval_every=0",
+        "checkpoint_every=1",
+        "data.num_workers=1",
+    )
+    with Job(workdir, data, *(f"--config.{option}" for option in options)) as job:
+        job.wait_for(lambda: "error: " in job.errors(culprit))
+        statuses = job.wait(ENDING_S)
+        assert (statuses[culprit], statuses[other]) == (2, 1), job.errors(other)
+        assert not job.left_over()
+        message, word = stop_line(job, culprit), stop_line(job, other)
+        assert not any("Traceback" in job.errors(index) for index in range(PROCESSES))
+    assert message.startswith(f"error: process {culprit} of 2: 3 damaged records of 32 records")
+    listed = (workdir / f"damaged_records_{culprit}.txt").read_text().splitlines()
+    assert len(listed) == 3 and all(line in message for line in listed)
+    assert word == f"error: process {other} of 2 ends, since another one did: " + message[7:]
+    assert not (workdir / f"damaged_records_{other}.txt").exists()
+
+
+def test_a_process_counts_what_others_could_not_read(data: Path, tmp_path: Path) -> None:
+    (batch,) = read_validation(data, 1)
+    damage = EvaluationDamage(0.1, Listing(tmp_path / "list.txt"))
+    with pytest.raises(UserError, match="allows: 2 that other processes read and list: copy the"):
+        damage.check(2, HELD_OUT)
+    damage.see(batch)
+    with pytest.raises(UserError, match="record 6 .* listed in .*list.txt.; 1 that other process"):
+        damage.check(2, HELD_OUT)
+
+
+LONG = ("--config.steps=60", "--config.checkpoint_every=7", "--config.eval_every=20")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The metrics of a longer run."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    with Job(workdir, data, *LONG) as job:
+        assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    return lines(workdir)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("killed", range(PROCESSES))
+def test_a_run_goes_on_when_one_process_was_killed(
+    data: Path, undisturbed: list[dict[str, Any]], tmp_path: Path, killed: int
+) -> None:
+    workdir, other = tmp_path / "run", 1 - killed
+    with Job(workdir, data, *LONG, "--config.data.num_workers=1") as job:
+        job.wait_for(lambda: (workdir / rundir.CHECKPOINTS / "21").is_dir())
+        job.processes[killed].kill()
+        assert job.wait(KILLED_S)[other] != 0
+        assert not job.left_over()
+    assert not (workdir / rundir.SUMMARY).exists()
+    with Job(workdir, data, *LONG) as job:
+        assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+        said = [job.errors(index) for index in range(PROCESSES)]
+    steps = [int(step) for text in said for step in re.findall(r"resumed from step (\d+)", text)]
+    assert len(steps) == 2 and steps[0] == steps[1] >= 21
+    assert lines(workdir) == undisturbed
+    for process in range(PROCESSES):
+        listed = (workdir / f"damaged_records_{process}.txt").read_text().splitlines()
+        assert len(listed) == len(set(listed)) == 4  # what it met before and after
