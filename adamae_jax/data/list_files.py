@@ -5,9 +5,9 @@ A list names the videos of one split. Its lines are ``path label`` or, in CSV (a
 missing from all of them, and -1 says that a video has none. A first line that names its columns is
 understood, Kinetics' own ``label,youtube_id,time_start,time_end`` included. A JSON list is
 Something-Something v2's: objects with an ``id``, which names the file, and a ``template``, which is
-the class. A file called ``CLASS_test_split1.txt`` (2, 3) is one of HMDB51's: its lines are ``name
-number``, and the number says whether the video is for training (1), for testing (2) or for neither
-(0).
+the class; version 1's lists are CSV with semicolons. A file called ``CLASS_test_split1.txt`` (2, 3)
+is one of HMDB51's: its lines are ``name number``, and the number says whether the video is for
+training (1), for testing (2) or for neither (0).
 
 Lists of folders of frames have the same forms, and ``path total_frames label`` as well, where
 ``total_frames`` says how many frames of the folder are the video, from the first on, as the readers
@@ -189,7 +189,9 @@ def _rows(
     """Number and cells of every line that is not empty."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     if path.suffix.lower() == ".csv" or "," in first:
-        reader = csv.reader(text.splitlines())
+        # Something-Something v1's are "id;label", with commas in the labels.
+        delimiter = ";" if re.match(r"[^,;]*;", first) else ","
+        reader = csv.reader(text.splitlines(), delimiter=delimiter)
         try:
             for row in reader:
                 if any(cells := [cell.strip() for cell in row]):

@@ -31,6 +31,8 @@ def read(folder: Path, text: str, name: str = "list.txt") -> list[tuple[str, str
         ("a.csv", "Path,Label\na.mp4,run\n", [("a.mp4", "run")]),
         ("a.csv", "label,note,video\nrun,x,a.mp4\n", [("a.mp4", "run")]),
         ("a.csv", "video,split\na.mp4,x\n", [("a.mp4", None)]),
+        ("a.csv", "7;Holding a, b\n8;Putting c\n", [("7", "Holding a, b"), ("8", "Putting c")]),
+        ("a.csv", "a.mp4,run;fast\n", [("a.mp4", "run;fast")]),
     ],
 )
 def test_lines(
