@@ -28,6 +28,7 @@ setup() {
   choose_environment
   python=$venv/bin/python
   local parts="run ${2:-}"
+  [ "${2:-}" != beam ] || parts=beam
   [ "$accelerator" = cpu ] || parts="$parts $accelerator"
   # shellcheck disable=SC2086 # a list of words
   if [ ! -e "$lock" ] && up_to_date $parts; then
@@ -267,12 +268,13 @@ install() {
   local wanted=(-r "$root/requirements.txt")
   for part in "$@"; do
     case $part in
-      run) ;;
+      run) refuse_beside "$part" beam ;;
       test)
         names="$names, requirements-test.txt"
         wanted+=(-r "$root/requirements-test.txt")
         ;;
       beam)
+        refuse_beside "$part" run
         names="requirements-beam.txt"
         wanted=(-r "$root/requirements-beam.txt")
         ;;
@@ -299,11 +301,20 @@ install() {
 refuse_others() {
   local other
   for other in cuda12 cuda13 tpu; do
-    if [ "$other" != "$1" ] && [ -e "$venv/.adamae-jax/$other" ]; then
-      rm -f "$lock"
-      fail "$venv holds JAX for $other, which does not go with $1: remove it, or set VENV"
-    fi
+    [ "$other" = "$1" ] || refuse_beside "$1" "$other"
   done
+}
+
+# Fails where the environment holds a part that does not go with another.
+refuse_beside() {
+  [ -e "$venv/.adamae-jax/$2" ] || return 0
+  local held="the packages that jobs run on"
+  case $2 in
+    beam) held="Apache Beam" ;;
+    cuda* | tpu) held="JAX for $2" ;;
+  esac
+  rm -f "$lock"
+  fail "$venv holds $held, which does not go with $1: remove it, or set VENV"
 }
 
 # A path as it is printed: relative to the repository where it lies there.

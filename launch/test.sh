@@ -51,9 +51,12 @@ done
 check_accelerator "$asked"
 
 if [ -n "$beam" ]; then
+  [ "$asked$smoke$interop${options[*]-}" = cpu ] ||
+    fail "--beam goes with none of --full, --smoke, --interop and --accelerator=..."
   VENV=${VENV:-$root/.venv-beam}
   setup cpu beam
   cd "$root"
+  "$python" -c "import apache_beam" # else its tests would be skipped
   exec "$python" -m pytest tests/test_prepare_beam.py "$@"
 fi
 setup "$asked" test

@@ -51,6 +51,8 @@ def test_ci_is_executable() -> None:
         ("demo.sh", [""], "WORKDIR is empty"),
         ("demo.sh", ["a", "b"], "unexpected argument b"),
         ("test.sh", ["tests/models"], "unknown argument tests/models"),
+        ("test.sh", ["--beam", "--smoke"], "--beam goes with none of --full, --smoke"),
+        ("test.sh", ["--full", "--beam"], "--beam goes with none of --full, --smoke"),
     ],
 )
 def test_bad_arguments(clone: Clone, script: str, arguments: list[str], named: str) -> None:
@@ -145,6 +147,24 @@ def test_one_accelerator_at_a_time(clone: Clone) -> None:
     errors = one_line(clone.run("launch/setup.sh", "--accelerator=cuda", status=2))
     assert "holds JAX for tpu, which does not go with cuda13" in errors
     clone.run("launch/setup.sh", "--accelerator=tpu")  # and still works as it was
+
+
+def test_beam_has_an_environment_of_its_own(clone: Clone) -> None:
+    clone.run("launch/test.sh", "--beam", "--", "-x")
+    *_, installed, tests = clone.calls()
+    assert "requirements-beam.txt" in installed and "requirements.txt" not in installed
+    assert tests == "3.11 -m pytest tests/test_prepare_beam.py -x"
+    assert not (clone.root / ".venv").exists()
+    clone.run("launch/setup.sh", "--accelerator=cpu")
+    ours, beams = str(clone.root / ".venv"), str(clone.root / ".venv-beam")
+    errors = one_line(clone.run("launch/test.sh", "--beam", VENV=ours, status=2))
+    assert "holds the packages that jobs run on, which does not go with beam" in errors
+    errors = one_line(clone.run("launch/setup.sh", "--accelerator=cpu", VENV=beams, status=2))
+    assert "holds Apache Beam, which does not go with run" in errors
+    clone.calls()
+    clone.run("launch/test.sh", "--beam")  # and both still work as they were
+    clone.run("launch/setup.sh", "--accelerator=cpu")
+    assert clone.calls() == ["3.11 -m pytest tests/test_prepare_beam.py"]
 
 
 def test_another_python_has_an_environment_of_its_own(clone: Clone) -> None:
@@ -301,6 +321,7 @@ def test_ci(clone: Clone) -> None:
     assert "3.12 -m venv --clear .venv-py3.12" in calls
     assert calls[-1].startswith("3.11 -m pytest ")
     assert any(call.startswith("3.12 -m pytest ") and "-m smoke" in call for call in calls)
+    assert "3.11 -m pytest tests/test_prepare_beam.py" in calls
     for figures in ({"foreground_lift": 1.2}, {"loss_reconstruction_last": 1.0}):
         bad = json.dumps({**json.loads(good), **figures})
         assert "failed: demo's figures" in clone.run(".ci/run", STUB_SUMMARY=bad, status=1)

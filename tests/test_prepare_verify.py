@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from absl import flags
+from PIL import Image
+from tensorflow_datasets.core import features
 
-from adamae_jax.errors import UserError
+from adamae_jax.data.examples import ImageLayout
+from adamae_jax.data.records import layout_of
+from adamae_jax.prepare import job
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import serialize, video, write_dataset
 
@@ -21,6 +26,23 @@ def test_records_with_one_id_are_told_through_all_splits(
     assert "is sound" in capsys.readouterr().out
     splits = {"train": records("a", "b", "a"), "validation": records("b")}
     write_dataset(bad, splits, with_masks=False)
-    with pytest.raises(UserError, match="bad has 2 records with the id of another one"):
-        verify(bad)
-    assert "validation" in capsys.readouterr().out  # the table, nevertheless
+    verify(bad)
+    assert "note: 2 records with the id of another one" in capsys.readouterr().out
+
+
+def test_images_are_told_apart_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(video(0)[0]).save(path)
+    values = flags.FlagValues()
+    job.define_flags(values)
+    source, output = tmp_path / "images", tmp_path / "dataset"
+    values(["", f"--source={source}", f"--output={output}", "--images", "--num_workers=0"])
+    job.main([], values)
+    verify(output)
+    assert "note" not in capsys.readouterr().out
+    layout = layout_of({"image": features.Image(), "id": features.Text()}, "there")
+    assert isinstance(layout, ImageLayout) and layout.name == "id"

@@ -1,8 +1,9 @@
 """The index of a dataset's records as one file of numbers, mapped into memory by all who use it.
 
 A file in NumPy's own format, one row of int64: a digest of what the index belongs to (4 numbers),
-the number of shards, then ``first``, ``offsets`` and, two to a number, ``lengths`` of a
-`adamae_jax.data.tfrecord.ShardIndex`. Processes that map it share the memory.
+the CRC32C of all that follows, the number of shards, then ``first``, ``offsets`` and, two to a
+number, ``lengths`` of a `adamae_jax.data.tfrecord.ShardIndex`. Processes that map it share the
+memory.
 """
 
 import contextlib
@@ -13,13 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from adamae_jax.data import storage
 
-VERSION = 2
+VERSION = 3
 _DIGEST_WORDS = 4
+_SHARDS = _DIGEST_WORDS + 1  # place of their number
+_BLOCK = 1 << 20  # numbers
 
 
 class Arrays(NamedTuple):
@@ -35,15 +39,23 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(f"{VERSION}\n{text}".encode()).digest()
 
 
-def read(path: str, digest: bytes) -> Arrays | None:
-    """Maps an index file; None where there is none, or it belongs to something else."""
+def read(path: str, digest: bytes, is_proven: bool = False) -> Arrays | None:
+    """Maps an index file; None where there is none, it is damaged, or belongs to something else.
+
+    Args:
+        path: of the file.
+        digest: of what it must belong to.
+        is_proven: whether another process has just read it, and proved its checksum.
+    """
     try:
         words = np.load(path, mmap_mode="r", allow_pickle=False)
         if words.dtype != np.int64 or words[:_DIGEST_WORDS].tobytes() != digest:
             return None
-        shards = int(words[_DIGEST_WORDS])
-        start = _DIGEST_WORDS + 1 + shards + 1
-        first = words[_DIGEST_WORDS + 1 : start]
+        if not is_proven and words[_DIGEST_WORDS] != _checksum(words[_SHARDS:]):
+            return None
+        shards = int(words[_SHARDS])
+        start = _SHARDS + 1 + shards + 1
+        first = words[_SHARDS + 1 : start]
         records = int(first[-1])
         offsets, rest = words[start : start + records], words[start + records :]
         if len(rest) != -(-records // 2):
@@ -64,6 +76,8 @@ def write(path: str, digest: bytes, arrays: Arrays) -> bool:
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f"{Path(path).name}.")
         with os.fdopen(descriptor, "wb") as file:
             _write_words(file, digest, arrays)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from other users of the data
         os.replace(temporary, path)
     except OSError:
@@ -75,14 +89,25 @@ def write(path: str, digest: bytes, arrays: Arrays) -> bool:
 
 
 def _write_words(file: io.BufferedIOBase | io.BufferedWriter, digest: bytes, a: Arrays) -> None:
-    count = _DIGEST_WORDS + 1 + len(a.first) + len(a.offsets) + -(-len(a.lengths) // 2)
+    lengths = np.zeros(-(-len(a.lengths) // 2), np.int64)
+    lengths.view(np.int32)[: len(a.lengths)] = a.lengths
+    parts = (np.array([len(a.first) - 1]), a.first, a.offsets, lengths)
+    count = _SHARDS + sum(map(len, parts))
     header = {"descr": np.dtype(np.int64).str, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
     file.write(digest)
-    file.write(np.int64(len(a.first) - 1).tobytes())
-    for part in (a.first, a.offsets, a.lengths):
+    file.write(np.int64(_checksum(*parts)).tobytes())
+    for part in parts:
         file.write(np.ascontiguousarray(part).data)
-    file.write(bytes(4 * (len(a.lengths) % 2)))
+
+
+def _checksum(*parts: Int64[np.ndarray, "_"]) -> int:
+    """CRC32C of all numbers, one after the other."""
+    found = 0
+    for part in parts:
+        for start in range(0, len(part), _BLOCK):
+            found = google_crc32c.extend(found, part[start : start + _BLOCK].tobytes())
+    return int(found)
 
 
 def places(beside: str, digest: bytes) -> list[str]:
@@ -130,6 +155,11 @@ def keep(beside: str, digest: bytes, arrays: Arrays) -> tuple[Arrays, str] | Non
 
 def _copy(data: bytes, path: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

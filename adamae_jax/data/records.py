@@ -98,7 +98,7 @@ class Dataset:
         split = self.split
         info = _dataset_info(self.directory)
         split_info = _split_info(info, self.directory, split)
-        self._layout = _layout(info.features, self.directory)
+        self._layout = layout_of(info.features, self.directory)
         self.holds_images = isinstance(self._layout, ImageLayout)
         labelled = schema.LABEL in info.features
         self.label_names = tuple(info.features[schema.LABEL].names or ()) if labelled else ()
@@ -184,8 +184,16 @@ def _builder_info(folder: str, directory: str) -> Any:
     return info
 
 
-def _layout(features: Any, directory: str) -> Layout:
-    """How the records are written down, after checking that their features are known."""
+def layout_of(features: Any, directory: str) -> Layout:
+    """How the records of a dataset are written down.
+
+    Args:
+        features: as TFDS describes them.
+        directory: of the dataset, for messages.
+
+    Raises:
+        UserError: they are neither videos after `adamae_jax.data.schema` nor images.
+    """
     names = set(features or ())
     if not (missing := [name for name in REQUIRED_FEATURES if name not in names]):
         return VideoLayout(has_foreground=schema.FOREGROUND in names)

@@ -4,6 +4,7 @@ fsspec knows a file system by the protocol of its address; those of clouds are p
 own (``pip install adamae-jax[gcs]`` or ``[s3]``), which are asked for when they are needed.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -139,14 +140,17 @@ def list_directory(directory: str) -> dict[str, FileState]:
 
 
 def _list_local(directory: str) -> dict[str, FileState]:
-    found = {}
+    found: dict[str, FileState] = {}
     try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
+        scan = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    with scan as entries:
+        for entry in entries:
+            # Other processes write an index here at the same time, and rename it.
+            with contextlib.suppress(FileNotFoundError):
                 if entry.is_file():
                     found[entry.name] = _local_state(entry.stat())
-    except (FileNotFoundError, NotADirectoryError):
-        pass
     return found
 
 

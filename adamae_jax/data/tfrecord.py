@@ -79,7 +79,7 @@ class ShardIndex:
 
 
 def _map_again(paths: tuple[str, ...], mapped: tuple[str, bytes]) -> ShardIndex:
-    arrays = index_files.read(*mapped)
+    arrays = index_files.read(*mapped, is_proven=True)
     if arrays is None:
         raise UserError(
             f"the index {mapped[0]} has changed since the dataset was opened: somebody is writing "

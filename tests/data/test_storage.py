@@ -1,8 +1,10 @@
 """Datasets on a file system of fsspec, stood in for by its own in memory."""
 
+import contextlib
 import errno
 import functools
 import importlib.util
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,3 +230,23 @@ def test_files_by_an_address_of_the_local_file_system(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(b"content")
     assert storage.read_file(f"file://{path}") == b"content"
+
+
+def test_what_vanishes_while_a_folder_is_listed_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the temporary file of an index does that another process is keeping."""
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).write_bytes(b"12")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def listed_before(path: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        (tmp_path / "b").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", listed_before)
+    listed = storage.list_directory(str(tmp_path))
+    assert {name: state.size for name, state in listed.items()} == {"a": 2, "c": 2, "d": 2}

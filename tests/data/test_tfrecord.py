@@ -64,6 +64,19 @@ def test_index_is_cached_and_rebuilt_when_a_shard_changes(
     assert sorted(scanned) == shards
 
 
+def test_a_damaged_index_is_built_again(shards: list[Path]) -> None:
+    """Such as a power cut leaves: the right size, and pages of zeros."""
+    good = load(shards)
+    index = shards[0].parent / "index.npy"
+    whole = index.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 30, len(whole) - 8 * 12):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        again = load(shards)
+        np.testing.assert_array_equal(again.offsets, good.offsets)
+        np.testing.assert_array_equal(again.lengths, good.lengths)
+        assert index.read_bytes() == whole
+
+
 def refuse_in(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets nobody write there, as permissions would, which do not bind a superuser."""
     mkstemp = tempfile.mkstemp
