@@ -16,6 +16,8 @@ from adamae_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
 
+_HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
+
 Main = Callable[[Sequence[str]], None]
 
 
@@ -37,9 +39,21 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
         except UserError as error:
             fail(error)
 
+    _describe(main)
     # What JAX says at INFO is which accelerators are not there.
     logging.getLogger("jax").setLevel(logging.WARNING)
     app.run(guarded, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
+
+
+def _describe(main: Main) -> None:
+    """Has ``--help`` tell of a job what it tells of a main module: its docstring and its options."""
+    described = sys.modules.get(main.__module__)
+    if described is not None:
+        sys.modules["__main__"].__doc__ = described.__doc__
+    options = flags.FLAGS.flags_by_module_dict()
+    for module in (main.__module__, __name__):  # the latter has --config
+        for option in options.get(module, ()):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], option)
 
 
 def run_command(commands: Mapping[str, str]) -> None:
@@ -51,6 +65,10 @@ def run_command(commands: Mapping[str, str]) -> None:
     """
     program, *arguments = sys.argv
     known = ", ".join(commands)
+    if arguments and re.fullmatch(_HELP, arguments[0]):
+        print(f"usage: COMMAND --name=value ..., where COMMAND is one of {known}; COMMAND --help "
+              "lists its options")  # fmt: skip
+        return
     if not arguments or arguments[0] not in commands:
         given = f"{arguments[0]!r} is not a command" if arguments else "no command is given"
         fail(UserError(f"{given}: use one of {known}, before any --name=value"))
@@ -97,7 +115,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _check_config_given(argv: Sequence[str]) -> None:
     """Raises a `UserError` where no config file is named, or it is not there."""
-    if any(re.fullmatch(r"--?(help|helpshort|helpfull|helpxml)", word) for word in argv):
+    if any(re.fullmatch(_HELP, word) for word in argv):
         return
     path = _config_path(argv)
     if path is None:

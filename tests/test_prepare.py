@@ -303,7 +303,13 @@ def test_another_job_does_not_go_on_with_foreign_shards(tmp_path: Path) -> None:
     (source / "a.mp4").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be used"):
         run(f"--source={source}", f"--output={output}", "--max_skipped=0")
-    run(f"--source={source}", f"--output={output}", "--max_skipped=1", "--short_side=24")
+    other = [f"--source={source}", f"--output={output}", "--max_skipped=1", "--short_side=24"]
+    left = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"short_side is 256 there, 24 was asked for.*: rm -r "):
+        run(*other)
+    assert snapshot(tmp_path) == left
+    shutil.rmtree(tmp_path / ".a.unfinished")
+    run(*other)
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.HEIGHT] == 24
 

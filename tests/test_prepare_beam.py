@@ -1,9 +1,11 @@
 """The same records by Apache Beam's local runner; without Beam, all but the pipeline itself."""
 
+import contextlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import TFRECORD
 from adamae_jax.data.shards import Journal, Shard
 from adamae_jax.data.sources import Item, in_order
-from adamae_jax.data.transform import Recipe, transform
+from adamae_jax.data.transform import Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.mounts import Mount, transform_fetched
@@ -112,33 +114,124 @@ def test_blocks() -> None:
 def test_items_are_listed_in_a_file(tmp_path: Path) -> None:
     odd = Item("a\\xff\u2028b", "/a\udcff\u2028b\n.mp4", 3, "test")
     items = [odd, Item("x", "y"), *(Item(str(n), "s", 1, "train", (n, 7)) for n in range(7))]
-    found = beam.list_items(items, list(beam.blocks(items, 0, 3, set_aside=2)), tmp_path)
-    path = str(tmp_path / beam.ITEMS_NAME)
+    chosen = list(beam.blocks(items, 0, 3, set_aside=2))
+    folder, found = beam.list_items(items, chosen, tmp_path, ["made", 1])
+    path = str(folder / beam.ITEMS_NAME)
+    assert os.listdir(folder) == [beam.ITEMS_NAME]
     assert [item for block in found for item in beam.read_list(path, block)] == items
     # What Beam carries does not grow with the items.
     assert len(pickle.dumps(found)) < 200 * len(found)
-    (block,) = beam.list_items(items * 100, [beam.Block(0, 900, "train")], tmp_path)
+    many, (block,) = beam.list_items(items * 100, [beam.Block(0, 900, "train")], tmp_path, 0)
     assert len(pickle.dumps(block)) < 200
-    os.truncate(path, 1000)
+    os.truncate(many / beam.ITEMS_NAME, 1000)
     with pytest.raises(OSError, match="ends before byte"):
-        beam.read_list(path, block)
+        beam.read_list(str(many / beam.ITEMS_NAME), block)
+
+
+def test_a_list_stays_as_long_as_workers_may_read_it(tmp_path: Path) -> None:
+    items = [Item(str(n), f"path{n}") for n in range(9)]
+    chosen = list(beam.blocks(items, 0, 3, set_aside=0))
+    folder, found = beam.list_items(items, chosen, tmp_path, 0)
+    before = (folder / beam.ITEMS_NAME).stat()
+    assert beam.list_items(items, chosen[1:], tmp_path, 0) == (folder, found[1:])
+    assert (folder / beam.ITEMS_NAME).stat() == before
+    others = [items, items[1:], [*items[:-1], Item("8", "path8", 1)], items]
+    made_with = [0, 0, 0, 1]
+    folders = {
+        beam.list_items(other, [], tmp_path, made)[0]
+        for other, made in zip(others, made_with, strict=True)
+    }
+    assert len(folders) == 4 and folder in folders
 
 
 def test_blocks_are_written_once(source: Path, tmp_path: Path) -> None:
     items = tuple(Item(path.name, str(path)) for path in sorted(source.iterdir()))
-    (block,) = beam.list_items(items, [beam.Block(8, 10, "train")], tmp_path)
-    assert beam.finished(block, tmp_path) is None
-    beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)
-    shard = beam.finished(block, tmp_path)
+    folder, (block,) = beam.list_items(items, [beam.Block(8, 10, "train")], tmp_path, 0)
+    assert beam.finished(block, folder) is None
+    beam.Blocks(Recipe(), TFRECORD, folder, 60.0).write(block)
+    shard = beam.finished(block, folder)
     assert shard is not None
     assert (shard.stop, shard.records, len(shard.flaws)) == (10, 1, 1)
-    assert sorted(os.listdir(tmp_path)) == [
+    assert sorted(os.listdir(folder)) == [
         block.name, f"{block.name}.json", beam.ITEMS_NAME
     ]  # fmt: skip
-    beam.Blocks(Recipe(), TFRECORD, tmp_path, 60.0).write(block)  # as Beam may
-    assert beam.finished(block, tmp_path) == shard
-    (tmp_path / block.name).write_bytes(b"half")
-    assert beam.finished(block, tmp_path) is None
+    beam.Blocks(Recipe(), TFRECORD, folder, 60.0).write(block)  # as Beam may
+    assert beam.finished(block, folder) == shard
+    (folder / block.name).write_bytes(b"half")
+    assert beam.finished(block, folder) is None
+
+
+def test_workers_that_outlive_their_job_do_it_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher died, and the service went on: with blocks that the next run has, too."""
+    for number in range(12):
+        make_video(tmp_path / "videos" / f"{number:02d}.mp4", 20)
+    options = [f"--source={tmp_path / 'videos'}", "--beam_runner=DirectRunner"]
+    alive: list[tuple[Work, list[beam.Block]]] = []
+
+    def die(work: Work, todo: list[beam.Block], options: object) -> None:
+        alive.append((work, todo))
+        work(todo[1])
+        raise UserError("killed")
+
+    def go_on_beside_it(work: Work, todo: list[beam.Block], options: beam.BeamOptions) -> None:
+        here(work, todo, options)
+        (old, blocks), *_ = alive
+        for block in blocks:
+            with contextlib.suppress(OSError):
+                old(block)
+
+    monkeypatch.setattr(beam, "_run", die)
+    with pytest.raises(UserError, match="killed"):
+        run(*options, f"--output={tmp_path / 'a'}")
+    monkeypatch.setattr(beam, "_run", go_on_beside_it)
+    run(*options, f"--output={tmp_path / 'a'}")
+    assert records(tmp_path / "a").keys() == {f"{number:02d}.mp4" for number in range(12)}
+    verify(tmp_path / "a", 1.0)
+
+    alive.clear()
+    monkeypatch.setattr(beam, "_run", die)
+    with pytest.raises(UserError, match="killed"):
+        run(*options, f"--output={tmp_path / 'b'}")
+    monkeypatch.setattr(beam, "_run", go_on_beside_it)
+    shutil.rmtree(tmp_path / ".b.unfinished")
+    run(*options, f"--output={tmp_path / 'b'}", "--short_side=24")  # another job
+    heights = [record.height for _, record in records(tmp_path / "b").values()]  # type: ignore[attr-defined]
+    assert heights == [24] * 12
+
+
+def test_what_killed_workers_leave_is_removed(source: Path, tmp_path: Path) -> None:
+    items = [Item("0.mp4", str(source / "0.mp4"))]
+    folder, (block,) = beam.list_items(items, [beam.Block(0, 1, "train")], tmp_path, 0)
+    for name, age in (("tmp-dead", 2000), ("tmp-alive", 500)):
+        (folder / name).mkdir()
+        (folder / name / "block").write_bytes(b"half a shard")
+        then = time.time() - age
+        os.utime(folder / name, (then, then))
+    beam.Blocks(Recipe(), TFRECORD, folder, 60.0).write(block)
+    assert sorted(os.listdir(folder)) == [
+        block.name, f"{block.name}.json", beam.ITEMS_NAME, "tmp-alive"
+    ]  # fmt: skip
+
+
+def test_workers_that_only_skip_show_that_they_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [Item(str(number), "nowhere") for number in range(3)]
+    folder, (block,) = beam.list_items(items, [beam.Block(0, 3, "train")], tmp_path, 0)
+    ages: list[float] = []
+
+    def read(work: object, items: object, *more: object) -> Iterator[Result]:
+        for number in range(3):
+            (private,) = folder.glob("tmp-*")
+            ages.append(time.time() - private.stat().st_mtime)
+            os.utime(private, (0, 0))
+            yield Result(None, Flaw(str(number), "skipped", 0, "late"))
+
+    monkeypatch.setattr(beam, "read_items", read)
+    beam.Blocks(Recipe(), TFRECORD, folder, 60.0).write(block)
+    assert max(ages) < 100
 
 
 def test_a_video_that_hangs_does_not_hang_its_block(
@@ -148,10 +241,9 @@ def test_a_video_that_hangs_does_not_hang_its_block(
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for somebody who writes
     paths = [source / "0.mp4", tmp_path / "hangs.mp4"]
     items = [Item(path.name, str(path)) for path in paths]
-    (tmp_path / "blocks").mkdir()
-    (block,) = beam.list_items(items, [beam.Block(0, 2, "train")], tmp_path / "blocks")
-    beam.Blocks(Recipe(), TFRECORD, tmp_path / "blocks", 1.5).write(block)
-    shard = beam.finished(block, tmp_path / "blocks")
+    folder, (block,) = beam.list_items(items, [beam.Block(0, 2, "train")], tmp_path, 0)
+    beam.Blocks(Recipe(), TFRECORD, folder, 1.5).write(block)
+    shard = beam.finished(block, folder)
     assert shard is not None and shard.records == 1
     (flaw,) = shard.flaws
     assert (flaw.id, flaw.reason) == ("hangs.mp4", "takes longer than --max_seconds_per_video=1.5")

@@ -1,6 +1,8 @@
 """`prepare` from folders of frames, to what training reads."""
 
 import csv
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from adamae_jax.data import schema
+from adamae_jax.data import schema, storage
 from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.records import Dataset
@@ -154,6 +156,27 @@ def test_a_killed_job_goes_on_unless_the_folders_have_changed(
         run(*arguments)
 
 
+def test_an_outage_ends_the_job_and_leaves_nothing_cut_off(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [f"--source={source}", "--frame_folders", f"--output={tmp_path / 'a'}"]
+    read, calls = storage.read_file, itertools.count()
+
+    def fail_once(path: str) -> bytes:
+        if next(calls) == 30:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read(path)
+
+    monkeypatch.setattr(storage, "read_file", fail_once)
+    with pytest.raises(UserError, match=r"cannot be read, again and again \(.*error: .*\): see to"):
+        run(*arguments)
+    assert not (tmp_path / "a").exists()
+    run(*arguments)
+    found = facts(tmp_path / "a", "train") | facts(tmp_path / "a", "validation")
+    assert sorted(count for _, count, _ in found.values()) == [18, 19, 20, 21]
+    assert not flaws(tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,7 +197,8 @@ def test_bad_arguments(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     shutil.copytree(source, "frames")
-    Path("frames/link").symlink_to(source / "walk" / "v 0")
+    if "--list=train=link.txt" in arguments:
+        Path("frames/link").symlink_to(source / "walk" / "v 0")
     Path("out.txt").write_text("../v 20 1\n")
     Path("link.txt").write_text("link 20 1\n")
     with pytest.raises(UserError) as caught:

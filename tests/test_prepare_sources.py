@@ -1,6 +1,7 @@
 """`prepare` from every kind of source, to what training reads."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -161,6 +162,34 @@ def test_images(tmp_path: Path) -> None:
     verify(output, 1.0)
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.IMAGE].shape == (48, 64, 3)
+
+
+def test_links_are_not_dropped_in_silence(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, output = copied(source, tmp_path / "videos", "a/1.mp4", "a/2.mp4", "z/3.mp4"), "a"
+    (videos / "b.mp4").symlink_to("nowhere")
+    (videos / "c").symlink_to("a")
+    options = [f"--source={videos}", f"--output={tmp_path / output}"]
+    with pytest.raises(UserError, match=r"1 of 4 videos cannot be used.* b.mp4 \(cannot be opened"):
+        run(*options)
+    told = f"passed over in {videos}: c (a link to a, which is found anyway)\n"
+    assert capsys.readouterr().err == told
+    run(*options, "--max_skipped=0.3")
+    assert (tmp_path / output / "skipped.csv").read_text().count("b.mp4,skipped") == 1
+    (videos / "d").symlink_to(source)
+    with pytest.raises(UserError, match=r"^d lies outside of --source=.*mount --bind"):
+        run(*options)
+
+
+def test_names_that_are_no_text(source: Path, tmp_path: Path) -> None:
+    """Of classes, and of the source itself."""
+    videos = tmp_path / os.fsdecode(b"videos\xfe")
+    copied(source, videos, os.fsdecode(b"caf\xe9/1.mp4"), "tea/2.mp4")
+    run(f"--source={videos}", "--class_folders", f"--output={tmp_path / 'a'}")
+    assert Dataset(tmp_path / "a", "train").label_names == ("caf\\xe9", "tea")
+    found = labels(tmp_path / "a", "train") | labels(tmp_path / "a", "validation")
+    assert found == {"caf\\xe9/1.mp4": 0, "tea/2.mp4": 1}
 
 
 def test_datasets_of_tfds(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import av
@@ -14,7 +13,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-from adamae_jax.data import schema
+from adamae_jax.data import schema, storage
+from adamae_jax.data.outages import is_outage
 from adamae_jax.data.stored_video import StoredVideo, digest, exact_keyframes
 from adamae_jax.data.video_file import UnreadableVideoError, Upright, VideoFile, shown_size
 
@@ -84,6 +84,8 @@ def read_video(
     Raises:
         UnreadableVideoError: nothing can be decoded, or an original file is larger than
             `max_bytes`.
+        OSError: the storage fails again and again, which says nothing of the file.
+        MemoryError: there is too little memory for it.
     """
     if codec == schema.CODEC_ORIGINAL:
         return _keep(path, max_bytes)
@@ -140,10 +142,13 @@ ENCODERS: dict[str, Callable[[Pixels, Fraction, int], EncodedVideo]] = {
 def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
     """A file as it is, with the keyframes at which decoding may start."""
     try:
-        if os.path.getsize(path) > max_bytes:
+        name = os.path.abspath(path)
+        if storage.file_states([name])[0].size > max_bytes:
             raise UnreadableVideoError(f"has more than {max_bytes} bytes: use --codec=h264 or jpeg")
-        data = Path(path).read_bytes()
+        data = storage.read_file(name)
     except OSError as error:
+        if is_outage(error):
+            raise
         raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
     with VideoFile(data) as video:
         seen = _survey(video)

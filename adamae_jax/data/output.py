@@ -2,7 +2,8 @@
 
 A dataset is built in a hidden folder beside its destination and then renamed, which the file system
 does in one step. A process that is killed leaves only the hidden folder, and the next one that
-writes to the same destination continues there if it is to make the same, or clears it away. A lock,
+writes to the same destination continues there if it is to make the same. If it is not, finished
+shards, which may be the work of days, keep it from starting; what is less is cleared away. A lock,
 which the kernel drops with its owner, tells a dead process from one that is still writing.
 """
 
@@ -11,19 +12,19 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adamae_jax.data import schema
+from adamae_jax.data.outages import FAILING, FULL
+from adamae_jax.data.shards import JOURNAL_NAME, shard_from_json
 from adamae_jax.errors import UserError
 
 # Written last, beside the shards: what the dataset was made with, and the size of every file.
 RECORD_NAME = "prepare.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What a file system says that fails; a network's, mostly.
-_FAILING = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT)
 # What one says that cannot sync a folder, and has no need to, or no way.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -62,16 +63,10 @@ def _holds(output: Path, arguments: Mapping[str, Any]) -> bool:
             f"--output={output} holds a dataset of another version of adamae_jax (its schema is "
             f"{record['schema']}, not {schema.VERSION}): {remedy}"
         )
-    made_with, asked = record["arguments"], json.loads(json.dumps(arguments))
-    differences = [
-        f"{name} is {made_with.get(name)!r} there, {asked.get(name)!r} was asked for"
-        for name in sorted({*made_with, *asked})
-        if made_with.get(name) != asked.get(name)
-    ]
-    if differences:
+    if differences := _differences(record["arguments"], arguments):
         raise UserError(
             f"--output={output} holds a dataset made with other arguments "
-            f"({'; '.join(differences)}): {remedy}"
+            f"({'; '.join(differences.values())}): {remedy}"
         )
     for name, size in record["files"].items():
         if not (output / name).is_file() or (output / name).stat().st_size != size:
@@ -80,6 +75,16 @@ def _holds(output: Path, arguments: Mapping[str, Any]) -> bool:
                 f"bytes: {remedy}"
             )
     return True
+
+
+def _differences(there: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What is there and what was asked for, in words, of each argument that is not the same."""
+    asked = json.loads(json.dumps(arguments))
+    return {
+        name: f"{name} is {there.get(name)!r} there, {asked.get(name)!r} was asked for"
+        for name in sorted({*there, *asked})
+        if there.get(name) != asked.get(name)
+    }
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -108,8 +113,9 @@ def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator
             leaves none.
 
     Raises:
-        UserError: another process is writing to the same `output`, the folder cannot be made or
-            locked, the disk is full, or the file system fails.
+        UserError: another process is writing to the same `output`, one that was to make something
+            else has left finished shards, the folder cannot be made or locked, the disk is full, or
+            the file system fails.
     """
     folder = unfinished(output)
     try:
@@ -130,15 +136,16 @@ def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator
                 "there at once: mount its file system with locks (Lustre: -o flock; NFS: with its "
                 "lock service), or choose another --output and copy the dataset"
             ) from error
-        keep = False
+        keep = True
         try:
+            build = _leftovers(folder, output, resume)
             keep = resume is not None
-            yield _leftovers(folder, resume)
+            yield build
             keep = False
         except OSError as error:
-            if error.errno not in (*_FULL, *_FAILING):
+            if error.errno not in FULL | FAILING:
                 raise
-            full = error.errno in _FULL
+            full = error.errno in FULL
             why = "the disk (or a quota) is full" if full else "its file system fails"
             remedy = "make room" if full else "see to it"
             kept = f"; what is finished is kept in {folder}" if keep else ""
@@ -156,17 +163,58 @@ def unfinished(output: Path) -> Path:
     return output.parent / f".{output.name}.unfinished"
 
 
-def _leftovers(folder: Path, resume: Mapping[str, Any] | None) -> Path:
-    """The folder to build in: as a process before left it if that did the same, else empty."""
+def _leftovers(folder: Path, output: Path, resume: Mapping[str, Any] | None) -> Path:
+    """The folder to build in: as a process before left it if that did the same, else empty.
+
+    Raises:
+        UserError: that one did something else, and has finished shards.
+    """
     build, note = folder / "build", folder / "arguments.json"
-    wanted = json.dumps({"schema": schema.VERSION, "arguments": resume}, sort_keys=True)
-    same = resume is not None and note.is_file() and note.read_text() == wanted
-    if not same:
+    begun: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        begun = json.loads(note.read_text())
+    if why := _what_differs(begun, resume):
+        if sizes := _finished_shards(build):
+            shards = f"{len(sizes)} finished shard{'' if len(sizes) == 1 else 's'}"
+            raise UserError(
+                f"{folder} holds {shards} ({sum(sizes) / 1e6:.1f} MB) of a dataset that was begun "
+                f"{why}: start it again as it was, which goes on; or choose another --output than "
+                f"{output}; or remove what is there: rm -r {shlex.quote(str(folder))}"
+            )
         note.unlink(missing_ok=True)  # first, so that a kill in between does not mix two jobs
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
-        note.write_text(wanted)
+        note.write_text(json.dumps({"schema": schema.VERSION, "arguments": resume}))
+        _sync(note)  # lost in a power failure, it could not tell whose the shards are
     return build
+
+
+def _what_differs(begun: Mapping[str, Any], resume: Mapping[str, Any] | None) -> str:
+    """How what was begun differs from what was asked for, in words; "" where it does not."""
+    made_with, version = begun.get("arguments"), begun.get("schema")
+    if made_with is None:
+        return "with arguments that are not known any more"
+    if version != schema.VERSION:
+        return f"by another version of adamae_jax (its schema is {version}, not {schema.VERSION})"
+    if resume is None:
+        return f"of source {made_with.get('source')!r}"
+    differences = _differences(made_with, resume)
+    if "items" in differences:
+        differences["items"] = "the files of --source, their labels or splits have changed"
+        differences.pop("set_aside", None)  # a number that follows from them
+    return f"with other arguments ({'; '.join(differences.values())})" if differences else ""
+
+
+def _finished_shards(build: Path) -> list[int]:
+    """Bytes of each shard that a journal, or a note beside a shard, says is finished."""
+    sizes = {}
+    for path in (*build.glob(f"*/{JOURNAL_NAME}"), *build.glob("*/*.json")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            shard = shard_from_json(line)
+            if shard is not None and shard.records:
+                # A shard that Beam's worker has noted may be in the journal too: it ends there.
+                sizes[shard.stop] = shard.file_bytes
+    return list(sizes.values())
 
 
 def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: Any) -> None:

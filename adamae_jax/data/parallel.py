@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -50,15 +51,17 @@ def ordered_map(
         items: may be endless.
         num_workers: processes to start; 0 does the work in this one, which nothing can end then.
         on_death: gives the result of an item that ends its process even when it is alone (a
-            crash of a library, or too much memory).
+            crash of a library, or too much memory, which a `MemoryError` stands for, too).
         max_seconds: after so many an item's process is ended; None waits for ever.
         on_timeout: gives the result of an item that took longer.
 
     Raises:
         WorkerDeathError: a worker process died, or took too long, and nothing gives the result.
+        MemoryError: without workers, in the same case.
     """
     if num_workers == 0:
-        yield from map(function, items)
+        for item in items:
+            yield _do_alone(function, item, on_death)
         return
     pool = _Pool(function, num_workers, on_death, max_seconds, on_timeout)
     remaining = iter(items)
@@ -78,6 +81,17 @@ def ordered_map(
                 yield pending.popleft().outcome()
     finally:
         pool.close()
+
+
+def _do_alone(
+    function: Callable[[Item], Result], item: Item, on_death: Callable[[Item], Result] | None
+) -> Result:
+    try:
+        return function(item)
+    except MemoryError:
+        if on_death is None:
+            raise
+        return on_death(item)
 
 
 @dataclasses.dataclass(eq=False)
@@ -249,6 +263,9 @@ def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
             return
         try:
             result, error = function(item), None
+        except MemoryError:
+            # Others may have taken it; and only its end gives back all that this process holds.
+            sys.exit("a worker process has run out of memory")
         except Exception as caught:
             caught.add_note(f"in a worker process:\n{traceback.format_exc()}")
             result, error = None, caught

@@ -9,15 +9,21 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from adamae_jax.data import schema
 from adamae_jax.errors import UserError
 
 MAX_CLASSES = 1_000_000  # a larger number in a list is no class, but a slip
 _NUMBERS = re.compile(r"[+-]?\d+(\.\d*)?")  # also those that no class can have
+# A file system over a network answers each question late, but many at once.
+_THREADS, _AT_ONCE = 32, 64
+
+Thing = TypeVar("Thing")
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +94,10 @@ def make_source(
     # With a slash at the end: what begins so lies below.
     top, real_top = (os.path.join(place(root), "") for place in (os.path.abspath, os.path.realpath))
     real_folder = functools.cache(os.path.realpath)  # folders have many files
+    below = functools.partial(_path_below, top, real_top, real_folder)
     seen: dict[str, str] = {}
     items = []
-    for entry in entries:
-        relative = _path_below(top, real_top, entry, real_folder)
+    for entry, relative in zip(entries, in_threads(below, entries), strict=True):
         if relative in seen:
             raise UserError(
                 f"{entry.where}: {entry.path!r} is there already ({seen[relative]}): name each "
@@ -119,7 +125,7 @@ def _split_place(split: str | None) -> str:
     return "" if split in (None, "validation") else str(split)
 
 
-def _path_below(top: str, real_top: str, entry: Entry, real_folder: Callable[[str], str]) -> str:
+def _path_below(top: str, real_top: str, real_folder: Callable[[str], str], entry: Entry) -> str:
     """The path of an entry relative to the root, after making sure that it stays there.
 
     Links are followed to see where they end, and then left as they are.
@@ -127,23 +133,74 @@ def _path_below(top: str, real_top: str, entry: Entry, real_folder: Callable[[st
     Args:
         top: the root, with a slash at the end.
         real_top: where it really is, likewise.
-        entry: what to look at.
         real_folder: where a folder really is.
+        entry: what to look at.
     """
     if not entry.path or "\0" in entry.path:
         raise UserError(f"{entry.where}: the path {entry.path!r} names no file")
     path = os.path.normpath(os.path.join(top, entry.path))
     folder, name = os.path.split(path)
     real = os.path.join(real_folder(folder), name)
-    real = os.path.realpath(real) if os.path.islink(real) else real
+    if os.path.islink(real):
+        real = leads_out(real, real_top) or real
     parents = [parent for parent in (top, real_top) if path.startswith(parent)]
     if not parents or not real.startswith(real_top):
-        leads = f" (it leads to {real})" if real != path else ""
-        raise UserError(
-            f"{entry.where}: {printable(entry.path)!r} lies outside of --source={top[:-1]}{leads}: "
-            "move the file there, or give the folder that holds all files"
-        )
+        called = f"{entry.where}: {printable(entry.path)!r}"
+        raise outside(called, top[:-1], real if parents else None)
     return path.removeprefix(parents[0])
+
+
+def leads_out(link: str, real_top: str) -> str | None:
+    """Where a link leads to, if that lies outside; None where it stays or leads nowhere.
+
+    What is not there is no file of somebody else's: it is left out like any file that is missing.
+
+    Args:
+        link: to follow.
+        real_top: folder to stay in, itself no link; with a slash at the end.
+    """
+    real = os.path.realpath(link)
+    inside = os.path.join(real, "").startswith(real_top)
+    return None if inside or not os.path.exists(real) else real
+
+
+def outside(what: str, root: str, leads_to: str | None) -> UserError:
+    """The error of a path that lies outside of the root.
+
+    Args:
+        what: the path, with what a message needs in front of it.
+        root: what was given as ``--source``.
+        leads_to: for what begins in the root, where links have led to; else None.
+    """
+    if leads_to is None:
+        remedy = "move the file there, or give the folder that holds all files"
+        return UserError(f"{what} lies outside of --source={printable(root)}: {remedy}")
+    common = os.path.commonpath([os.path.realpath(root), leads_to])
+    such_as = f" (--source={printable(common)})" if common != os.sep else ""
+    target = leads_to if os.path.isdir(leads_to) else os.path.dirname(leads_to)
+    return UserError(
+        f"{what} lies outside of --source={printable(root)} (it leads to {printable(leads_to)}), "
+        f"and links are not followed there: give the folder that holds all files{such_as}, or "
+        f"mount the other one in --source in place of links (mount --bind {printable(target)} "
+        "FOLDER)"
+    )
+
+
+def in_threads(work: Callable[[Thing], Answer], things: Sequence[Thing]) -> Iterator[Answer]:
+    """What `work` says of each thing, in their order, asked by many threads at once.
+
+    For questions to the file system, while which other threads can work.
+    """
+
+    # In blocks: to hand over each thing alone would cost more than to ask a local disk.
+    size = min(_AT_ONCE, 1 + len(things) // _THREADS)
+
+    def answers(start: int) -> list[Answer]:
+        return [work(thing) for thing in things[start : start + size]]
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for block in threads.map(answers, range(0, len(things), size)):
+            yield from block
 
 
 def printable(path: str) -> str:

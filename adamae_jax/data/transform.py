@@ -1,34 +1,25 @@
 """From an item of a source to a record of a dataset: the one pure function that preparing maps.
 
-It runs in worker processes and in Apache Beam alike, and raises nothing: what is wrong with an item
-becomes a `Flaw`.
+It runs in worker processes and in Apache Beam alike. What is wrong with an item becomes a `Flaw`;
+only what is no fault of the item is an error.
 """
 
-import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from adamae_jax.data import schema, storage, writer
-from adamae_jax.data.encoding import (
-    ENCODERS,
-    JPEG_QUALITY,
-    MAX_BYTES,
-    EncodedVideo,
-    read_video,
-)
+from adamae_jax.data.encoding import JPEG_QUALITY, EncodedVideo, read_video
 from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
+from adamae_jax.data.outages import is_outage
 from adamae_jax.data.sources import Item, printable
+from adamae_jax.data.stills import encode_stills, read_folder, reason_of, small_size, upright
 from adamae_jax.data.tfds_source import StoredFeatures, read_stored
 from adamae_jax.errors import UserError
 
@@ -99,13 +90,27 @@ class Result(NamedTuple):
 
 
 def transform(recipe: Recipe, item: Item) -> Result:
-    """Reads one item and encodes it."""
+    """Reads one item and encodes it.
+
+    Raises:
+        UserError: the storage fails, again and again: as a flaw, a short outage would leave out or
+            cut off all that is being read.
+        MemoryError: there is too little, perhaps for what others take.
+    """
     try:
         if recipe.images:
             return Result(writer.serialize(_image(recipe, item)), None)
         identity, label, video = _video(recipe, item)
+    except MemoryError:
+        raise
     except Exception as error:  # One bad file must not end a run of days, whatever it provokes.
-        return Result(None, Flaw(item.id, SKIPPED, 0, _reason(error)))
+        if is_outage(error):
+            raise UserError(
+                f"{printable(item.path)} cannot be read, again and again ({reason_of(error)}): see "
+                "to its storage and run the same command again, which continues; if it is this "
+                "file alone, put back a copy"
+            ) from error
+        return Result(None, Flaw(item.id, SKIPPED, 0, reason_of(error)))
     if video.num_frames < recipe.min_frames:
         frames = f"{video.num_frames} frame{'' if video.num_frames == 1 else 's'}"
         reason = f"{frames}, fewer than {recipe.min_frames}"
@@ -117,101 +122,22 @@ def transform(recipe: Recipe, item: Item) -> Result:
     )
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _video(recipe: Recipe, item: Item) -> tuple[str, int, EncodedVideo]:
     """Id, label and video."""
     if recipe.frame_folders is not None:
-        return item.id, item.label, _folder(recipe, recipe.frame_folders, item)
+        video = read_folder(item, recipe.frame_folders, recipe.codec, recipe.short_side)
+        return item.id, item.label, video
     if recipe.stored is None:
         return item.id, item.label, read_video(item.path, recipe.codec, recipe.short_side)
     record = read_stored(item, recipe.stored)
-    return record.id, record.label, _encode(recipe, record.frames, record.rate)
-
-
-def _folder(recipe: Recipe, folders: FrameFolders, item: Item) -> EncodedVideo:
-    if item.num_frames == 0:
-        raise ValueError("its list says that it has no frames")
-    try:
-        paths = folders.paths(item.path)
-    except OSError as error:
-        raise ValueError(f"cannot be opened: {error.strerror}") from error
-    if not paths:
-        raise ValueError(
-            "holds no images" + (f" called {folders.names!r}" if folders.names else "")
-        )
-    video = _encode(recipe, paths[: item.num_frames], folders.rate)
-    if video.damage is None and len(paths) < (item.num_frames or 0):
-        damage = f"after {len(paths)} frames: its list says that there are {item.num_frames}"
-        return dataclasses.replace(video, damage=damage)
-    return video
-
-
-def _encode(recipe: Recipe, frames: Iterable[bytes | str], rate: float) -> EncodedVideo:
-    multiple = 2 if recipe.codec == schema.CODEC_H264 else 1
-    stills = _Stills(frames, recipe.short_side, multiple)
-    # As rates are written: 29.97 is stored as 29.969999.
-    exact_rate = Fraction(rate).limit_denominator(1001)
-    video = ENCODERS[recipe.codec](iter(stills), exact_rate, MAX_BYTES)
-    return dataclasses.replace(video, damage=video.damage or stills.damage)
-
-
-class _Stills:
-    """Encoded images, or the files that hold them, as the frames of a video.
-
-    They end with the first that is damaged. All get the size that the first one determines, as
-    those of a video file do.
-
-    Attributes:
-        damage: after the last frame, where and why they end too early; None where they do not.
-    """
-
-    def __init__(self, frames: Iterable[bytes | str], short_side: int, multiple: int):
-        self._frames = frames
-        self._short_side = short_side
-        self._multiple = multiple
-        self.damage: str | None = None
-
-    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        size: tuple[int, int] | None = None
-        for number, frame in enumerate(self._frames):
-            try:
-                # Of files, one at a time is held in memory.
-                data = frame if isinstance(frame, bytes) else storage.read_file(frame)
-                image = _opened(data)
-            except Exception as error:  # Pillow raises many kinds here
-                known = not isinstance(error, UnidentifiedImageError)
-                self.damage = f"after {number} frames: "
-                self.damage += _reason(error) if known else "what follows is no image"
-                if isinstance(frame, str):
-                    self.damage += f" ({printable(os.path.basename(frame))})"
-                if not number:
-                    raise ValueError(f"nothing can be decoded ({self.damage})") from error
-                return
-            size = size or _small_size(image, self._short_side, self._multiple)
-            yield np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-
-
-def _opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut values off at 255
-        raise ValueError(f"an image of mode {image.mode}, not of 8 bits")
-    return image.convert("RGB")
-
-
-def _small_size(image: Image.Image, short_side: int, multiple: int = 1) -> tuple[int, int]:
-    """(width, height) at which the shorter side has at most so many pixels."""
-    scale = min(1.0, short_side / min(image.size))
-    width, height = (max(1, round(side * scale / multiple)) * multiple for side in image.size)
-    return width, height
+    video = encode_stills(record.frames, record.rate, recipe.codec, recipe.short_side)
+    return record.id, record.label, video
 
 
 def _image(recipe: Recipe, item: Item) -> writer.Example:
     identity, label = item.id, item.label
     if recipe.stored is None:
-        data = Path(item.path).read_bytes()
+        data = storage.read_file(os.path.abspath(item.path))
     else:
         (data, *more), label, identity, _ = read_stored(item, recipe.stored)
         if more:
@@ -223,17 +149,8 @@ def _image(recipe: Recipe, item: Item) -> writer.Example:
                 raise ValueError(f"is a PNG of mode {image.mode}, not of 8 bits: use --codec=jpeg")
             image.load()
         else:
-            # Cameras write down how they were held; the reader shows pixels as they are stored.
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            size = _small_size(upright, recipe.short_side)
-            pixels = np.asarray(upright.resize(size, Image.Resampling.BICUBIC))
+            shown = upright(image).convert("RGB")
+            size = small_size(shown, recipe.short_side)
+            pixels = np.asarray(shown.resize(size, Image.Resampling.BICUBIC))
             data = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling="420")
     return {schema.ID: identity, schema.LABEL: label, schema.IMAGE: data}
-
-
-def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:
-    """Writes a CSV table of flaws, sorted by id, with a line of column names."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in dataclasses.fields(Flaw)])
-        table.writerows(dataclasses.astuple(flaw) for flaw in sorted(flaws, key=lambda f: f.id))

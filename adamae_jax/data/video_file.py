@@ -16,6 +16,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from adamae_jax.data import storage
+from adamae_jax.data.outages import is_outage
+
 # A file whose header announces more is called damaged if less than this share of it is there. (Not
 # all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
 _WHOLE = 0.95
@@ -26,6 +29,58 @@ MAX_PIXELS = 1 << 26
 
 class UnreadableVideoError(Exception):
     """Not a single frame can be had from a file; the message says why."""
+
+
+class _Reader:
+    """A file that FFmpeg reads through this process.
+
+    Left to itself it takes storage that fails for the end of the file, or for damage, and what it
+    calls an input/output error is damage as a rule. A failure here looks like the end of the file
+    to it as well, but is remembered.
+
+    Attributes:
+        name: by which it knows the file. The prefix keeps it from taking a colon for a protocol.
+        failure: why the file cannot be read, again and again; None while it can.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Opens the file; raises `OSError` where it cannot be opened, again and again."""
+        self.name = f"file:{os.fspath(path)}"
+        self.failure: OSError | None = None
+        self._path = os.path.abspath(path)
+        self._file: storage.RangedFile | None = None
+        self._place = 0
+        self._size = storage.file_states([self._path])[0].size
+        self._read(0)
+
+    def read(self, count: int) -> bytes:
+        if self.failure is not None:  # else it would be tried for long, again and again
+            return b""
+        try:
+            data = self._read(count)
+        except OSError as error:
+            self.failure = error
+            return b""
+        self._place += len(data)
+        return data
+
+    def _read(self, count: int) -> bytes:
+        def attempt() -> bytes:
+            file = self._file or storage.open_file(self._path)
+            self._file = None  # a network's file that went stale must be opened again
+            data = file.read(self._place, count)
+            self._file = file
+            return data
+
+        return storage.retried(attempt, self._path)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
 
 
 class VideoFile:
@@ -47,12 +102,19 @@ class VideoFile:
 
         Raises:
             UnreadableVideoError: it cannot be opened, or has no video that can be decoded.
+            OSError: the storage fails, which says nothing of the file.
+            MemoryError: there is too little memory for it.
         """
+        self._source = file if isinstance(file, bytes) else _opened(file)
         try:
-            self.container = _open(file)
+            self.container = _open(self._source)
+        except MemoryError:
+            raise
         except av.error.FFmpegError as error:
+            self._check_reading()
             raise UnreadableVideoError(f"cannot be opened: {_reason(error)}") from error
         try:
+            self._check_reading()
             self.stream = self._stream()
         except BaseException:
             self.container.close()
@@ -95,6 +157,8 @@ class VideoFile:
 
         Raises:
             UnreadableVideoError: there is not a single one.
+            OSError: the storage fails, which says nothing of the file.
+            MemoryError: there is too little memory to go on.
         """
         try:
             for frame in self.container.decode(self.stream):
@@ -103,13 +167,25 @@ class VideoFile:
                 self._last_s = frame.time
                 self.num_frames += 1
                 yield frame
+            self._check_reading()
             self.damage = self._missing_frames()
-        except (av.error.FFmpegError, MemoryError) as error:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            self._check_reading()
             if not self.num_frames:
                 raise UnreadableVideoError(f"cannot be decoded: {_reason(error)}") from error
             self.damage = f"{self.place()}: {_reason(error)}"
         if not self.num_frames:
             raise UnreadableVideoError("holds no frame")
+
+    def _check_reading(self) -> None:
+        """Raises an error where what FFmpeg has seen is not what the file holds."""
+        failure = self._source.failure if isinstance(self._source, _Reader) else None
+        if failure and is_outage(failure):
+            raise failure
+        if failure:
+            raise UnreadableVideoError(f"cannot be read: {failure.strerror}") from failure
 
     def place(self) -> str:
         """Words on how much has been decoded."""
@@ -149,13 +225,23 @@ class VideoFile:
         return self._last_s - self._first_s + (float(1 / self.rate) if self.rate else 0.0)
 
 
-def _open(file: str | os.PathLike[str] | bytes) -> av.container.InputContainer:
-    # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and the list keeps
-    # playlists from reaching out to the network.
-    options = {"protocol_whitelist": "file"}
+def _opened(path: str | os.PathLike[str]) -> _Reader:
+    try:
+        return _Reader(path)
+    except OSError as error:
+        if is_outage(error):
+            raise
+        raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
 
-    def source() -> Any:  # PyAV's types know paths and files, but not that both are read
-        return io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
+
+def _open(file: _Reader | bytes) -> av.container.InputContainer:
+    options = {"protocol_whitelist": "file"}  # keeps playlists from reaching out to the network
+
+    def source() -> Any:  # from its start; PyAV's types know no files but Python's own
+        if isinstance(file, bytes):
+            return io.BytesIO(file)
+        file.seek(0)
+        return file
 
     try:
         return av.open(source(), "r", container_options=options)

@@ -6,12 +6,19 @@ items are set aside for validation, then; where one process sees all results, so
 Sources and output must lie where every worker sees them under the same path (a network file system,
 or a mounted bucket), or knows them by their address (see `adamae_jax.prepare.mounts`). A block that
 is done is found again by the next run.
+
+Workers may outlive the job: a service goes on when the machine that started it does not. All that
+decides on what is in a block therefore has a digest, which names the folder of blocks. Workers of
+an earlier run of the same job, who find their items where they always were, make the same blocks;
+those of another job write into a folder that nobody looks at, or find none and fail.
 """
 
 import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -19,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from adamae_jax.data import storage
+from adamae_jax.data import schema, storage
 from adamae_jax.data.shard_files import WRITERS
 from adamae_jax.data.shards import (
     Journal,
@@ -32,10 +39,10 @@ from adamae_jax.data.shards import (
 from adamae_jax.data.sources import Item
 from adamae_jax.data.transform import SKIPPED, Recipe, Result, transform
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.mounts import Mount, delivered, transform_fetched
+from adamae_jax.prepare.mounts import Mount, delivered, remove_stale, transform_fetched
 from adamae_jax.prepare.reading import read_items
 
-ITEMS_NAME = "items.jsonl"  # beside the blocks
+ITEMS_NAME = "items.jsonl"  # beside the blocks; never changed, since workers read it
 _SAMPLE = 8  # items that are tried to know how large records are
 # For the items of a block. A crash in Beam's own would end that, and the job after some attempts.
 _PROCESSES = 1
@@ -99,7 +106,7 @@ def fill(
     """Adds the shards that are missing to a journal.
 
     Args:
-        journal: of a folder that all workers see; the folder gets a neighbour, ``blocks``.
+        journal: of a folder that all workers see; the folder gets a neighbour for blocks.
         items: all of them; those of a split stand together.
         recipe: how each record is made.
         limits: of the shards; their size is judged by the first items.
@@ -110,13 +117,13 @@ def fill(
         TooManySkippedError: more than allowed are left out.
         UserError: Beam is not installed, does not know the runner or the options, or fails.
     """
-    folder = journal.folder.parent / "blocks"
-    folder.mkdir(exist_ok=True)
     per_block = _items_per_block(items, recipe, limits.shard_bytes, max_seconds)
     todo = list(blocks(items, journal.done, per_block, limits.set_aside))
+    made_with = [dataclasses.asdict(recipe), journal.file_format, limits.set_aside]
+    folder, todo = list_items(items, todo, journal.folder.parent, made_with)
+    remove_stale(folder, max_seconds)
     block_of = Blocks(recipe, journal.file_format, folder, max_seconds, options.mount)
-    missing = [block for block in todo if finished(block, folder) is None]
-    _run(block_of.write, list_items(items, missing, folder), options)
+    _run(block_of.write, [block for block in todo if finished(block, folder) is None], options)
     for block in todo:
         shard = finished(block, folder)
         if shard is None:
@@ -147,26 +154,38 @@ def blocks(items: Sequence[Item], first: int, per_block: int, set_aside: int) ->
             start = stop
 
 
-def list_items(items: Sequence[Item], chosen: Sequence[Block], folder: Path) -> list[Block]:
-    """Writes a file of what blocks are made of, a line of JSON for each item.
+def list_items(
+    items: Sequence[Item], chosen: Sequence[Block], parent: Path, made_with: object
+) -> tuple[Path, list[Block]]:
+    """Writes a file of what blocks are made of, a line of JSON for each item, unless it is there.
 
     A request to a runner is limited to some MB (of Dataflow, 10), which the paths of a hundred
     thousand videos exceed.
 
+    Args:
+        items: all of them.
+        chosen: blocks of them.
+        parent: where the folder of blocks is to be.
+        made_with: what decides on a block beside its items, as JSON can hold it.
+
     Returns:
-        The blocks, with their place in the file.
+        The folder, and the blocks with their place in the file.
     """
-    placed, position = [], 0
-    with open(folder / ITEMS_NAME, "wb") as file:
-        for block in chosen:
-            rows = map(dataclasses.astuple, items[block.start : block.stop])
-            lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            file.write(lines)
-            placed.append(dataclasses.replace(block, span=(position, len(lines))))
-            position += len(lines)
-        file.flush()
-        os.fsync(file.fileno())  # other machines read it next
-    return placed
+    lines = [(json.dumps(dataclasses.astuple(item)) + "\n").encode() for item in items]
+    digest = hashlib.sha256(json.dumps([schema.VERSION, made_with], sort_keys=True).encode())
+    for line in lines:
+        digest.update(line)
+    folder = parent / f"blocks-{digest.hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    if not (folder / ITEMS_NAME).exists():
+        with delivered(folder, None) as private, open(private / ITEMS_NAME, "wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())  # other machines read it next
+    ends = [0, *itertools.accumulate(map(len, lines))]
+    spans = [(ends[block.start], ends[block.stop] - ends[block.start]) for block in chosen]
+    placed = zip(chosen, spans, strict=True)
+    return folder, [dataclasses.replace(block, span=span) for block, span in placed]
 
 
 def read_list(path: str, block: Block) -> list[Item]:
@@ -227,6 +246,8 @@ class Blocks:
             tempfile.TemporaryDirectory() as scratch,
             delivered(self.folder, self.mount) as place,
         ):
+            if self.mount is None:
+                remove_stale(self.folder, self.max_seconds)
             work = functools.partial(transform, self.recipe)
             if self.mount is not None:
                 work = functools.partial(transform_fetched, self.recipe, self.mount, Path(scratch))
@@ -244,6 +265,7 @@ class Blocks:
         results = read_items(work, items, _PROCESSES, self.max_seconds)
         with contextlib.closing(results):
             for result in results:
+                os.utime(path.parent)  # a sign of life: see `remove_stale`
                 if result.payload is not None:
                     writer.write(result.payload)
                     records, num_bytes = records + 1, num_bytes + len(result.payload)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,17 +14,18 @@ from adamae_jax.data import output as folders
 from adamae_jax.data import writer
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
 from adamae_jax.data.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
+from adamae_jax.data.sources import printable
 from adamae_jax.data.transform import (
     SKIPPED,
     TRUNCATED,
     Flaw,
     Recipe,
     transform,
-    write_flaws,
 )
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.flaws import write_flaws
 from adamae_jax.prepare.mounts import Mount
 from adamae_jax.prepare.progress import count, describe, progress, some
 from adamae_jax.prepare.reading import MAX_SECONDS, read_items
@@ -133,7 +135,8 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
     items = found.source.items
     again = f", {journal.done} of them done already" if journal.done else ""
     thing = "image" if recipe.images else "video"
-    print(f"reading {count(len(items), thing)} from {found.root}{again}", flush=True)
+    root = printable(str(found.root))
+    print(f"reading {count(len(items), thing)} from {root}{again}", flush=True)
     limits = Limits(
         shard_bytes=output.shard_mb * 1_000_000,
         set_aside=found.set_aside,
@@ -159,8 +162,9 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
         raise UserError(
             f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, more than the "
             f"{limits.max_skipped} that --max_skipped={output.max_skipped:g} allows; "
-            f"{output.folder} was not written; they are listed in {table}; mend or remove them, or "
-            f"run again with a larger --max_skipped, which continues:{_list(skipped)}"
+            f"{output.folder} was not written; they are listed in {table}; run again with a larger "
+            "--max_skipped, which continues, or mend or remove them, which begins anew (rm -r "
+            f"{shlex.quote(str(table.parent))}):{_list(skipped)}"
         ) from None
 
 

@@ -1,23 +1,28 @@
 """From options to the items that a dataset is made of."""
 
+import collections
 import dataclasses
 import glob
 import hashlib
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from adamae_jax.data.frame_folders import FrameFolders, find_folders
+from adamae_jax.data.frame_folders import FrameFolders, Odd, find_folders
 from adamae_jax.data.list_files import read_classes, read_list
-from adamae_jax.data.sources import Entry, Item, Source, make_source
+from adamae_jax.data.sources import Entry, Item, Source, in_threads, make_source, printable
 from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
 from adamae_jax.data.video_folder import class_of, find_files, folder_entries
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.progress import count, progress, some
+
+_MOST_NAMED = 10  # folders or links that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,29 +49,53 @@ class Found:
         """What tells this source from others: another one has other names, labels or sizes.
 
         Raises:
-            UserError: the images of a folder are no frames of one video; see `FrameFolders.state`.
+            UserError: images are no frames of one video, or a frame lies outside of the source.
         """
         digest = hashlib.sha256("\n".join(self.source.label_names).encode())
-        for item in self.source.items:
-            line = f"\n{item.id}\t{item.label}\t{item.split}\t{self._state(item)}"
-            digest.update(line.encode())
+        folders = self.frame_folders
+        states = self._looks(folders) if folders else in_threads(_state, self.source.items)
+        for item, state in zip(self.source.items, states, strict=True):
+            digest.update(f"\n{item.id}\t{item.label}\t{item.split}\t{state}".encode())
         return {
             "source": str(self.root.resolve()),
             "items": digest.hexdigest(),
             "set_aside": self.set_aside,
         }
 
-    def _state(self, item: Item) -> object:
-        if self.frame_folders is not None:
-            return item.num_frames, self.frame_folders.state(item.path, self.root)
-        return item.span or _size(item)
+    def _looks(self, folders: FrameFolders) -> list[tuple[int | None, str]]:
+        """How many frames of each folder are its video, and what its frames are told by."""
+        items, root = self.source.items, printable(str(self.root))
+        _say(f"looking at {count(len(items), 'folder')} of frames in {root}")
+        answers = in_threads(lambda item: folders.look(item.path, self.root), items)
+        looks = list(progress(answers, 0, len(items), "folders", "looking", "looked at"))
+        odd = {item.id: look.odd for item, look in zip(items, looks, strict=True) if look.odd}
+        if odd:
+            raise _no_videos(odd)
+        return [(item.num_frames, look.state) for item, look in zip(items, looks, strict=True)]
 
 
-def _size(item: Item) -> int:
+def _state(item: Item) -> object:
+    if item.span:
+        return item.span
     try:
         return os.stat(item.path).st_size
     except OSError:
         return -1  # it will be listed as skipped
+
+
+def _no_videos(odd: Mapping[str, Odd]) -> UserError:
+    """The error of folders whose images are not the frames of one video."""
+    reasons = [f"{name} {reason}" for name, (reason, _) in sorted(odd.items())]
+    pattern, _ = collections.Counter(pattern for _, pattern in odd.values()).most_common(1)[0]
+    many = f"{len(odd)} folders are no videos: " if len(odd) > 1 else "the folder "
+    return UserError(
+        f"{many}{some(reasons, _MOST_NAMED)}: remove what is no frame, or say which are the "
+        f"frames, in quotes: --frame_names='{printable(pattern)}', for instance"
+    )
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def find_source(values: flags.FlagValues) -> Found:
@@ -102,8 +131,13 @@ def find_source(values: flags.FlagValues) -> Found:
 
 
 def _found(values: flags.FlagValues, root: Path, folders: FrameFolders | None) -> list[Entry]:
-    paths = find_folders(root, folders) if folders else find_files(root, values.images)
-    return folder_entries(paths, values.class_folders)
+    if folders:  # each holds hundreds of names, which takes a while
+        _say(f"looking for folders of frames in {printable(str(root))}")
+    found = find_folders(root, folders) if folders else find_files(root, values.images)
+    if found.passed_over:
+        named = some(found.passed_over, _MOST_NAMED)
+        _say(f"passed over in {printable(str(root))}: {named}")
+    return folder_entries(found.things, values.class_folders)
 
 
 def _listed(values: flags.FlagValues, root: Path) -> list[Entry]:

@@ -10,7 +10,8 @@
 
 DIR then holds shards that `tfds.builder_from_directory` opens, ``prepare.json``, which says what
 they were made with, and ``skipped.csv``, which lists what could not be read. A killed job leaves no
-DIR, and the same command continues where it was; a dataset that is finished is left as it is.
+DIR, and the same command continues where it was; with other options it does not start, so that
+shards that are finished are left as they are, as is a whole dataset.
 """
 
 from collections.abc import Sequence

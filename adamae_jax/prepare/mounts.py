@@ -7,7 +7,9 @@ job, but all of them reach the same bucket.
 import contextlib
 import dataclasses
 import errno
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.sources import Item
 from adamae_jax.data.transform import SKIPPED, Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
+
+_PRIVATE = "tmp-"  # what the names of folders begin with that belong to one worker
+_MARGIN_S = 900.0  # for a process to start on a slow file system, and to write what it has read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +150,7 @@ def delivered(folder: Path, mount: Mount | None) -> Iterator[Path]:
         mount: that it lies in; None where this machine sees it too.
     """
     address = "" if mount is None else mount.address_of(folder)
-    with tempfile.TemporaryDirectory(dir=None if mount else folder) as private:
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE, dir=None if mount else folder) as private:
         yield Path(private)
         for path in sorted(Path(private).iterdir()):
             if mount is None:
@@ -153,3 +158,30 @@ def delivered(folder: Path, mount: Mount | None) -> Iterator[Path]:
             else:
                 system, name = fsspec.core.url_to_fs(storage.join(address, path.name))
                 system.put_file(str(path), name)
+
+
+def remove_stale(folder: Path, max_seconds: float) -> None:
+    """Removes what workers that were killed have left of `delivered`: up to a shard each.
+
+    A worker that lives touches its folder after every item, which it tries twice at most: what has
+    not been touched for longer is nobody's. (One of a run that was started with more seconds may
+    lose its folder to a run with less. It then fails, for there is nothing to touch or to deliver,
+    and its block is done again; nothing wrong comes of it.)
+
+    Args:
+        folder: that private ones lie in.
+        max_seconds: that an item may take.
+    """
+    # The file system's own time, which need not be this machine's.
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE, dir=folder) as now:
+        oldest = os.stat(now).st_mtime - 2 * max_seconds - _MARGIN_S
+    for private in folder.glob(f"{_PRIVATE}*"):
+        if _last_touched(private) < oldest:
+            shutil.rmtree(private, ignore_errors=True)
+
+
+def _last_touched(private: Path) -> float:
+    try:
+        return private.stat().st_mtime
+    except OSError:
+        return math.inf  # just delivered, or removed by somebody else

@@ -13,7 +13,12 @@ _MOST_NAMED = 30  # things that a message names
 
 
 def progress(
-    things: Iterable[Thing], done: int, total: int, unit: str = "clips"
+    things: Iterable[Thing],
+    done: int,
+    total: int,
+    unit: str = "clips",
+    doing: str = "reading",
+    did: str = "read",
 ) -> Iterator[Thing]:
     """Hands things on and tells how many, how fast and how long it will take.
 
@@ -24,11 +29,11 @@ def progress(
         done: before the first of them.
         total: with those done before.
         unit: what they are called.
+        doing: what is done with them.
+        did: what has been done with them.
     """
     if sys.stderr.isatty():
-        yield from tqdm.tqdm(
-            things, "reading", total, initial=done, unit=f" {unit}", smoothing=0.02
-        )
+        yield from tqdm.tqdm(things, doing, total, initial=done, unit=f" {unit}", smoothing=0.02)
         return
     start = last = time.monotonic()
     for number, thing in enumerate(things, 1):
@@ -38,7 +43,7 @@ def progress(
             last, rate = now, number / (now - start)
             left = tqdm.tqdm.format_interval((total - done - number) / rate)
             print(
-                f"{done + number} of {total} {unit} read, {rate:.1f}/s, {left} left",
+                f"{done + number} of {total} {unit} {did}, {rate:.1f}/s, {left} left",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
@@ -48,10 +53,10 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def some(things: Sequence[str]) -> str:
-    """``a; b; c``, and of many only how many more there are."""
-    more = [f"and {len(things) - _MOST_NAMED} more"] if len(things) > _MOST_NAMED else []
-    return "; ".join([*things[:_MOST_NAMED], *more])
+def some(things: Sequence[str], most: int = _MOST_NAMED) -> str:
+    """``a; b; c``, and of more than `most` only how many more there are."""
+    more = [f"and {len(things) - most} more"] if len(things) > most else []
+    return "; ".join([*things[:most], *more])
 
 
 def describe(counts: Mapping[str, int]) -> str:

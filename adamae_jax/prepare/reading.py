@@ -16,7 +16,8 @@ def read_items(
 ) -> Generator[Result, None, None]:
     """The results of items, in their order; to be closed.
 
-    An item that ends its process, or that does not come to an end, is a flaw like others.
+    An item that ends its process, that needs too much memory, or that does not come to an end, is a
+    flaw like others; storage that fails is none, and raises what `read` raises.
 
     Args:
         read: makes a record of an item.
@@ -35,7 +36,7 @@ def read_items(
 
 
 def _crashed(item: Item) -> Result:
-    reason = "ends the process that reads it: a crash of FFmpeg, or more memory than there is"
+    reason = "crashes the process that reads it, or needs more memory than there is"
     return Result(None, Flaw(item.id, SKIPPED, 0, reason))
 
 

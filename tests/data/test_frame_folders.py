@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamae_jax.data import frame_folders
 from adamae_jax.data.frame_folders import FrameFolders, find_folders, natural_order
+from adamae_jax.data.sources import Item, Source
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import progress
+from adamae_jax.prepare.find import Found
 
 NAMES = st.text("ab_0123456789.", min_size=1, max_size=8)
 
@@ -60,72 +64,182 @@ def test_folders_that_hold_frames_are_found(tmp_path: Path) -> None:
         ".trash/v/1.jpg", "poster.jpg", "v3/.1.jpg", "a/v4/", "val/empty/",
     )  # fmt: skip
     # Empty folders count beside others that hold frames.
-    assert find_folders(tmp_path, FrameFolders()) == ["a/v2", "a/v2/more", "a/v4", "v1", "v3"]
-    assert find_folders(tmp_path, FrameFolders("*.png")) == ["a/v2", "a/v4"]
+    every = ["a/v2", "a/v2/more", "a/v4", "v1", "v3"]
+    assert find_folders(tmp_path, FrameFolders()) == (every, [])
+    assert find_folders(tmp_path, FrameFolders("*.png")) == (["a/v2", "a/v4"], [])
     with pytest.raises(UserError, match=r"holds no folder with images called 'x\*': with --fr"):
         find_folders(tmp_path, FrameFolders("x*"))
     with pytest.raises(UserError, match="holds no folder with images: with --frame_folders, give"):
         find_folders(tmp_path / "v1", FrameFolders())
 
 
+def test_linked_folders_are_found_or_refused(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", "a/1.jpg", ".store/v/1.jpg")
+    for link, target in {"c": "a", "d": "nowhere", "e": ".store/v", "list.txt": "gone"}.items():
+        (source / link).symlink_to(target)
+    (source / "a" / "2.jpg").symlink_to("gone.jpg")  # a frame that is missing, no folder
+    found = find_folders(source, FrameFolders())
+    assert found == (["a", "d", "e"], ["c (a link to a, which is found anyway)"])
+    (source / "b").symlink_to(fill(tmp_path / "b", "1.jpg"))
+    with pytest.raises(UserError, match=r"^b lies outside of --source=.*leads to .*/b\), and link"):
+        find_folders(source, FrameFolders())
+
+
+def state(folder: Path) -> str:
+    return FrameFolders().look(str(folder), folder.parent).state
+
+
 def test_a_folder_that_changes_has_another_state(tmp_path: Path) -> None:
-    folder, folders = fill(tmp_path / "v", "1.jpg", "2.jpg", "3.jpg", "note.txt"), FrameFolders()
-    states = [folders.state(str(folder), tmp_path)]
+    folder = fill(tmp_path / "v", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "note.txt")
+    states = [state(folder)]
     os.utime(folder / "2.jpg", (0, 0))
+    os.utime(folder, (0, 0))
     (folder / "note.txt").write_text("longer than before")
-    assert folders.state(str(folder), tmp_path) == states[0]
+    fill(folder, ".thumbs.jpg", "thumbs/1.jpg")
+    assert state(folder) == states[0]
     changes = [
-        lambda: (folder / "2.jpg").write_text("longer"),
-        lambda: (folder / "4.jpg").write_text("4"),
-        lambda: (folder / "3.jpg").rename(folder / "5.jpg"),
+        lambda: (folder / "1.jpg").write_text("longer"),
+        lambda: (folder / "4.jpg").write_text("longer"),
+        lambda: (folder / "5.jpg").write_text("longer"),
+        lambda: (folder / "3.jpg").rename(folder / "03.jpg"),
+        lambda: (folder / "03.jpg").unlink(),
         lambda: (folder / "1.jpg").unlink(),
         lambda: (folder / "1.jpg").symlink_to("nowhere"),
     ]
     for change in changes:
         change()
-        states.append(folders.state(str(folder), tmp_path))
+        states.append(state(folder))
     assert len(set(states)) == len(states)
     for name in (b"1\xfe.jpg", b"1\xff.jpg"):  # names need not be text
         odd = tmp_path / str(name[1])
         odd.mkdir()
         Path(os.fsdecode(os.fsencode(odd) + b"/" + name)).write_text("")
-        states.append(folders.state(str(odd), tmp_path))
+        states.append(state(odd))
     assert len(set(states)) == len(states)
-    assert folders.state(str(tmp_path / "absent"), tmp_path) == ""
+    assert FrameFolders().look(str(tmp_path / "absent"), tmp_path) == ("", None)
     (tmp_path / "empty").mkdir()
-    assert folders.state(str(tmp_path / "empty"), tmp_path)
+    assert state(tmp_path / "empty")
+
+
+def test_the_sizes_of_two_frames_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more, which would take hours for the millions of images of a dataset."""
+    folder = fill(tmp_path / "v", *(f"{number:02d}.jpg" for number in range(30)))
+    asked: list[str] = []
+    stat = os.stat
+
+    def note(path: str) -> os.stat_result:
+        asked.append(os.path.basename(path))
+        return stat(path)
+
+    monkeypatch.setattr(os, "stat", note)
+    assert state(folder)
+    assert sorted(asked) == ["00.jpg", "29.jpg"]
 
 
 TSN = ["img_00001.jpg", "img_00002.jpg", "flow_x_00001.jpg", "flow_y_00001.jpg"]
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "reason", "pattern"),
     [
-        (TSN, r"v holds images of 3 kinds \(flow_x_00001.jpg, flow_y_00001.jpg, img_00001.jpg\): "
-              r"say which are the frames, in quotes: --frame_names='img_\[0-9\]\*', for instance"),
-        (["cover.jpg", "1.jpg", "2.jpg"], r"2 kinds \(1.jpg, cover.jpg\).*names='\[0-9\]\*', for"),
-        (["1_left.jpg", "2_right.png"], r"2 kinds \(1_left.jpg, 2_ri.*names='\[0-9\]\*_right\.\*'"),
-        (["a.jpg", "b.jpg"], r"2 kinds \(a.jpg, b.jpg\): .*names='\*.jpg', for instance"),
-        ([f"{n}_1.jpg" for n in range(9)], r"9 kinds \(0_1.jpg, 1_1.*, 3_1.jpg, \.\.\.\)"),
-        (["1.jpg", "2.jpg", "01.png"], r"holds frame 1 twice \(01.png, 1.jpg\): .*names='\*.png'"),
+        (TSN, "images of 3 kinds (flow_x_00001.jpg, flow_y_00001.jpg, img_00001.jpg)",
+         "img_[0-9]*"),
+        (["cover.jpg", "1.jpg", "2.jpg"], "images of 2 kinds (1.jpg, cover.jpg)", "[0-9]*"),
+        (["1_left.jpg", "2_right.png"], "images of 2 kinds (1_left.jpg, 2_right.png)",
+         "[0-9]*_right.*"),
+        (["a.jpg", "b.jpg"], "images of 2 kinds (a.jpg, b.jpg)", "*.jpg"),
+        ([f"{n}_1.jpg" for n in range(9)],
+         "images of 9 kinds (0_1.jpg, 1_1.jpg, 2_1.jpg, 3_1.jpg, ...)", "8_[0-9]*"),
+        (["1.jpg", "2.jpg", "01.png"], "frame 1 twice (01.png, 1.jpg)", "*.png"),
+        (["1.jpg", "2.jpg", "01.jpg"], "frame 1 twice (01.jpg, 1.jpg)", "*.jpg"),
     ],
 )  # fmt: skip
 def test_images_of_several_kinds_need_a_pattern(
-    tmp_path: Path, names: list[str], message: str
+    tmp_path: Path, names: list[str], reason: str, pattern: str
 ) -> None:
     folder = fill(tmp_path / "v", *names)
-    with pytest.raises(UserError, match=message) as caught:
-        FrameFolders().state(str(folder), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert FrameFolders("*.*").state(str(folder), tmp_path)
+    assert FrameFolders().look(str(folder), tmp_path).odd == (f"holds {reason}", pattern)
+    assert FrameFolders("*.*").look(str(folder), tmp_path).odd is None
+
+
+PARTS = st.sampled_from(["a", "b", "1", "2", "01", "_", ""])
+
+
+@given(st.lists(st.tuples(PARTS, PARTS, PARTS, PARTS), min_size=1, max_size=6), st.booleans())
+def test_the_quick_look_agrees_with_the_careful_one(
+    parts: list[tuple[str, ...]], one_suffix: bool
+) -> None:
+    names = sorted({f"{''.join(part)}.{('jpg', 'png')[i % 2 > one_suffix]}" for i, part in
+                    enumerate(parts)})  # fmt: skip
+    kinds = {frame_folders._around_number(name)[::2] for name in names}
+    numbers = [frame_folders._around_number(name)[1] for name in names]
+    sound = len(kinds) == 1 and len(set(numbers)) == len(numbers)
+    if frame_folders._differ_in_number(names):
+        assert sound
+    assert (frame_folders._odd(names) is None) == sound
 
 
 def test_frames_stay_below_the_source(tmp_path: Path) -> None:
     folder = fill(tmp_path / "source" / "v", "1.jpg")
     fill(tmp_path, "2.jpg")
     (folder / "2.jpg").symlink_to("1.jpg")
-    FrameFolders().state(str(folder), tmp_path / "source")
+    (folder / "4.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    FrameFolders().look(str(folder), tmp_path / "source")
     (folder / "3.jpg").symlink_to(tmp_path / "2.jpg")
-    with pytest.raises(UserError, match=r"v/3.jpg lies outside of --source \(it leads to .*/2.jp"):
-        FrameFolders().state(str(folder), tmp_path / "source")
+    with pytest.raises(UserError, match=r"v/3.jpg lies outside of --source=.* \(it leads to .*/2"):
+        FrameFolders().look(str(folder), tmp_path / "source")
+
+
+def found(root: Path) -> Found:
+    """All folders right in the root as videos."""
+    items = tuple(Item(path.name, str(path)) for path in sorted(root.iterdir()))
+    return Found(root, Source(items, ()), 0, frame_folders=FrameFolders())
+
+
+def test_all_folders_with_odd_images_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start, and not one at each start."""
+    frames = tmp_path / "frames"
+    for number in range(14):
+        names = [f"img_{frame}.jpg" for frame in range(3)]
+        names += ["cover.jpg"] * (number > 1) + ["img_01.jpg"] * (number == 13)
+        for name in names:
+            (frames / f"v{number:02d}" / name).parent.mkdir(parents=True, exist_ok=True)
+            (frames / f"v{number:02d}" / name).write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        found(frames).fingerprint()
+    message, odd = str(caught.value), "holds images of 2 kinds (cover.jpg, img_0.jpg)"
+    assert message.startswith(f"12 folders are no videos: v02 {odd}; v03 {odd}; v04 {odd}; ")
+    assert message.count(odd) == 10
+    assert message.endswith(
+        "; and 2 more: remove what is no frame, or say which are the frames, in quotes: "
+        "--frame_names='img_[0-9]*', for instance"
+    )
+    assert capsys.readouterr().err.splitlines() == [f"looking at 14 folders of frames in {frames}"]
+    for folder in frames.iterdir():
+        (folder / "cover.jpg").unlink(missing_ok=True)
+    with pytest.raises(UserError) as caught:
+        found(frames).fingerprint()
+    assert str(caught.value) == (
+        "the folder v13 holds frame 1 twice (img_01.jpg, img_1.jpg): remove what is no frame, or "
+        "say which are the frames, in quotes: --frame_names='*.jpg', for instance"
+    )
+
+
+def test_looking_at_folders_tells_how_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    state = found(tmp_path).fingerprint()
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        f"looking at 3 folders of frames in {tmp_path}",
+        *(f"{number} of 3 folders looked at" for number in (1, 2, 3)),
+    ]
+    (tmp_path / "1" / "1.jpg").write_bytes(b"")
+    assert found(tmp_path).fingerprint()["items"] != state["items"]

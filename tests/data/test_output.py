@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from adamae_jax.data import schema
-from adamae_jax.data.output import RECORD_NAME, already_written, publish, workspace
+from adamae_jax.data.output import (
+    RECORD_NAME,
+    already_written,
+    publish,
+    unfinished,
+    workspace,
+)
+from adamae_jax.data.shards import JOURNAL_NAME, Shard, shard_to_json
 from adamae_jax.errors import UserError
 
 ARGUMENTS: dict[str, Any] = {"seed": 3, "sizes": (1, 2)}
@@ -163,6 +170,96 @@ def test_a_job_that_can_go_on_finds_what_it_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def leave(output: Path, arguments: dict[str, Any], *shards: Shard) -> Path:
+    """The folder of a job that died with these shards finished."""
+    with pytest.raises(ZeroDivisionError), workspace(output, arguments) as folder:
+        (folder / "shards").mkdir(exist_ok=True)
+        (folder / "shards" / JOURNAL_NAME).write_text("".join(map(shard_to_json, shards)))
+        raise ZeroDivisionError
+    return unfinished(output)
+
+
+DONE = [Shard(f"train-{n:05d}", "train", 9 * n + 9, 9, 0, 2_600_000, ()) for n in range(2)]
+
+
+def test_finished_shards_of_another_job_are_not_destroyed(tmp_path: Path) -> None:
+    old = {"items": "a1", "set_aside": 1, "codec": "jpeg", "shard_mb": 3, "source": "/videos"}
+    folder = leave(tmp_path / "x y", old, *DONE)
+    begun = f"{folder} holds 2 finished shards (5.2 MB) of a dataset that was begun "
+    remedy = (
+        f": start it again as it was, which goes on; or choose another --output than {tmp_path}/x "
+        f"y; or remove what is there: rm -r '{folder}'"
+    )
+    for new, why in (
+        (
+            {"shard_mb": 9, "codec": "h264"},
+            "with other arguments (codec is 'jpeg' there, 'h264' was asked for; shard_mb is 3 "
+            "there, 9 was asked for)",
+        ),
+        (
+            {"items": "b2", "set_aside": 2},
+            "with other arguments (the files of --source, their labels or splits have changed)",
+        ),
+        (None, "of source '/videos'"),
+    ):
+        for _ in range(2):  # asking once more changes nothing
+            resume = None if new is None else {**old, **new}
+            with pytest.raises(UserError) as caught, workspace(tmp_path / "x y", resume):
+                pass
+            assert str(caught.value) == begun + why + remedy
+    with workspace(tmp_path / "x y", old) as build:
+        assert (build / "shards" / JOURNAL_NAME).read_text().count("\n") == 2
+
+
+def test_shards_of_another_version_are_not_destroyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = leave(tmp_path / "x", ARGUMENTS, *DONE[:1])
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    with (
+        pytest.raises(UserError, match=r" 1 finished shard \(2.6 MB\) .*schema is 2, not 3\)"),
+        workspace(tmp_path / "x", ARGUMENTS),
+    ):
+        pass
+    assert (folder / "build" / "shards" / JOURNAL_NAME).is_file()
+
+
+def test_shards_that_workers_of_beam_have_finished_count(tmp_path: Path) -> None:
+    """Until the job has ended only their own notes say so; then its journal does as well."""
+    folder = leave(tmp_path / "x", {"a": 1}, *DONE[:1])
+    blocks = folder / "build" / "blocks"
+    blocks.mkdir()
+    for shard in DONE:
+        (blocks / f"{shard.name}.json").write_text(shard_to_json(shard))
+    (blocks / "items.jsonl").write_bytes(b'["\xff"]\nrubbish')
+    with pytest.raises(UserError, match="holds 2 finished sh"), workspace(tmp_path / "x", {"a": 2}):
+        pass
+
+
+def test_shards_without_their_arguments_are_not_destroyed(tmp_path: Path) -> None:
+    (leave(tmp_path / "x", ARGUMENTS, *DONE) / "arguments.json").write_text("")
+    with (
+        pytest.raises(UserError, match="begun with arguments that are not known any more: start"),
+        workspace(tmp_path / "x", ARGUMENTS),
+    ):
+        pass
+
+
+def test_an_option_that_is_new_and_unused_makes_no_other_job(tmp_path: Path) -> None:
+    leave(tmp_path / "x", ARGUMENTS, *DONE)
+    with workspace(tmp_path / "x", {**ARGUMENTS, "new": None}) as build:
+        assert (build / "shards").is_dir()
+
+
+def test_leftovers_without_a_finished_shard_make_way(tmp_path: Path) -> None:
+    only_flaws = Shard("", "", 3, 0, 0, 0, ())
+    folder = leave(tmp_path / "x", {"a": 1}, only_flaws)
+    (folder / "build" / "shards" / "train-00000").write_bytes(b"half")
+    with workspace(tmp_path / "x", {"a": 2}) as build:
+        assert not os.listdir(build)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"the disk \(or a quota\) is full: .* what is finished is"),
@@ -227,4 +324,5 @@ def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (folder / "built" / "deep").mkdir(parents=True)
         (folder / "built" / "deep" / "shard").write_bytes(b"12345")
         publish(folder / "built", tmp_path / "here" / "x", ARGUMENTS)
-    assert done == ["shard", RECORD_NAME, "deep", "built", "renamed", "here"]
+    note = "arguments.json"
+    assert done == [note, "shard", RECORD_NAME, "deep", "built", "renamed", "here"]

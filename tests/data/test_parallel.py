@@ -40,6 +40,15 @@ def die_at_first(item: tuple[Path, int]) -> tuple[int, int]:
     return number, busy
 
 
+def forget_at_three(item: tuple[Path, int]) -> int:
+    """Number 3 finds too little memory the first time, number 5 every time."""
+    folder, number = item
+    if number == 5 or (number == 3 and not (folder / "tried").exists()):
+        (folder / "tried").touch()
+        raise MemoryError
+    return number
+
+
 def sleep_at_three(number: int) -> int:
     time.sleep(3600 if number == 3 else 0)
     return number
@@ -118,6 +127,25 @@ def test_who_dies_is_tried_again_and_alone(tmp_path: Path) -> None:
     assert [number for number, _ in results] == list(range(8))
     assert [busy for number, busy in results if number in (3, 4)] == [1, 1]
     assert max(busy for _, busy in results) > 1
+
+
+def test_who_finds_too_little_memory_is_tried_again_and_alone(tmp_path: Path) -> None:
+    """As if the system had ended it: others may have taken the memory."""
+    items = [(tmp_path, number) for number in range(8)]
+    results = ordered_map(forget_at_three, items, 2, lambda item: -item[1])
+    assert list(results) == [0, 1, 2, 3, 4, -5, 6, 7]
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
+        list(ordered_map(forget_at_three, items, 1))
+
+
+def test_too_little_memory_without_workers(tmp_path: Path) -> None:
+    (tmp_path / "tried").touch()
+    items = [(tmp_path, number) for number in range(8)]
+    assert list(ordered_map(forget_at_three, items, 0, lambda item: -item[1])) == [
+        *range(5), -5, 6, 7
+    ]  # fmt: skip
+    with pytest.raises(MemoryError):
+        list(ordered_map(forget_at_three, items, 0))
 
 
 def test_what_takes_too_long_is_ended() -> None:

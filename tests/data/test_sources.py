@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.sources import Entry, Item, in_order, make_source
+from adamae_jax.data.sources import Entry, Item, in_order, in_threads, make_source
 from adamae_jax.errors import UserError
 
 
@@ -89,6 +89,37 @@ def test_links_that_stay_inside_are_followed(tmp_path: Path) -> None:
     assert sorted(item.id for item in make_source(root, entries).items) == [
         "a.mp4", "b.mp4", "c.mp4"
     ]  # fmt: skip
+
+
+def test_links_that_lead_nowhere_are_missing_files(tmp_path: Path) -> None:
+    """Wherever they lead: reading them will show it, and they are listed then."""
+    (tmp_path / "a.mp4").symlink_to("nowhere")
+    (tmp_path / "b.mp4").symlink_to("/no/where.mp4")
+    source = make_source(tmp_path, [entry("a.mp4"), entry("b.mp4")])
+    assert {item.id for item in source.items} == {"a.mp4", "b.mp4"}
+
+
+def test_many_entries_keep_their_order(tmp_path: Path) -> None:
+    names = [f"{number}.mp4" for number in range(1000)]
+    assert {item.id for item in make_source(tmp_path, list(map(entry, names))).items} == {*names}
+    assert list(in_threads(str.upper, names)) == [name.upper() for name in names]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 // (number - 500), range(1000)))
+
+
+def test_the_error_of_a_link_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.mp4").write_bytes(b"")
+    (tmp_path / "videos" / "a.mp4").symlink_to("../more/a.mp4")
+    with pytest.raises(UserError) as caught:
+        make_source(tmp_path / "videos", [entry("a.mp4")])
+    assert str(caught.value) == (
+        f"list.csv, line a: 'a.mp4' lies outside of --source={tmp_path}/videos (it leads to "
+        f"{tmp_path}/more/a.mp4), and links are not followed there: give the folder that holds all "
+        f"files (--source={tmp_path}), or mount the other one in --source in place of links "
+        f"(mount --bind {tmp_path}/more FOLDER)"
+    )
 
 
 def test_a_file_is_there_once() -> None:

@@ -1,5 +1,6 @@
-import csv
+import errno
 import io
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.sources import Item
 from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
-from adamae_jax.data.transform import Flaw, Recipe, Result, transform, write_flaws
+from adamae_jax.data.transform import Flaw, Recipe, transform
 from adamae_jax.errors import UserError
 from tests.data.fixtures import video
 from tests.data.test_tfds_source import VIDEO, clips, encode_png, write
@@ -92,8 +93,38 @@ def test_whatever_happens_becomes_a_reason(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "read_video", fail)
     assert "\n" not in flaw(tmp_path / "a.mp4").reason
-    monkeypatch.setattr(module, "read_video", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    assert flaw(tmp_path / "a.mp4").reason == "MemoryError"
+
+
+def break_reading(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, first: int = 0, name: str = "read_file"
+) -> None:
+    """Lets reading fail from the call of this number on."""
+    work, calls = getattr(storage, name), itertools.count()
+
+    def fail(*arguments: Any) -> Any:
+        if next(calls) >= first:
+            raise error
+        return work(*arguments)
+
+    monkeypatch.setattr(storage, name, fail)
+
+
+def test_storage_that_fails_fails_every_kind_of_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = OSError(errno.ETIMEDOUT, "no answer")
+    image = save(tmp_path / "a.png", video(0)[0])
+    source, stored = tfds_source(write(tmp_path / "b", VIDEO, {"train": clips(1)}))
+    with monkeypatch.context() as patch:
+        break_reading(patch, outage)
+        with pytest.raises(UserError, match="a.png cannot be read"):
+            transform(Recipe(images=True), Item("x", str(image)))
+    with monkeypatch.context() as patch:
+        break_reading(patch, outage, name="open_file")
+        with pytest.raises(UserError, match="no answer"):
+            transform(Recipe(stored=stored), source.items[0])
+        with pytest.raises(UserError, match="a.mp4 cannot be read"):
+            transform(Recipe(), Item("x", str(make_video(tmp_path / "a.mp4"))))
 
 
 @pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
@@ -150,132 +181,6 @@ def test_records_of_tfds_have_frames_of_one_size(tmp_path: Path) -> None:
     recipe = Recipe(short_side=16, min_frames=1, stored=stored)
     frames = features(transform(recipe, source.items[0]).payload)[schema.FRAMES]
     assert [simplejpeg.decode_jpeg_header(frame)[:2] for frame in frames] == [(16, 21)] * 6
-
-
-def save_frames(folder: Path, pixels: np.ndarray, name: str = "img_{}.png") -> Path:
-    folder.mkdir()
-    for number, frame in enumerate(pixels, 1):
-        save(folder / name.format(number), frame)
-    return folder
-
-
-def of_folder(
-    folder: Path, num_frames: int | None = None, names: str = "", **options: Any
-) -> Result:
-    recipe = Recipe(min_frames=1, frame_folders=FrameFolders(names, 29.97), **options)
-    return transform(recipe, Item("a/b", str(folder), 2, num_frames=num_frames))
-
-
-@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
-def test_folders_of_frames(tmp_path: Path, codec: str) -> None:
-    pixels = video(0, num_frames=12)
-    result = of_folder(save_frames(tmp_path / "v", pixels), codec=codec, short_side=16)
-    assert result.flaw is None
-    values = features(result.payload)
-    assert (values[schema.ID], values[schema.LABEL]) == ([b"a/b"], [2])
-    assert (values[schema.RATE], values[schema.NUM_FRAMES]) == ([np.float32(29.97)], [12])
-    assert (values[schema.HEIGHT], values[schema.WIDTH]) == ([16], [22 if codec == "h264" else 21])
-    if codec == schema.CODEC_JPEG:
-        for frame, shown in zip(values[schema.FRAMES], pixels, strict=True):
-            small = Image.fromarray(shown).resize((21, 16), Image.Resampling.BICUBIC)
-            assert frame == simplejpeg.encode_jpeg(np.asarray(small), 90, colorsubsampling="420")
-
-
-def test_folders_of_images_of_every_kind(tmp_path: Path) -> None:
-    """But for those with more than 8 bits, which would be cut off."""
-    grey = Image.fromarray(np.full((24, 32), 120, np.uint8))
-    (tmp_path / "v").mkdir()
-    for number, mode in enumerate(["L", "LA", "RGB", "RGBA", "P"]):
-        grey.convert(mode).save(tmp_path / "v" / f"{number}.png")
-    grey.save(tmp_path / "v" / "5.jpg")
-    grey.convert("CMYK").save(tmp_path / "v" / "6.jpeg")
-    frames = features(of_folder(tmp_path / "v").payload)[schema.FRAMES]
-    assert [round(simplejpeg.decode_jpeg(frame).mean() / 5) for frame in frames] == [24] * 7
-    save(tmp_path / "v" / "7.png", np.full((24, 32), 30_000, np.uint16))
-    result = of_folder(tmp_path / "v")
-    assert result.flaw is not None
-    assert result.flaw.reason == "after 7 frames: an image of mode I;16, not of 8 bits (7.png)"
-    save(tmp_path / "v" / "5.tiff", np.zeros((24, 32), np.float32))
-    result = of_folder(tmp_path / "v", names="*.tiff")
-    assert result.flaw is not None and "an image of mode F, not" in result.flaw.reason
-
-
-def test_lists_say_how_many_frames_of_a_folder_are_the_video(tmp_path: Path) -> None:
-    folder = save_frames(tmp_path / "v", video(0))
-    assert features(of_folder(folder, 4).payload)[schema.NUM_FRAMES] == [4]
-    assert of_folder(folder, 6).flaw is None and of_folder(folder, 4).flaw is None
-    result = of_folder(folder, 9)
-    assert features(result.payload)[schema.NUM_FRAMES] == [6]
-    reason = "after 6 frames: its list says that there are 9"
-    assert result.flaw == Flaw("a/b", "truncated", 6, reason)
-    nothing = of_folder(folder, 0)
-    assert nothing.flaw == Flaw("a/b", "skipped", 0, "its list says that it has no frames")
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        ("cut", r"after 3 frames: .*truncated.* \(img_4.png\)"),
-        ("empty", r"after 3 frames: what follows is no image \(img_4.png\)"),
-        ("link", r"after 3 frames: .*No such file.* \(img_4.png\)"),
-    ],
-)
-def test_folders_of_frames_are_kept_up_to_their_damage(
-    tmp_path: Path, damage: str, reason: str
-) -> None:
-    folder = save_frames(tmp_path / "v", video(0))
-    frame = folder / "img_4.png"
-    content = frame.read_bytes()
-    frame.unlink()
-    if damage == "link":
-        frame.symlink_to("nowhere")
-    else:
-        frame.write_bytes(content[:-60] if damage == "cut" else b"")
-    result = of_folder(folder, 9)
-    assert features(result.payload)[schema.NUM_FRAMES] == [3]
-    assert result.flaw is not None
-    assert (result.flaw.status, result.flaw.frames) == ("truncated", 3)
-    assert re.fullmatch(reason, result.flaw.reason)
-
-
-def test_useless_folders_of_frames(tmp_path: Path) -> None:
-    def reason(folder: Path, names: str = "") -> str:
-        result = of_folder(folder, names=names)
-        assert result.payload is None and result.flaw is not None
-        assert result.flaw.status == "skipped"
-        return result.flaw.reason
-
-    (tmp_path / "empty").mkdir()
-    assert reason(tmp_path / "empty") == "holds no images"
-    folder = save_frames(tmp_path / "v", video(0))
-    assert reason(folder, "x*") == "holds no images called 'x*'"
-    assert reason(tmp_path / "absent") == "cannot be opened: No such file or directory"
-    assert reason(folder / "img_1.png") == "cannot be opened: Not a directory"
-    (folder / "img_1.png").write_text("text")
-    assert reason(folder) == (
-        "nothing can be decoded (after 0 frames: what follows is no image (img_1.png))"
-    )
-
-
-def test_one_frame_of_a_folder_is_held_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_frames(tmp_path / "v", video(0))
-    events: list[str] = []
-
-    def note(place: Any, name: str) -> None:
-        work = getattr(place, name)
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            events.append(name)
-            return work(*arguments, **options)
-
-        monkeypatch.setattr(place, name, noted)
-
-    note(storage, "read_file")
-    note(simplejpeg, "encode_jpeg")
-    of_folder(folder)
-    assert events == ["read_file", "encode_jpeg"] * 6
 
 
 def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
@@ -353,15 +258,3 @@ def test_images_of_tfds(tmp_path: Path) -> None:
 def test_bad_recipes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Recipe(**options)
-
-
-def test_flaws_are_a_table(tmp_path: Path) -> None:
-    flaws = [Flaw("ü,1", "truncated", 20, 'said "no"'), Flaw("a", "skipped", 0, "empty")]
-    write_flaws(flaws, tmp_path / "table.csv")
-    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    assert rows == [
-        ["id", "status", "frames", "reason"],
-        ["a", "skipped", "0", "empty"],
-        ["ü,1", "truncated", "20", 'said "no"'],
-    ]

@@ -1,3 +1,5 @@
+import errno
+import os
 import resource
 from fractions import Fraction
 from pathlib import Path
@@ -8,8 +10,9 @@ import pytest
 import simplejpeg
 from jaxtyping import Int, UInt8
 
+from adamae_jax.data import storage
 from adamae_jax.data.encoding import read_video
-from adamae_jax.data.video_file import UnreadableVideoError
+from adamae_jax.data.video_file import UnreadableVideoError, VideoFile
 from tests.data.videos import (
     QUARTERS,
     RATE,
@@ -144,6 +147,108 @@ def test_nothing_to_decode(tmp_path: Path) -> None:
     data = blank.read_bytes()
     blank.write_bytes(data[: data.index(b"movi") + 4] + bytes(len(data)))
     assert reason(blank) in ("holds no frame", "cannot be decoded: End of file")
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, number: int, share: float = 0.5, times: int = 1 << 30
+) -> None:
+    """Local files cannot be read behind a share of them, so many times."""
+    read = storage._LocalFile.read
+    left = [times]
+
+    def fail(file: storage._LocalFile, offset: int, count: int) -> bytes:
+        if left[0] and offset + count > share * os.fstat(file._descriptor).st_size:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return read(file, offset, count)
+
+    monkeypatch.setattr(storage._LocalFile, "read", fail)
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mp4", "libx264")],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EHOSTDOWN])
+def test_storage_that_fails_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, number: int
+) -> None:
+    """FFmpeg would say: an end of the file, or damage; of transport streams nothing at all."""
+    path = make_video(tmp_path / name, 60, 240, 320, codec)
+    failing(monkeypatch, number, 0.7)
+    with pytest.raises(OSError) as caught:
+        read_video(path)
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+
+
+def test_storage_that_fails_for_a_moment_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mkv", 30, 240, 320)
+    expected = read_video(path)
+    failing(monkeypatch, errno.ESTALE, times=2)
+    assert read_video(path) == expected
+
+
+def test_storage_that_fails_where_files_are_kept_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mkv")
+    expected, numbers = read_video(path, "original"), [errno.ESTALE, errno.EIO]
+    read = storage._read_local
+
+    def fail(path: str) -> bytes:
+        if numbers:
+            raise OSError(numbers.pop(), "failed")
+        return read(path)
+
+    monkeypatch.setattr(storage, "_read_local", fail)
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
+    assert read_video(path, "original") == expected
+    numbers += [errno.EIO] * 3
+    with pytest.raises(OSError, match="failed"):
+        read_video(path, "original")
+    numbers += [errno.EACCES] * 3
+    with pytest.raises(UnreadableVideoError, match="cannot be opened: failed"):
+        read_video(path, "original")
+
+
+def test_a_file_that_may_not_be_read_is_no_failing_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mkv", 30, 240, 320)
+    with monkeypatch.context() as patch:
+        failing(patch, errno.EACCES)
+        with pytest.raises(UnreadableVideoError, match="cannot be read: Permission denied"):
+            read_video(path)
+        failing(patch, errno.EACCES, share=-1)
+        with pytest.raises(UnreadableVideoError, match="cannot be opened: Permission denied"):
+            read_video(path)
+    with pytest.raises(UnreadableVideoError, match="cannot be opened: Is a directory"):
+        read_video(tmp_path)
+
+
+def test_what_ffmpeg_calls_failing_storage_is_damage(tmp_path: Path) -> None:
+    path = cut(make_video(tmp_path / "a.webm", codec="libvpx"), 0.05)
+    with pytest.raises(UnreadableVideoError, match="cannot be opened: Input/output error"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, av.error.MemoryError])
+def test_too_little_memory_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryError]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise kind(errno.ENOMEM, "Cannot allocate memory")
+
+    path = make_video(tmp_path / "a.mkv")
+    monkeypatch.setattr(VideoFile, "_missing_frames", fail)
+    with pytest.raises(MemoryError):
+        read_video(path)
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(MemoryError):
+        read_video(path)
 
 
 def test_playlists_reach_nothing(tmp_path: Path) -> None:

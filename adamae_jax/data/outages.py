@@ -1,0 +1,22 @@
+"""Which errors say that storage fails, and nothing of what it holds."""
+
+import errno
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# What a file system says that fails; a network's, mostly, and the network itself.
+FAILING = frozenset((
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENOLINK, errno.ENOTCONN,
+    errno.ENXIO, errno.EREMOTEIO, errno.EROFS, errno.ESHUTDOWN, errno.ESTALE, errno.ETIMEDOUT,
+))  # fmt: skip
+# What has no room for a moment: a cache that a mounted bucket keeps, the kernel's tables.
+_SHORT = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of reading is no fault of the file; not of FFmpeg's, who calls damage so.
+
+    A file that is not there, that may not be read or that holds nonsense (of which Pillow makes an
+    `OSError` without a number) is none.
+    """
+    return isinstance(error, OSError) and error.errno in FULL | FAILING | _SHORT
