@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ from ml_collections import config_flags
 from adamae_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # as a shell says of SIGINT
 
 _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 
@@ -38,6 +40,12 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
             main(argv)
         except UserError as error:
             fail(error)
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # At once: a thread that still compiles would crash the regular end of Python.
+            os._exit(INTERRUPTED_STATUS)
 
     _describe(main)
     # What JAX says at INFO is which accelerators are not there.
@@ -46,7 +54,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
 
 
 def _describe(main: Main) -> None:
-    """Has ``--help`` tell of a job what it tells of a main module: its docstring and its options."""
+    """Has ``--help`` tell of a job what it tells of a main module: docstring and options."""
     described = sys.modules.get(main.__module__)
     if described is not None:
         sys.modules["__main__"].__doc__ = described.__doc__

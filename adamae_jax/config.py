@@ -77,7 +77,8 @@ def _data() -> ConfigDict:
     data.prefetch = 4  # batches kept ready
     data.timeout_s = 25.0  # a worker that is silent for so long is taken for hung: the run ends
     data.on_error = "replace"  # a bad record is replaced by another and counted; or "raise"
-    data.max_bad_fraction = 0.01  # share of the dataset that may be damaged; more ends the run
+    # Share of the dataset that may be damaged; more ends the run. Above 0, one record always may.
+    data.max_bad_fraction = 0.01
     return data
 
 

@@ -59,8 +59,8 @@ class Loaded:
       license: of weights that were imported or are held frozen, where known; "" otherwise.
     """
 
-    variables: Mapping[str, Any]
-    config: ConfigDict
+    variables: Mapping[str, Any] = dataclasses.field(repr=False)
+    config: ConfigDict = dataclasses.field(repr=False)
     step: int
     label_names: tuple[str, ...] = ()
     license: str = ""

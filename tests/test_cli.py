@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adamae_jax.cli import USER_ERROR_STATUS
+from adamae_jax.cli import INTERRUPTED_STATUS, USER_ERROR_STATUS
 
 ROOT = Path(__file__).parent.parent
 TINY = "--config=tests/configs/tiny.py"
@@ -133,3 +133,43 @@ def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> N
     assert message in printed
     assert len(printed) < 300
     assert done.returncode == USER_ERROR_STATUS
+
+
+def test_help_lists_the_options_of_a_job() -> None:
+    for job, option in (
+        ("prepare", "--source"),
+        ("pretrain", "--config:"),
+        ("benchmark data", "--step_seconds"),
+        ("convert export", "--output"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *f"adamae_jax.{job} --help".split()],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert f"\n  {option}" in done.stdout, done.stdout + done.stderr
+        assert "absl.app" not in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "adamae_jax.convert", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "one of import, export" in done.stdout) == (0, True)
+
+
+def test_an_interrupted_job_says_so_in_a_line() -> None:
+    job = JOB.replace("print(config", "raise KeyboardInterrupt\n    print(config")
+    done = subprocess.run(
+        [sys.executable, "-c", job, TINY],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == INTERRUPTED_STATUS
+    assert done.stderr == "\ninterrupted: the same command goes on from what is finished\n"
+
+
+def test_verify_takes_one_folder() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "adamae_jax.prepare", "verify", "one", "two"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == USER_ERROR_STATUS
+    assert "unexpected argument 'one'" in done.stderr

@@ -219,7 +219,7 @@ def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--source=VIDEOS", "--seed=1"], "--seed means nothing with --source"),
         (["--source=VIDEOS", "--max_skipped=1.5"], "--max_skipped=1.5 must be a fraction"),
         (["--source=VIDEOS", "--min_frames=0"], "--min_frames=0 must be 1 or more"),
-        (["--source=VIDEOS", "--validation_fraction=0"], "--validation_fraction=0.0 must be"),
+        (["--source=VIDEOS", "--validation_fraction=1"], "--validation_fraction=1.0 must be"),
         (["--source=VIDEOS", "--short_side=8"], "--short_side=8 must be 16 pixels or more"),
         (["--source=NOWHERE"], "NOWHERE is not a folder"),
         (["--source=EMPTY"], "EMPTY holds no videos"),

@@ -315,7 +315,7 @@ def test_lost_work_is_noticed(
 
 def test_without_beam(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
-    with pytest.raises(UserError, match=r"needs Apache Beam.*pip install 'adamae-jax\[beam\]'"):
+    with pytest.raises(UserError, match=r"needs Apache Beam.*pip install -e '.\[beam\]'"):
         run(f"--source={source}", f"--output={tmp_path / 'a'}", "--beam_runner=DirectRunner")
     with pytest.raises(UserError, match="--beam_options means nothing without --beam_runner"):
         run(f"--source={source}", f"--output={tmp_path / 'a'}", "--beam_options=--x=1")

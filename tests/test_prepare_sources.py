@@ -356,6 +356,10 @@ def test_verify_reads_every_frame(tmp_path: Path) -> None:
 
 
 def test_splits_of_few_videos(source: Path, tmp_path: Path) -> None:
+    run(f"--source={source}", f"--output={tmp_path / 'all'}", "--validation_fraction=0")
+    assert len(Dataset(tmp_path / "all", "train")) == 6
+    with pytest.raises(UserError, match="has no split 'validation'; it has: train"):
+        Dataset(tmp_path / "all", "validation")
     arguments = [f"--source={source}", "--validation_fraction=0.95"]
     run(*arguments, f"--output={tmp_path / 'a'}")
     assert len(labels(tmp_path / "a", "train")) == 1  # something is left to train on

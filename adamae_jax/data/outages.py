@@ -14,9 +14,10 @@ _SHORT = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error of reading is no fault of the file; not of FFmpeg's, who calls damage so.
+    """Whether an error of reading is no fault of the file.
 
-    A file that is not there, that may not be read or that holds nonsense (of which Pillow makes an
-    `OSError` without a number) is none.
+    That it is not there, may not be read, or holds nonsense (of which Pillow makes an `OSError`
+    without a number) is its own. FFmpeg's errors tell nothing: it calls damage EIO, and takes a
+    failed read for the end of a file; see `adamae_jax.data.video_file`.
     """
     return isinstance(error, OSError) and error.errno in FULL | FAILING | _SHORT

@@ -256,6 +256,14 @@ def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
     """What a worker does: one item after the other, until nobody gives any more."""
     init_worker()
     pipe.send(None)  # ready: what it took to start is no item's time
+    try:
+        _serve(function, pipe)
+    except MemoryError:
+        # Others may have taken it; and only its end gives back all that this process holds.
+        sys.exit("a worker process has run out of memory")
+
+
+def _serve(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
     while True:
         try:
             item = pipe.recv()
@@ -264,12 +272,13 @@ def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
         try:
             result, error = function(item), None
         except MemoryError:
-            # Others may have taken it; and only its end gives back all that this process holds.
-            sys.exit("a worker process has run out of memory")
+            raise
         except Exception as caught:
             caught.add_note(f"in a worker process:\n{traceback.format_exc()}")
             result, error = None, caught
         try:
             pipe.send((result, error))
+        except MemoryError:
+            raise
         except Exception as unsendable:  # what cannot be pickled, of libraries mostly
             pipe.send((None, RuntimeError(f"{error or result!r} cannot be sent: {unsendable}")))

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from adamae_jax.data import schema
 from adamae_jax.errors import UserError
 
+_MOST_CLASSES = 6  # that a message names
 MAX_CLASSES = 1_000_000  # a larger number in a list is no class, but a slip
 _NUMBERS = re.compile(r"[+-]?\d+(\.\d*)?")  # also those that no class can have
 # A file system over a network answers each question late, but many at once.
@@ -240,8 +241,9 @@ def _label(entry: Entry, classes: Mapping[str, int]) -> int:
     number = str(int(entry.label)) if _is_number(entry.label) else entry.label
     index = classes.get(entry.label, classes.get(number))
     if index is None:
+        some = ", ".join([*list(classes)[:_MOST_CLASSES], *["..."][: len(classes) > _MOST_CLASSES]])
         raise UserError(
-            f"{entry.where}: the label {entry.label!r} is not among the {len(classes)} known ones: "
+            f"{entry.where}: the label {entry.label!r} is not among the known ones ({some}): "
             "correct it, or the file given as --labels"
         )
     return index

@@ -1,7 +1,7 @@
 """Files by ranges of bytes: local ones through the kernel, remote ones (``gs://``) through fsspec.
 
 fsspec knows a file system by the protocol of its address; those of clouds are packages of their
-own (``pip install adamae-jax[gcs]`` or ``[s3]``), which are asked for when they are needed.
+own (``pip install -e '.[gcs]'`` or ``[s3]``), which are asked for when they are needed.
 """
 
 import contextlib
@@ -213,7 +213,7 @@ def _file_system(path: str) -> tuple[Any, str]:
         # fsspec says which package is missing, or that the protocol is unknown.
         extra = _EXTRAS.get(path.partition("://")[0])
         remedy = (
-            f"pip install 'adamae-jax[{extra}]'"
+            f"pip install -e '.[{extra}]' in the repository"
             if extra
             else "give a local path, gs://, s3://, or install what fsspec needs for the protocol"
         )

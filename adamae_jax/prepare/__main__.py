@@ -13,9 +13,11 @@ if __name__ == "__main__":
         from adamae_jax.prepare import verify
 
         verify.define_flags()
-        # The folder may stand by itself: ``verify DIR``.
-        options = [word if word.startswith("-") else f"--dataset={word}" for word in arguments[1:]]
-        run(verify.main, [program, *options])
+        # The folder may stand by itself: ``verify DIR``. Of several, one is a word too many.
+        match [place for place, word in enumerate(arguments) if not word.startswith("-")]:
+            case [0, place]:
+                arguments[place] = f"--dataset={arguments[place]}"
+        run(verify.main, [program, *arguments[1:]])
     else:
         from adamae_jax.prepare import job
 

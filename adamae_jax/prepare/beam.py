@@ -304,7 +304,7 @@ def _run(work: Callable[[Block], None], todo: Sequence[Block], options: BeamOpti
     except ImportError as error:
         raise UserError(
             f"--beam_runner={options.runner} needs Apache Beam, which cannot be imported "
-            f"({error}): pip install 'adamae-jax[beam]'"
+            f"({error}): pip install -e '.[beam]' in the repository"
         ) from error
     try:
         pipeline = beam.Pipeline(options=PipelineOptions(options.arguments()))

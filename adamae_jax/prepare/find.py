@@ -110,10 +110,10 @@ def find_source(values: flags.FlagValues) -> Found:
         root = Path(values.tfds)
         source, stored = tfds_source(root, values.rate)
         return Found(root, source, 0, stored.images, stored)
-    if not 0 < values.validation_fraction < 1:
+    if not 0 <= values.validation_fraction < 1:
         raise UserError(
-            f"--validation_fraction={values.validation_fraction} must be a fraction between 0 "
-            "and 1, neither of them"
+            f"--validation_fraction={values.validation_fraction} must be a fraction below 1, or 0 "
+            "for no validation"
         )
     root = Path(values.source).absolute()  # Beam's workers start in other folders
     if not root.is_dir():
@@ -183,5 +183,7 @@ def _matching(name: str) -> Sequence[Path]:
 
 def _set_aside(items: Sequence[Item], values: flags.FlagValues) -> int:
     free = sum(item.split is None for item in items)
+    if not free or not values.validation_fraction:
+        return 0
     wanted = max(1, round(values.validation_fraction * free))
-    return min(wanted, free - 1) if free else 0  # one is left to train on
+    return min(wanted, free - 1)  # one is left to train on

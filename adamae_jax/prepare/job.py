@@ -1,4 +1,4 @@
-"""Makes a dataset to train on: of videos, of folders of frames, of images, or the embedded one.
+r"""Makes a dataset to train on: of videos, of folders of frames, of images, or the embedded one.
 
     python -m adamae_jax.prepare --source=FOLDER --output=DIR
     python -m adamae_jax.prepare --source=FOLDER --class_folders --output=DIR
@@ -76,7 +76,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )  # fmt: skip
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
-        "validation_fraction", 0.1, "share of files for validation, where nothing says which",
+        "validation_fraction", 0.1, "share of files for validation, where nothing says which; or 0",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(

@@ -58,7 +58,7 @@ class Mount:
             fsspec.get_filesystem_class(address.partition("://")[0])
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"--beam_mount={words}: {error} (pip install 'adamae-jax[gcs]' for gs://, [s3] for "
+                f"--beam_mount={words}: {error} (pip install -e '.[gcs]' for gs://, '.[s3]' for "
                 "s3://, here and where the workers are)"
             ) from error
         return cls(os.path.abspath(folder), address)

@@ -153,8 +153,8 @@ def verify(
     print(_table(rows))
     if problems:
         raise UserError(
-            f"{directory} is damaged: {some(problems)}: copy the dataset again, or rebuild it with "
-            "python -m adamae_jax.prepare"
+            f"{directory} is damaged: {some(problems)}: copy the dataset again, or remove the "
+            "folder and prepare it anew"
         )
     if shared := _repeated(b"".join(names)):
         # Ids that TFDS has handed on are not ours to refuse.

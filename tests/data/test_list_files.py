@@ -201,7 +201,7 @@ def test_files_that_are_no_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent.csv cannot be read"):
         read_list(tmp_path / "absent.csv", "train", tmp_path)
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="a.csv cannot be read as a text in UTF-8"):
+    with pytest.raises(UserError, match="a.csv is no text in UTF-8"):
         read_list(tmp_path / "a.csv", "train", tmp_path)
 
 

@@ -49,6 +49,17 @@ def forget_at_three(item: tuple[Path, int]) -> int:
     return number
 
 
+class TooLarge:
+    """What there is too little memory to send."""
+
+    def __reduce__(self) -> str:
+        raise MemoryError
+
+
+def too_large(number: int) -> TooLarge:
+    return TooLarge()
+
+
 def sleep_at_three(number: int) -> int:
     time.sleep(3600 if number == 3 else 0)
     return number
@@ -136,6 +147,10 @@ def test_who_finds_too_little_memory_is_tried_again_and_alone(tmp_path: Path) ->
     assert list(results) == [0, 1, 2, 3, 4, -5, 6, 7]
     with pytest.raises(RuntimeError, match="ended with exit code 1"):
         list(ordered_map(forget_at_three, items, 1))
+
+
+def test_too_little_memory_to_send_a_result() -> None:
+    assert list(ordered_map(too_large, [1], 1, lambda number: None)) == [None]
 
 
 def test_too_little_memory_without_workers(tmp_path: Path) -> None:
