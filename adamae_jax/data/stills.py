@@ -100,6 +100,8 @@ def small_size(image: Image.Image, short_side: int, multiple: int = 1) -> tuple[
 
 def reason_of(error: Exception) -> str:
     """What an error says, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"  # Pillow names a place in memory
     return " ".join(str(error).split()) or type(error).__name__
 
 

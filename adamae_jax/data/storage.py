@@ -19,7 +19,7 @@ from adamae_jax.errors import UserError
 Result = TypeVar("Result")
 RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
 # What is no failure of the storage, but its answer.
-_FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # How many bytes are read in about the time that one more read takes: of a local file, a call of the
 # kernel; of a remote one, a request.
 LOCAL_GAP, REMOTE_GAP = 32 << 10, 1 << 20
