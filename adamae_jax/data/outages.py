@@ -4,11 +4,15 @@ import errno
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # What a file system says that fails; a network's, mostly, and the network itself.
-FAILING = frozenset((
-    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENOLINK, errno.ENOTCONN,
-    errno.ENXIO, errno.EREMOTEIO, errno.EROFS, errno.ESHUTDOWN, errno.ESTALE, errno.ETIMEDOUT,
-))  # fmt: skip
+FAILING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EIO"),
+        *("ENETDOWN", "ENETUNREACH", "ENODEV", "ENOLINK", "ENOTCONN", "ENXIO", "EREMOTEIO"),
+        *("EROFS", "ESHUTDOWN", "ESTALE", "ETIMEDOUT"),
+    )
+    if hasattr(errno, name)  # not every system has them all
+)
 # What has no room for a moment: a cache that a mounted bucket keeps, the kernel's tables.
 _SHORT = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
