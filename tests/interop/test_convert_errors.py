@@ -338,7 +338,7 @@ def test_without_torch_a_pth_says_what_to_do(
     with pytest.raises(UserError, match=r"missing.pth does not exist"):
         bring(tmp_path / "missing.pth", tmp_path / "ours")
     (tmp_path / "file.pth").touch()
-    message = r"PyTorch cannot be imported.*adamae-jax\[interop\].*safetensors"
+    message = r"PyTorch cannot be imported.*-e '.\[interop\]'.*safetensors"
     with pytest.raises(UserError, match=message):
         bring(tmp_path / "file.pth", tmp_path / "ours")
     ours = written(tmp_path / "model", "mae")
