@@ -310,6 +310,7 @@ def test_too_many_damaged_records_end_a_run_with_the_list(damaged: Path, tmp_pat
     assert len(listed) == 2
 
 
+@pytest.mark.full
 def test_a_run_over_damaged_records_counts_them(damaged: Path, tmp_path: Path) -> None:
     """By the way: the schedule is that of the data at hand, whatever a recipe's number is."""
     options = (

@@ -328,7 +328,8 @@ def stop_line(job: Job, index: int) -> str:
     return said[last]
 
 
-@pytest.mark.parametrize("culprit", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("culprit", range(PROCESSES))
 def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culprit: int) -> None:
     """It comes in the third step, behind two checkpoints."""
     data = write_data(root / f"many{culprit}", train={culprit: (8, 9, 10)}, held_out=set())

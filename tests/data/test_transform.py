@@ -120,6 +120,7 @@ def test_storage_that_fails_fails_every_kind_of_source(
         with pytest.raises(UserError, match="a.png cannot be read"):
             transform(Recipe(images=True), Item("x", str(image)))
     with monkeypatch.context() as patch:
+        patch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
         break_reading(patch, outage, name="open_file")
         with pytest.raises(UserError, match="no answer"):
             transform(Recipe(stored=stored), source.items[0])
