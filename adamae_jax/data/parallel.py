@@ -38,6 +38,7 @@ def ordered_map(
     num_workers: int,
     on_death: Callable[[Item], Result] | None = None,
     *,
+    retry: Callable[[Item], Result] | None = None,
     max_seconds: float | None = None,
     on_timeout: Callable[[Item], Result] | None = None,
 ) -> Generator[Result, None, None]:
@@ -52,6 +53,7 @@ def ordered_map(
         num_workers: processes to start; 0 does the work in this one, which nothing can end then.
         on_death: gives the result of an item that ends its process even when it is alone (a
             crash of a library, or too much memory, which a `MemoryError` stands for, too).
+        retry: the function for items that have ended a process and are tried alone; None: the same.
         max_seconds: after so many an item's process is ended; None waits for ever.
         on_timeout: gives the result of an item that took longer.
 
@@ -61,9 +63,9 @@ def ordered_map(
     """
     if num_workers == 0:
         for item in items:
-            yield _do_alone(function, item, on_death)
+            yield _do_alone(function, item, retry, on_death)
         return
-    pool = _Pool(function, num_workers, on_death, max_seconds, on_timeout)
+    pool = _Pool((function, retry or function), num_workers, on_death, max_seconds, on_timeout)
     remaining = iter(items)
     pending: collections.deque[_Task[Item, Result]] = collections.deque()
     try:
@@ -84,14 +86,22 @@ def ordered_map(
 
 
 def _do_alone(
-    function: Callable[[Item], Result], item: Item, on_death: Callable[[Item], Result] | None
+    function: Callable[[Item], Result],
+    item: Item,
+    retry: Callable[[Item], Result] | None,
+    on_death: Callable[[Item], Result] | None,
 ) -> Result:
     try:
         return function(item)
     except MemoryError:
         if on_death is None:
             raise
-        return on_death(item)
+    try:
+        if retry is not None:
+            return retry(item)
+    except MemoryError:
+        pass
+    return on_death(item)
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,10 +135,10 @@ class _Task(Generic[Item, Result]):
 class _Worker(Generic[Item, Result]):
     """A process and what it is working on: one item at a time, so that its end has one cause."""
 
-    def __init__(self, function: Callable[[Item], Result]):
-        """Starts it; it says when it is ready."""
+    def __init__(self, functions: tuple[Callable[[Item], Result], Callable[[Item], Result]]):
+        """Starts it, with the function and that for retries; it says when it is ready."""
         self.pipe, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(function, theirs), daemon=True)
+        self.process = _SPAWN.Process(target=_work, args=(*functions, theirs), daemon=True)
         with without_main_module():
             self.process.start()
         theirs.close()
@@ -139,7 +149,7 @@ class _Worker(Generic[Item, Result]):
     def give(self, task: _Task[Item, Result]) -> None:
         self.task, self.since = task, time.monotonic()
         with contextlib.suppress(OSError):  # it has died, as its sentinel will tell
-            self.pipe.send(task.item)
+            self.pipe.send((task.item, task.ended_a_process))
 
     def end(self) -> None:
         self.process.kill()
@@ -156,7 +166,7 @@ class _Pool(Generic[Item, Result]):
 
     def __init__(
         self,
-        function: Callable[[Item], Result],
+        functions: tuple[Callable[[Item], Result], Callable[[Item], Result]],
         num_workers: int,
         on_death: Callable[[Item], Result] | None,
         max_seconds: float | None,
@@ -165,7 +175,7 @@ class _Pool(Generic[Item, Result]):
         """Starts no process yet; see `ordered_map`."""
         self.todo: collections.deque[_Task[Item, Result]] = collections.deque()
         self._suspects: collections.deque[_Task[Item, Result]] = collections.deque()
-        self._function, self._num_workers = function, num_workers
+        self._functions, self._num_workers = functions, num_workers
         self._on_death, self._on_timeout = on_death, on_timeout
         self._max_seconds = max_seconds
         self._workers: list[_Worker[Item, Result]] = []
@@ -194,7 +204,7 @@ class _Pool(Generic[Item, Result]):
         waiting = len(self.todo) + len(self._suspects)
         idle = len(self._workers) - len(tasks)
         for _ in range(min(self._num_workers - len(self._workers), waiting - idle)):
-            self._workers.append(_Worker(self._function))
+            self._workers.append(_Worker(self._functions))
         if any(task.ended_a_process for task in tasks) or (self._suspects and tasks):
             return  # alone: who is ended for lack of memory is not always who took it
         queue = self._suspects or self.todo
@@ -252,25 +262,29 @@ class _Pool(Generic[Item, Result]):
         worker.task.finish(self._on_timeout(worker.task.item))
 
 
-def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
+def _work(
+    function: Callable[[Any], Any], retry: Callable[[Any], Any], pipe: connection.Connection
+) -> None:
     """What a worker does: one item after the other, until nobody gives any more."""
     init_worker()
     pipe.send(None)  # ready: what it took to start is no item's time
     try:
-        _serve(function, pipe)
+        _serve(function, retry, pipe)
     except MemoryError:
         # Others may have taken it; and only its end gives back all that this process holds.
         sys.exit("a worker process has run out of memory")
 
 
-def _serve(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
+def _serve(
+    function: Callable[[Any], Any], retry: Callable[[Any], Any], pipe: connection.Connection
+) -> None:
     while True:
         try:
-            item = pipe.recv()
+            item, again = pipe.recv()
         except EOFError:
             return
         try:
-            result, error = function(item), None
+            result, error = (retry if again else function)(item), None
         except MemoryError:
             raise
         except Exception as caught:

@@ -89,8 +89,13 @@ class Result(NamedTuple):
     flaw: Flaw | None
 
 
-def transform(recipe: Recipe, item: Item) -> Result:
+def transform(recipe: Recipe, item: Item, alone: bool = False) -> Result:
     """Reads one item and encodes it.
+
+    Args:
+        recipe: how the record is made.
+        item: what to read.
+        alone: that nobody else takes memory (see `VideoFile`).
 
     Raises:
         UserError: the storage fails, again and again: as a flaw, a short outage would leave out or
@@ -100,7 +105,7 @@ def transform(recipe: Recipe, item: Item) -> Result:
     try:
         if recipe.images:
             return Result(writer.serialize(_image(recipe, item)), None)
-        identity, label, video = _video(recipe, item)
+        identity, label, video = _video(recipe, item, alone)
     except MemoryError:
         raise
     except Exception as error:  # One bad file must not end a run of days, whatever it provokes.
@@ -122,13 +127,14 @@ def transform(recipe: Recipe, item: Item) -> Result:
     )
 
 
-def _video(recipe: Recipe, item: Item) -> tuple[str, int, EncodedVideo]:
+def _video(recipe: Recipe, item: Item, alone: bool) -> tuple[str, int, EncodedVideo]:
     """Id, label and video."""
     if recipe.frame_folders is not None:
         video = read_folder(item, recipe.frame_folders, recipe.codec, recipe.short_side)
         return item.id, item.label, video
     if recipe.stored is None:
-        return item.id, item.label, read_video(item.path, recipe.codec, recipe.short_side)
+        video = read_video(item.path, recipe.codec, recipe.short_side, alone=alone)
+        return item.id, item.label, video
     record = read_stored(item, recipe.stored)
     video = encode_stills(record.frames, record.rate, recipe.codec, recipe.short_side)
     return record.id, record.label, video

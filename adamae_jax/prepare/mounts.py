@@ -78,7 +78,9 @@ class Mount:
         return storage.join(self.address, inside.replace(os.sep, "/"))
 
 
-def transform_fetched(recipe: Recipe, mount: Mount, scratch: Path, item: Item) -> Result:
+def transform_fetched(
+    recipe: Recipe, mount: Mount, scratch: Path, item: Item, alone: bool = False
+) -> Result:
     """Reads one item from its address and encodes it, as `transform` does from its path.
 
     Args:
@@ -86,6 +88,7 @@ def transform_fetched(recipe: Recipe, mount: Mount, scratch: Path, item: Item) -
         mount: that the item's path lies in, on another machine.
         scratch: folder of this machine, for a copy.
         item: a whole file, or a folder of frames.
+        alone: that nobody else takes memory.
 
     Raises:
         OSError: the storage keeps failing, which is no fault of the item.
@@ -100,7 +103,7 @@ def transform_fetched(recipe: Recipe, mount: Mount, scratch: Path, item: Item) -
             there = _fetch_file(address, copy)
         if not there:
             return Result(None, Flaw(item.id, SKIPPED, 0, f"{address} is empty or does not exist"))
-        return transform(recipe, dataclasses.replace(item, path=copy))
+        return transform(recipe, dataclasses.replace(item, path=copy), alone)
 
 
 def _fetch_file(address: str, copy: str) -> bool:

@@ -12,7 +12,7 @@ MAX_SECONDS = 1800.0
 
 
 def read_items(
-    read: Callable[[Item], Result], items: Iterable[Item], num_workers: int, max_seconds: float
+    read: Callable[..., Result], items: Iterable[Item], num_workers: int, max_seconds: float
 ) -> Generator[Result, None, None]:
     """The results of items, in their order; to be closed.
 
@@ -20,7 +20,8 @@ def read_items(
     flaw like others; storage that fails is none, and raises what `read` raises.
 
     Args:
-        read: makes a record of an item.
+        read: makes a record of an item; with ``alone=True`` for one that is tried again while
+            nothing else is read.
         items: what to read.
         num_workers: processes; 0 reads in this one, which has to bear what the items do.
         max_seconds: for one item.
@@ -30,6 +31,7 @@ def read_items(
         items,
         num_workers,
         _crashed,
+        retry=functools.partial(read, alone=True),
         max_seconds=max_seconds,
         on_timeout=functools.partial(_late, max_seconds),
     )

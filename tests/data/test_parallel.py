@@ -49,6 +49,11 @@ def forget_at_three(item: tuple[Path, int]) -> int:
     return number
 
 
+def only_after_three(item: tuple[Path, int]) -> int:
+    """Ten times number 3; number 5 finds too little memory."""
+    return 10 * item[1] if item[1] == 3 else forget_at_three(item)
+
+
 class TooLarge:
     """What there is too little memory to send."""
 
@@ -147,6 +152,15 @@ def test_who_finds_too_little_memory_is_tried_again_and_alone(tmp_path: Path) ->
     assert list(results) == [0, 1, 2, 3, 4, -5, 6, 7]
     with pytest.raises(RuntimeError, match="ended with exit code 1"):
         list(ordered_map(forget_at_three, items, 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_second_attempt_may_be_another_function(tmp_path: Path, num_workers: int) -> None:
+    items = [(tmp_path, number) for number in (3, 4, 5, 6)]
+    results = ordered_map(
+        forget_at_three, items, num_workers, lambda item: -1, retry=only_after_three
+    )
+    assert list(results) == [30, 4, -1, 6]
 
 
 def test_too_little_memory_to_send_a_result() -> None:
