@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import numpy as np
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.mixture import Order
 from adamae_jax.data.permutation import AUGMENT, generator
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.video_file import VideoFile
 
-CLIPS = 24
 FIDELITY_FRAMES = 16  # of each video
 IO_COUNTERS = Path("/proc/self/io")
 
@@ -29,7 +30,8 @@ class Stored:
       video_mb: megabytes of a video in its shard.
       clip_mb: megabytes read for a clip; None where the system does not count them.
       read_ms: milliseconds to read, check and parse what a clip needs of a record.
-      decode_ms: milliseconds to decode, cut and resize a clip of a record in memory.
+      decode_ms: milliseconds to decode, cut and resize a clip of a record in memory. Clips differ:
+        it is the mean over those that were asked for.
       psnr_db: of the stored frames against those of the source, from its size on; None where they
         are the same.
     """
@@ -51,44 +53,57 @@ class Stored:
         )
 
 
-def measure(codec: str, directory: Path, source: Path, spec: ClipSpec) -> Stored:
-    """Measures a dataset that was prepared with a codec from a folder of videos."""
+def measure(
+    codec: str, directory: Path, source: Path, spec: ClipSpec, positions: Sequence[int]
+) -> Stored:
+    """Measures a dataset that was prepared with a codec from a folder of videos.
+
+    Args:
+        codec: of the dataset.
+        directory: of the dataset.
+        source: the folder.
+        spec: what a clip is.
+        positions: which clips of the training stream with seed 0 are made.
+    """
     dataset = Dataset(directory, "train")
     shards = sum(path.stat().st_size for path in directory.glob("*.tfrecord*"))
     videos = len(dataset) + len(Dataset(directory, "validation"))
     read_s = decode_s = 0.0
-    for k in range(-1, CLIPS):  # the first one warms up
+    order = Order(dataset, seed=0)
+    for count, position in enumerate([positions[0], *positions]):  # the first one warms up
         start = time.perf_counter()
-        record = dataset[k % len(dataset)]
-        _clip(record, spec, k)
+        record = dataset[order.record(position)]
+        _clip(record, spec, position)
         both = time.perf_counter() - start
         if isinstance(record.frames, StoredFrames):  # else the whole file has been read already
             record = dataclasses.replace(record, frames=record.frames.held())
         start = time.perf_counter()
-        _clip(record, spec, k)
+        _clip(record, spec, position)
         alone = time.perf_counter() - start
-        if k >= 0:
+        if count:
             decode_s, read_s = decode_s + alone, read_s + both - alone
     return Stored(
         codec=codec,
         video_mb=shards / videos / 1e6,
-        clip_mb=_clip_mb(dataset, spec),
-        read_ms=max(0.0, 1000 * read_s / CLIPS),
-        decode_ms=1000 * decode_s / CLIPS,
+        clip_mb=_clip_mb(dataset, spec, positions),
+        read_ms=max(0.0, 1000 * read_s / len(positions)),
+        decode_ms=1000 * decode_s / len(positions),
         psnr_db=_psnr(dataset, source),
     )
 
 
-def _clip(record: Record, spec: ClipSpec, number: int) -> None:
-    make_clips(record, spec, [generator(0, AUGMENT, max(number, 0))])
+def _clip(record: Record, spec: ClipSpec, position: int) -> None:
+    """As `adamae_jax.data.stream.TrainStream` does it."""
+    make_clips(record, spec, [generator(0, AUGMENT, position, 0, 0)])
 
 
-def _clip_mb(dataset: Dataset, spec: ClipSpec) -> float | None:
+def _clip_mb(dataset: Dataset, spec: ClipSpec, positions: Sequence[int]) -> float | None:
+    order = Order(dataset, seed=0)
     before = _bytes_read()
-    for k in range(CLIPS):
-        _clip(dataset[k % len(dataset)], spec, k)
+    for position in positions:
+        _clip(dataset[order.record(position)], spec, position)
     after = _bytes_read()
-    return None if before is None or after is None else (after - before) / CLIPS / 1e6
+    return None if before is None or after is None else (after - before) / len(positions) / 1e6
 
 
 def _bytes_read() -> int | None:

@@ -96,7 +96,10 @@ def main(argv: Sequence[str]) -> None:
         for size in sizes:
             spec = ClipSpec(values.num_frames, values.sampling_rate, (size, size))
             for codec, directory in datasets.items():
-                cost = codecs.measure(codec, directory, source, spec)
+                # Those that a pipeline without workers is timed with.
+                first, count = _warmup(0) * values.batch_size, values.batches * values.batch_size
+                timed_clips = range(first, first + count)
+                cost = codecs.measure(codec, directory, source, spec, timed_clips)
                 print(f"{size:4} px {cost}", flush=True)
                 stored.append(cost)
                 rows += _measure_codec(cost, directory, spec, workers)
@@ -114,21 +117,25 @@ def _measure_codec(
     cost: codecs.Stored, directory: Path, spec: ClipSpec, workers: Sequence[int]
 ) -> Iterator[Row]:
     for num_workers in workers:
-        # More than are timed: neither what is ready beforehand nor the end is representative.
-        warmup = WARMUP_BATCHES + 2 + 2 * num_workers
+        warmup = _warmup(num_workers)
         with train_batches(
             Dataset(directory, "train"),
             spec,
             seed=0,
             videos_per_step=flags.FLAGS.batch_size,
             first_step=0,
-            num_steps=warmup + 2 * flags.FLAGS.batches + 4,
+            num_steps=warmup + 2 * flags.FLAGS.batches + 4,  # nor is the end of the run
             num_workers=num_workers,
             num_threads=0,
             prefetch=1,
         ) as batches:
             rate, waiting = timed(batches, warmup)
         yield _row(f"ours {cost.codec}", spec, num_workers, rate, waiting, cost.decode_ms)
+
+
+def _warmup(num_workers: int) -> int:
+    """Batches that are not timed: what is ready beforehand is not representative."""
+    return WARMUP_BATCHES + 2 + 2 * num_workers
 
 
 def _measure_peer(

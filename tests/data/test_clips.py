@@ -271,4 +271,5 @@ def test_frames_of_other_kinds_are_not_made_smaller() -> None:
     expected = (
         Image.fromarray(pixels).crop((50, 0, 250, 200)).resize((50, 50), Image.Resampling.BILINEAR)
     )
-    np.testing.assert_array_equal(clip, np.asarray(expected))
+    # To one level: see `cut_frame`.
+    assert np.abs(clip.astype(int) - np.asarray(expected)).max() <= 1

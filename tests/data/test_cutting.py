@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adamae_jax.data import cutting
 from adamae_jax.data.crops import Box
 from adamae_jax.data.cutting import INTERPOLATIONS, cut_frame, cut_masks, reduction
 
@@ -30,16 +31,36 @@ def by_pillow(
     return np.asarray(image.resize((image_size[1], image_size[0]), resampling))
 
 
-@pytest.mark.parametrize("image_size", [(24, 24), (16, 40), (30, 22), (60, 50)])
+@pytest.mark.parametrize("image_size", [(24, 24), (16, 40), (40, 11), (30, 22), (60, 50), (3, 2)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fast", [True, False])
 def test_frames_are_cut_then_resized_as_pillow_does(
-    image_size: tuple[int, int], interpolation: str
+    image_size: tuple[int, int], interpolation: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one level for the rounding; without, where Pillow does it."""
+    if not fast:
+        monkeypatch.setattr(cutting, "cykooz_resizer", None)
     found = cut(FRAME, BOX, image_size, interpolation).astype(int)
     expected = by_pillow(FRAME, BOX, image_size, interpolation)
     enlarged = image_size[0] >= BOX.height and image_size[1] >= BOX.width
-    levels = 1 if interpolation == "bilinear" and enlarged else 0  # by the rounding
+    levels = 1 if interpolation == "bilinear" and (enlarged or fast) else 0
     assert np.abs(found - expected).max() <= levels
+
+
+@pytest.mark.skipif(cutting.cykooz_resizer is None, reason="no wheel for this processor")
+def test_what_is_made_smaller_is_the_same_on_all_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one architecture: some have wider registers."""
+    kinds = cutting.cykooz_resizer.CpuExtensions
+    results = []
+    for kind in (kinds.none, kinds.sse4_1, kinds.avx2, kinds.neon):
+        resizer = cutting.cykooz_resizer.Resizer()
+        resizer.cpu_extensions = kind  # or the best that there is
+        monkeypatch.setattr(cutting.cykooz_resizer, "Resizer", lambda resizer=resizer: resizer)
+        results.append(cut(FRAME, BOX, (16, 19), "bilinear"))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_without_antialias_the_nearest_four_pixels_are_weighed() -> None:
