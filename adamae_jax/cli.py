@@ -111,6 +111,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             # ml_collections loads the file with a method that Python has deprecated.
             warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
             return flags.FLAGS(list(argv))
+    except SystemExit as end:
+        sys.exit(0 if _asks_for_help(argv) else end.code)  # absl calls help a failure
     except UserError as error:
         fail(error)
     except (flags.Error, ValueError) as error:
@@ -121,9 +123,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         fail(_field_error(error, argv))
 
 
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(re.fullmatch(_HELP, word) for word in argv)
+
+
 def _check_config_given(argv: Sequence[str]) -> None:
     """Raises a `UserError` where no config file is named, or it is not there."""
-    if any(re.fullmatch(_HELP, word) for word in argv):
+    if _asks_for_help(argv):
         return
     path = _config_path(argv)
     if path is None:

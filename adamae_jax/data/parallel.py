@@ -267,9 +267,9 @@ def _work(
 ) -> None:
     """What a worker does: one item after the other, until nobody gives any more."""
     init_worker()
-    pipe.send(None)  # ready: what it took to start is no item's time
     try:
-        _serve(function, retry, pipe)
+        with contextlib.suppress(EOFError, ConnectionError):  # nobody is there any more
+            _serve(function, retry, pipe)
     except MemoryError:
         # Others may have taken it; and only its end gives back all that this process holds.
         sys.exit("a worker process has run out of memory")
@@ -278,11 +278,9 @@ def _work(
 def _serve(
     function: Callable[[Any], Any], retry: Callable[[Any], Any], pipe: connection.Connection
 ) -> None:
+    pipe.send(None)  # ready: what it took to start is no item's time
     while True:
-        try:
-            item, again = pipe.recv()
-        except EOFError:
-            return
+        item, again = pipe.recv()
         try:
             result, error = (retry if again else function)(item), None
         except MemoryError:
@@ -292,7 +290,7 @@ def _serve(
             result, error = None, caught
         try:
             pipe.send((result, error))
-        except MemoryError:
+        except (MemoryError, ConnectionError):
             raise
         except Exception as unsendable:  # what cannot be pickled, of libraries mostly
             pipe.send((None, RuntimeError(f"{error or result!r} cannot be sent: {unsendable}")))

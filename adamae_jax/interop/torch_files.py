@@ -171,8 +171,8 @@ def _import_torch(path: str | os.PathLike[str]) -> Any:
         return importlib.import_module("torch")
     except ImportError as error:
         raise UserError(
-            f"{path} is a PyTorch file and PyTorch cannot be imported ({error}): pip install "
-            "-e '.[interop]' in the repository, or use the .safetensors format, which needs none"
+            f"{path}: every file but .safetensors needs PyTorch, and PyTorch cannot be imported "
+            f"({error}): pip install -e '.[interop]' in the repository, or use .safetensors"
         ) from error
 
 

@@ -218,6 +218,31 @@ def test_workers_end_with_their_parent() -> None:
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
+@pytest.mark.parametrize("after", ["start", "item"])
+def test_workers_have_nothing_to_say_when_their_parent_has_gone(after: str) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    script = (
+        "import sys\n"
+        "from multiprocessing.connection import Connection\n"
+        "from adamae_jax.data import parallel\n"
+        "from tests.data.test_parallel import megabytes\n"
+        "parallel.init_worker = lambda: None  # it would have this process killed\n"
+        "parallel._work(megabytes, megabytes, Connection(int(sys.argv[1])))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(theirs.fileno())],
+        cwd=REPOSITORY, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True,
+    ) as worker:  # fmt: skip
+        theirs.close()
+        if after == "item":
+            assert ours.recv() is None
+            ours.send((1, False))
+            time.sleep(0.5)  # more than a pipe holds is on its way
+        ours.close()
+        _, printed = worker.communicate(timeout=60)
+    assert (worker.returncode, printed) == (0, "")
+
+
 def test_a_failure_is_not_taken_for_a_death() -> None:
     results = ordered_map(fail_at_three, range(9), 1, lambda number: -number)
     with pytest.raises(ValueError, match="three"):

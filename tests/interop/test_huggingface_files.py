@@ -139,7 +139,10 @@ def test_a_damaged_shard_is_refused(sharded: Path) -> None:
 def test_pickled_weights_need_torch(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     (whole / "model.safetensors").rename(whole / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model.bin is a PyTorch file.*\[interop\]"):
+    with pytest.raises(
+        UserError,
+        match=r"pytorch_model.bin: every file but .safetensors needs PyTorch.*\[interop\]",
+    ):
         huggingface.read(whole)
 
 
