@@ -93,7 +93,13 @@ def test_a_folder_of_videos(
     assert truncated["reason"].startswith(f"after {truncated['frames']} frames")
     assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frame, fewer than 16"
     printed = capsys.readouterr().out
-    for word in ["13 videos", "5 items", "torn.mp4 (cannot be ", "1 item: damaged.mkv (after "]:
+    for word in [
+        "13 videos",
+        "5 items",
+        "torn.mp4 (cannot be ",
+        "1 item: damaged.mkv (after ",
+        "7 videos for train",
+    ]:
         assert word in printed
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.FRAMES].shape[1:] == (24, 32, 3)

@@ -144,7 +144,7 @@ def test_something_something(source: Path, tmp_path: Path) -> None:
     assert labels(tmp_path / "a", "train") == {"walk/v 0.mp4": 1, "walk/v 2.mp4": 0}
 
 
-def test_images(tmp_path: Path) -> None:
+def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(4):
         path = tmp_path / "images" / ("train", "val")[number % 2] / f"n{number // 2}" / "a.JPEG"
         path.parent.mkdir(parents=True)
@@ -154,6 +154,7 @@ def test_images(tmp_path: Path) -> None:
         f"--source={tmp_path / 'images'}", "--images", "--class_folders", "--short_side=48",
         f"--output={output}",
     )  # fmt: skip
+    assert "2 images for train" in capsys.readouterr().out
     assert labels(output, "train") == {"train/n0/a.JPEG": 0, "train/n1/a.JPEG": 1}
     assert labels(output, "validation") == {"val/n0/a.JPEG": 0, "val/n1/a.JPEG": 1}
     spec = ClipSpec(1, 1, (32, 32), "center")

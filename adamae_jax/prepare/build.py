@@ -127,15 +127,19 @@ def build(found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
         clips = {name: sum(n for n, _ in sizes) for name, sizes in _splits(journal.files).items()}
         folders.publish(built, output.folder, arguments, clips=clips)
     _summarise(journal.flaws, output.folder)
-    print(f"wrote {output.folder}: {describe(clips)}")
+    print(f"wrote {output.folder}: {describe(clips, _thing(recipe))}")
+
+
+def _thing(recipe: Recipe) -> str:
+    """What one item is called."""
+    return "image" if recipe.images else "video"
 
 
 def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
     """Writes the shards that are missing."""
     items = found.source.items
     again = f", {journal.done} of them done already" if journal.done else ""
-    thing = "image" if recipe.images else "video"
-    root = printable(str(found.root))
+    thing, root = _thing(recipe), printable(str(found.root))
     print(f"reading {count(len(items), thing)} from {root}{again}", flush=True)
     limits = Limits(
         shard_bytes=output.shard_mb * 1_000_000,

@@ -33,4 +33,4 @@ def prepare(name: str, destination: Path, seed: int = 0, num_workers: int = 0) -
         )
         built, counts = writer.write(builder)
         output.publish(built, destination, arguments, clips=counts)
-    print(f"wrote {destination}: {describe(counts)}")
+    print(f"wrote {destination}: {describe(counts, 'clip')}")

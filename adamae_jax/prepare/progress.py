@@ -59,6 +59,6 @@ def some(things: Sequence[str], most: int = _MOST_NAMED) -> str:
     return "; ".join([*things[:most], *more])
 
 
-def describe(counts: Mapping[str, int]) -> str:
+def describe(counts: Mapping[str, int], thing: str) -> str:
     """``20 clips for train, 2 clips for validation``."""
-    return ", ".join(f"{count(clips, 'clip')} for {name}" for name, clips in counts.items())
+    return ", ".join(f"{count(number, thing)} for {name}" for name, number in counts.items())
