@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.data import pipeline
-from adamae_jax.data.clips import check_clips
+from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
@@ -49,8 +50,11 @@ class Data:
                 "`python -m adamae_jax.prepare`"
             )
         train = open_dataset(directory, config.data.train_split)
+        spec = experiment.clip_spec(config)
         for part in parts_of(train)[0]:
-            check_clips(part, experiment.clip_spec(config))
+            check_clips(part, spec)
+            if warning := short_videos(part, spec):
+                logging.warning("%s", warning)
         held_out = config.data.validation_split
         if not config.eval_every:
             return cls(config, train, None)

@@ -254,3 +254,18 @@ def test_a_damaged_record_ends_a_run_that_asks_for_it(tmp_path: Path) -> None:
     data = fixtures.write_dataset(tmp_path / "data", {"train": records})
     with pytest.raises(UserError, match=r"record \d+ of split 'train' .* no tf.train.Example"):
         tiny_run(tmp_path / "run", data, "", eval_every=0, **{"data.on_error": "raise"})
+
+
+def test_videos_shorter_than_the_clips_are_told_at_the_start(
+    parts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(splits.logging, "warning", lambda text, *values: told.append(text % values))
+    config: ConfigDict = tiny.get_config()
+    config.update_from_flattened_dict({"data.dir": f"{parts[0]},{parts[1]}"})
+    Data.open(config)
+    assert not told
+    config.data.sampling_rate = 3
+    Data.open(config)
+    (warning,) = told
+    assert f"{parts[1]} have 10 frames at most, a clip needs 12" in warning

@@ -24,6 +24,7 @@ from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.data.views import Views, view_frames
 from adamae_jax.errors import UserError
 
+_LOOKED_AT = 8  # videos, to see whether all are short
 MASK_STRIDE = 4  # pixels of the clip per cell of its foreground mask
 
 
@@ -130,6 +131,39 @@ def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
             f"frame_sampling is {spec.frame_sampling!r}, but must be 'dense' for the dataset at "
             f"{dataset.directory}, which holds images: they have no frame rate"
         )
+
+
+def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
+    """Words on a dataset of videos that are shorter than the clips, as its first ones tell.
+
+    Such clips are made all the same, as the authors make them: a late frame fills them up.
+    """
+    longest, needed = 0, 0.0
+    for index in range(min(_LOOKED_AT, len(dataset))):
+        try:
+            record = dataset[index]
+            needed = _frames_needed(record, spec)
+        except (BadRecordError, OSError):  # those who read it for a batch tell of it
+            continue
+        if len(record.frames) >= needed:
+            return None
+        longest = max(longest, len(record.frames))
+    if not longest:
+        return None
+    return (
+        f"the first videos of {dataset.directory} have {longest} frames at most, a clip needs "
+        f"{math.ceil(needed)}: a late frame is repeated instead; unless that is meant, make "
+        "data.sampling_rate or data.num_frames smaller"
+    )
+
+
+def _frames_needed(record: Record, spec: ClipSpec) -> float:
+    """Frames that a video has at least if its clips are to be what the spec says."""
+    if spec.frame_sampling == "segments" or spec.num_frames == 1:
+        return spec.num_frames
+    if spec.frame_sampling == "time_scaled":
+        return spec.num_frames * spec.sampling_rate * _rate(record) / spec.target_fps
+    return spec.num_frames * spec.sampling_rate
 
 
 class _Draw(NamedTuple):

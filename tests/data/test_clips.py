@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,16 @@ import pytest
 from PIL import Image
 
 from adamae_jax.data import clips
-from adamae_jax.data.clips import ClipSpec, make_clips
+from adamae_jax.data.clips import ClipSpec, make_clips, short_videos
 from adamae_jax.data.crops import CROPS
 from adamae_jax.data.cutting import reduction
 from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.frames import each_frame
+from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import FRAME_SAMPLINGS
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, video
+from tests.data.fixtures import flip_byte, serialize, video, write_dataset
 
 CELL = 4  # pixels of a frame per cell of its mask
 
@@ -273,3 +275,30 @@ def test_frames_of_other_kinds_are_not_made_smaller() -> None:
     )
     # To one level: see `cut_frame`.
     assert np.abs(clip.astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "needed"),
+    [
+        (ClipSpec(4, 3, (32, 32)), 12),
+        (ClipSpec(4, 3, (32, 32), frame_sampling="stretched"), 12),
+        (ClipSpec(12, 3, (32, 32), frame_sampling="segments"), 12),
+        (ClipSpec(4, 6, (32, 32), frame_sampling="time_scaled", target_fps=20.0), 12),
+        (ClipSpec(4, 2, (32, 32)), None),
+        (ClipSpec(11, 9, (32, 32), frame_sampling="segments"), None),
+        (ClipSpec(4, 5, (32, 32), frame_sampling="time_scaled", target_fps=20.0), None),
+        (ClipSpec(1, 90, (32, 32)), None),
+    ],
+)
+def test_videos_that_are_all_too_short_are_told(
+    spec: ClipSpec, needed: int | None, tmp_path: Path
+) -> None:
+    records = [serialize(video(number, 9 + number % 3), rate=10.0) for number in range(8)]
+    folder = write_dataset(tmp_path / "a", {"train": records}, with_masks=False)
+    found = short_videos(Dataset(folder, "train"), spec)
+    if needed is None:
+        assert found is None
+    else:
+        assert found is not None and f"have 11 frames at most, a clip needs {needed}: " in found
+        flip_byte(next(folder.glob("*.tfrecord*")), 20)
+        assert short_videos(Dataset(folder, "train"), spec)
