@@ -262,7 +262,7 @@ def test_videos_shorter_than_the_clips_are_told_at_the_start(
     told: list[str] = []
     monkeypatch.setattr(splits.logging, "warning", lambda text, *values: told.append(text % values))
     config: ConfigDict = tiny.get_config()
-    config.update_from_flattened_dict({"data.dir": f"{parts[0]},{parts[1]}"})
+    config.update_from_flattened_dict({"data.dir": f"{parts[0]}:1,{parts[1]}:1"})
     Data.open(config)
     assert not told
     config.data.sampling_rate = 3
