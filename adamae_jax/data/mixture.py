@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from adamae_jax.data.examples import Record
-from adamae_jax.data.permutation import MIX, permuted
+from adamae_jax.data.permutation import permuted
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
@@ -154,10 +154,11 @@ def parts_of(
 class Order:
     """Which record stands at a position of the training stream, in constant time and memory.
 
-    The stream is cut into windows, of the least length that holds each part a whole number of
-    times in proportion to its weight (10 for weights of 0.7 and 0.3), and each window is shuffled.
-    The turns of each part are numbered, and walk through epochs of its own, each in an order of its
-    own: turn k is the record that the order of epoch ``k // size`` has at ``k % size``.
+    The first part has its turns evenly among all positions, the second evenly among those that are
+    left, and so on: before position ``p`` stand ``floor(p * share)`` turns of the first, and every
+    batch has the parts in proportion. The turns of each part are numbered, and walk through epochs
+    of its own, each in an order of its own: turn k is the record that the order of epoch
+    ``k // size`` has at ``k % size``.
     """
 
     def __init__(self, dataset: Dataset | MixedDataset, seed: int):
@@ -172,18 +173,21 @@ class Order:
         self._starts = [0, *itertools.accumulate(self._sizes)]
         self._seed = seed
         shares = _shares(weights)
-        self._window = math.lcm(*(share.denominator for share in shares))
-        self._turns = [int(share * self._window) for share in shares]
-        self._first_turn = [0, *itertools.accumulate(self._turns)]
+        # Of each part but the last, among itself and those behind it.
+        self._among_rest = [
+            (share / sum(shares[part:])).as_integer_ratio()
+            for part, share in enumerate(shares[:-1])
+        ]
 
     def turn(self, position: int) -> tuple[int, int]:
         """The part whose turn it is at a position, and the number of that turn."""
-        if len(self._sizes) == 1:
-            return 0, position
-        window, place = divmod(position, self._window)
-        rank = permuted(place, self._window, self._seed, window, purpose=MIX)
-        part = bisect.bisect_right(self._first_turn, rank) - 1
-        return part, window * self._turns[part] + rank - self._first_turn[part]
+        place = position  # among those that the parts before have left
+        for part, (share, whole) in enumerate(self._among_rest):
+            before = place * share // whole
+            if (place + 1) * share // whole > before:
+                return part, before
+            place -= before
+        return len(self._among_rest), place
 
     def record(self, position: int) -> int:
         """The record at a position, numbered through all parts."""

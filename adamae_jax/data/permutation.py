@@ -7,7 +7,6 @@ import numpy as np
 AUGMENT = 1  # where a clip starts, what is cut out, whether it is mirrored
 SHUFFLE = 2  # the order of an epoch
 REPLACE = 3  # which record stands in for a damaged one
-MIX = 4  # which dataset has its turn
 ROUNDS = 8
 _MASK64 = (1 << 64) - 1
 

@@ -17,11 +17,13 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from adamae_jax.data import storage
+from adamae_jax.data.gaps import Gaps
 from adamae_jax.data.outages import is_outage
 
 # A file whose header announces more is called damaged if less than this share of it is there. (Not
 # all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
 _WHOLE = 0.95
+_GIF_END = b";"
 _DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # Of one frame; more is a header that lies, and would make the decoder allocate what it says.
 MAX_PIXELS = 1 << 26
@@ -41,16 +43,17 @@ class _Reader:
     Attributes:
         name: by which it knows the file. The prefix keeps it from taking a colon for a protocol.
         failure: why the file cannot be read, again and again; None while it can.
+        size: in bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         """Opens the file; raises `OSError` where it cannot be opened, again and again."""
         self.name = f"file:{os.fspath(path)}"
         self.failure: OSError | None = None
+        self.size = storage.file_states([os.path.abspath(path)])[0].size
         self._path = os.path.abspath(path)
         self._file: storage.RangedFile | None = None
         self._place = 0
-        self._size = storage.file_states([self._path])[0].size
         self._read(0)
 
     def read(self, count: int) -> bytes:
@@ -75,7 +78,7 @@ class _Reader:
         return storage.retried(attempt, self._path)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
         self._place = max(0, start + offset)
         return self._place
 
@@ -86,9 +89,10 @@ class _Reader:
 class VideoFile:
     """The first video stream of a file, opened to be decoded once; a context manager.
 
-    Damage is what the decoder reports, and a file that holds fewer frames than its header says.
-    Where a container skips lost data and says nothing, as AVI can, some pictures behind the gap may
-    be wrong; the video is reported as damaged, but its place is not known.
+    Damage is what FFmpeg reports, a frame that it calls corrupt, a hole in the file (see `Gaps`),
+    and a file that holds fewer frames than its header says. AVI skips lost data and says nothing:
+    some pictures behind it may be wrong, the place is not known, and a twentieth of the frames may
+    be missing without being noticed.
 
     Attributes:
         rate: frames per second; 0 where the file does not say.
@@ -126,6 +130,9 @@ class VideoFile:
         self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 0)
         self.num_frames = 0
         self.damage: str | None = None
+        self._intact = False
+        self._lost_s = 0.0
+        self._tail = b""  # of the latest packet
         self._first_s: float | None = None  # when the first and the latest frame are shown
         self._last_s: float | None = None
 
@@ -165,14 +172,19 @@ class VideoFile:
             MemoryError: there is too little memory to go on.
         """
         try:
-            for frame in self.container.decode(self.stream):
+            for frame in self._decoded():
+                # Before the first whole one: the video was cut out of another at any place.
+                if frame.is_corrupt and self._intact:
+                    self.damage = f"{self.place()}: the next frame is damaged"
+                    break
+                self._intact = self._intact or not frame.is_corrupt
                 if not self.num_frames:
                     self._first_s = frame.time
                 self._last_s = frame.time
                 self.num_frames += 1
                 yield frame
             self._check_reading()
-            self.damage = self._missing_frames()
+            self.damage = self.damage or self._hole() or self._missing_frames()
         except av.error.FFmpegError as error:
             self._check_reading(error)
             if not self.num_frames:
@@ -180,6 +192,28 @@ class VideoFile:
             self.damage = f"{self.place()}: {_reason(error)}"
         if not self.num_frames:
             raise UnreadableVideoError("holds no frame")
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Frames, up to the first hole in the file."""
+        if self._is("mp4"):  # with a table of its frames, which are where they please
+            yield from self.container.decode(self.stream)
+            return
+        size = self._source.size if isinstance(self._source, _Reader) else len(self._source)
+        gaps = Gaps(self.stream.index, size, self._duration_s())
+        for packet in self.container.demux():
+            if lost := gaps.before(packet):
+                self._lost_s = lost
+                yield from self.stream.codec_context.decode(None)
+                return
+            if packet.stream == self.stream:
+                yield from self.stream.codec_context.decode(packet)
+                self._tail = bytes(packet)[-1:] or self._tail
+
+    def _is(self, container: str) -> bool:
+        return container in self.container.format.name.split(",")
+
+    def _hole(self) -> str | None:
+        return f"{self.place()}: {self._lost_s:.2f} s are missing" if self._lost_s else None
 
     def _check_reading(self, error: av.error.FFmpegError | None = None) -> None:
         """Raises an error where what FFmpeg has seen, or says, is not what the file holds."""
@@ -198,14 +232,18 @@ class VideoFile:
 
     def _missing_frames(self) -> str | None:
         """What is wrong with a file that was read without an error, but holds less than it says."""
+        if self._is("gif") and self._tail != _GIF_END:
+            return f"{self.place()}: the file ends early"
         duration = self._duration_s()
+        if self._is("asf") and not duration:  # which FFmpeg believes of whole files only
+            return f"{self.place()}: the file ends early"
         counted = self.stream.frames
         announced = counted or int(duration * self.rate)
         if self.num_frames >= _WHOLE * announced:
             return None
         # Where rates vary, a time says nothing of a number; and MP4 counts frames that its edit
         # list hides. Of AVI only the count is to be trusted: its duration shrinks with a cut file.
-        timed = not counted or "mp4" in self.container.format.name.split(",")
+        timed = not counted or self._is("mp4")
         if timed and duration and self._shown_s() >= _WHOLE * duration:
             return None
         return f"only {self.num_frames} of the {announced} frames that its header announces"

@@ -1,4 +1,3 @@
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,39 +48,57 @@ def turns(order: Order, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("weights", "window", "expected"),
-    [
-        ((0.7, 0.1, 0.2), 10, [7, 1, 2]),
-        ((3, 1, 2), 6, [3, 1, 2]),
-        ((1 / 3, 2 / 3), 3, [1, 2]),
-        ((240436, 168913), 409349, [240436, 168913]),
-        ((1, 1, 1), 3, [1, 1, 1]),
-    ],
+    "weights",
+    [(0.7, 0.1, 0.2), (3, 1, 2), (1 / 3, 2 / 3), (240436, 168913), (1, 1, 1), (2**0.5, 3**0.5, 1)],
 )
-def test_every_window_holds_the_exact_shares(
-    folders: list[Path], weights: tuple[float, ...], window: int, expected: list[int]
+def test_every_batch_holds_the_shares(folders: list[Path], weights: tuple[float, ...]) -> None:
+    order = Order(mixed(folders, *weights), seed=1)
+    expected = np.array(weights) / sum(weights)
+    for first in (0, 7, 10**12):
+        for count in (10, 100, 1000):
+            found = order.turns_of_parts(first, count)
+            assert sum(found) == count
+            np.testing.assert_allclose(found, count * expected, atol=len(weights))
+
+
+weight = st.floats(1e-3, 1e3)
+
+
+@given(st.lists(weight, min_size=1, max_size=3), st.integers(0, 2**62))
+def test_turns_are_counted_without_a_gap(
+    folders: list[Path], weights: list[float], first: int
+) -> None:
+    order = Order(mixed(folders, *weights), seed=0)
+    next_turns: dict[int, int] = {}
+    for start in (0, first):
+        next_turns = {0: 0, 1: 0, 2: 0} if not start else {}
+        for position in range(start, start + 40):
+            part, turn = order.turn(position)
+            assert turn == next_turns.get(part, turn)
+            next_turns[part] = turn + 1
+
+
+@pytest.mark.parametrize("weights", [(0.587361, 0.412639), (1.4142135, 1.7320508)])
+def test_an_epoch_has_every_record_once_whatever_the_weights(
+    folders: list[Path], weights: tuple[float, ...]
 ) -> None:
     order = Order(mixed(folders, *weights), seed=1)
-    assert order._window == window
-    if window < 100:
-        parts = turns(order, 30 * window).reshape(30, window)
-        assert all(np.bincount(row, minlength=len(expected)).tolist() == expected for row in parts)
-        assert len({row.tobytes() for row in parts}) >= min(
-            window, 5
-        )  # each in an order of its own
+    for first in (0, 10**9):
+        records = np.array([order.record(first + k) for k in range(400)])
+        own = records[records < 7]
+        start = next(k for k in range(7) if order.turn(first + k)[0] == 0)
+        into = order.turn(first + start)[1] % 7
+        for epoch in own[7 - into :][:140].reshape(-1, 7):
+            assert sorted(epoch) == list(range(7))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2**62))
-def test_turns_are_counted_without_a_gap(
-    folders: list[Path], weights: list[int], seed: int
-) -> None:
-    order = Order(mixed(folders, *weights), seed)
-    counted: Counter[int] = Counter()
-    for start in range(0, 4 * order._window, order._window):
-        seen = sorted(order.turn(start + k) for k in range(order._window))
-        for part, turn in seen:
-            assert turn == counted[part]
-            counted[part] += 1
+def test_weights_may_be_of_any_size(folders: list[Path]) -> None:
+    order = Order(mixed(folders, 2**0.5, 3**0.5, 5**0.5), seed=1)
+    assert len({order.record(2**60 + k) for k in range(500)}) == 15
+    order = Order(mixed(folders[:2], 1e300, 1.0), seed=1)
+    assert {order.turn(k)[0] for k in range(1, 100)} == {0}
+    with pytest.raises(UserError, match="must be above 0"):
+        mixed(folders, 1.0, 1e-300)
 
 
 def test_each_part_walks_through_epochs_of_its_own(folders: list[Path]) -> None:

@@ -393,8 +393,12 @@ def test_sound_that_goes_on_is_no_damage(tmp_path: Path, share: float, whole: bo
 
 def test_a_missing_end_of_avi_is_known_by_the_count_alone(tmp_path: Path) -> None:
     # FFmpeg makes the duration smaller where the file is too short for it.
-    video = read_video(cut(make_video(tmp_path / "a.avi", 60), 0.9))
-    assert 50 < video.num_frames < 57
+    path = make_video(tmp_path / "a.avi", 60)
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux() if packet.size]
+    path.write_bytes(path.read_bytes()[: places[54]])
+    video = read_video(path)
+    assert video.num_frames == 54
     assert video.damage == f"only {video.num_frames} of the 60 frames that its header announces"
 
 
