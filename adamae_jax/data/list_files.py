@@ -18,6 +18,7 @@ suffix.
 import collections
 import csv
 import functools
+import io
 import json
 import os
 import re
@@ -174,7 +175,7 @@ def _number(total: str, where: str) -> int:
 
 def _hmdb51_entries(path: Path, text: str, split: str, label: str) -> Iterator[Entry]:
     wanted = "1" if split == "train" else "2"
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         name, _, part = line.strip().rpartition(" ")
@@ -189,11 +190,11 @@ def _rows(
     path: Path, text: str, root: Path, frame_folders: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line that is not empty."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.split("\n") if line.strip()), "")
     if path.suffix.lower() == ".csv" or "," in first:
         # Something-Something v1's are "id;label", with commas in the labels.
         delimiter = ";" if re.match(r"[^,;]*;", first) else ","
-        reader = csv.reader(text.splitlines(), delimiter=delimiter)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         try:
             for row in reader:
                 if any(cells := [cell.strip() for cell in row]):
@@ -202,7 +203,7 @@ def _rows(
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
         return
     named = frame_folders and _named_columns(first.split(), frame_folders, path)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not (line := line.strip()):
             continue
         # From the right: paths have spaces more often than labels, which are mostly numbers.
@@ -330,13 +331,13 @@ def _json_classes(path: Path, text: str) -> Iterator[tuple[str, int]]:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
 
 
 def _classes(text: str) -> Iterator[tuple[str, int]]:
     """Of lines: numbered where all of them (but a heading) begin with a number."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     parts = [line.replace(",", " ", 1).split(maxsplit=1) for line in lines]
     if lines and lines[0].lower() in ("id,name", "id name"):
         del lines[0], parts[0]

@@ -40,8 +40,21 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
         True if it is there, False if `output` does not exist or is an empty folder.
 
     Raises:
-        UserError: `output` is a file, holds anything else, or cannot be read.
+        UserError: `output` is a file, a link or a mount point, holds anything else, or cannot be
+            read.
     """
+    if output.name in ("", ".."):
+        raise UserError(f"--output={output} does not end in a name: give the folder's own path")
+    if output.is_symlink():
+        raise UserError(
+            f"--output={output} is a link, which a dataset cannot take the place of: give the path "
+            f"it leads to, {os.readlink(output)}"
+        )
+    if os.path.ismount(output):
+        raise UserError(
+            f"--output={output} is a mount point, which a dataset cannot take the place of: give "
+            f"a folder in it, such as {output / 'dataset'}"
+        )
     try:
         return _holds(output, arguments)
     except OSError as error:

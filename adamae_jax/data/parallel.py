@@ -21,6 +21,7 @@ from adamae_jax.data.workers import (
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_LOOK_S = 5.0  # how often it is looked whether a worker is late
 # Spawned, not forked: libraries that run threads, TensorFlow among them, do not survive a fork.
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -133,7 +134,15 @@ class _Task(Generic[Item, Result]):
 
 
 class _Worker(Generic[Item, Result]):
-    """A process and what it is working on: one item at a time, so that its end has one cause."""
+    """A process and what it is working on: one item at a time, so that its end has one cause.
+
+    Attributes:
+        pipe: to it.
+        process: itself.
+        ready: whether it has said that it can begin.
+        task: what it is working on.
+        seconds: for how long.
+    """
 
     def __init__(self, functions: tuple[Callable[[Item], Result], Callable[[Item], Result]]):
         """Starts it, with the function and that for retries; it says when it is ready."""
@@ -144,10 +153,10 @@ class _Worker(Generic[Item, Result]):
         theirs.close()
         self.ready = False
         self.task: _Task[Item, Result] | None = None
-        self.since = 0.0
+        self.seconds = 0.0
 
     def give(self, task: _Task[Item, Result]) -> None:
-        self.task, self.since = task, time.monotonic()
+        self.task, self.seconds = task, 0.0
         with contextlib.suppress(OSError):  # it has died, as its sentinel will tell
             self.pipe.send((task.item, task.ended_a_process))
 
@@ -178,18 +187,21 @@ class _Pool(Generic[Item, Result]):
         self._functions, self._num_workers = functions, num_workers
         self._on_death, self._on_timeout = on_death, on_timeout
         self._max_seconds = max_seconds
+        self._counted = time.monotonic()
         self._workers: list[_Worker[Item, Result]] = []
 
     def turn(self, wait: bool) -> None:
         """Hands out tasks and takes in results; if asked to, waits until something happens."""
+        self._count_time()
         self._hand_out()
         ends: list[Any] = [worker.pipe for worker in self._workers]
         ends += [worker.process.sentinel for worker in self._workers]
         ready = set(connection.wait(ends, self._time_left() if wait else 0))
+        self._count_time()
         for worker in list(self._workers):
             if worker.pipe in ready or worker.process.sentinel in ready:
                 self._take_in(worker)
-            elif worker.task is not None and self._is_late(worker):
+            elif worker.task and self._max_seconds and worker.seconds > self._max_seconds:
                 self._give_up(worker)
         self._hand_out()
 
@@ -243,15 +255,23 @@ class _Pool(Generic[Item, Result]):
             task.ended_a_process = True
             self._suspects.append(task)
 
-    def _time_left(self) -> float | None:
-        """Seconds until the first worker is late."""
-        since = [worker.since for worker in self._workers if worker.task is not None]
-        if self._max_seconds is None or not since:
-            return None
-        return max(0.0, min(since) + self._max_seconds - time.monotonic())
+    def _count_time(self) -> None:
+        """Adds the time since it was last counted to that of each worker which has a task.
 
-    def _is_late(self, worker: _Worker[Item, Result]) -> bool:
-        return self._max_seconds is not None and time.monotonic() - worker.since > self._max_seconds
+        Not all of it where that was long ago: the whole job may have been stopped meanwhile.
+        """
+        now = time.monotonic()
+        passed, self._counted = min(now - self._counted, _LOOK_S), now
+        for worker in self._workers:
+            if worker.task is not None:
+                worker.seconds += passed
+
+    def _time_left(self) -> float | None:
+        """Seconds until somebody has to look whether a worker is late."""
+        busy = [worker.seconds for worker in self._workers if worker.task is not None]
+        if self._max_seconds is None or not busy:
+            return None
+        return min(max(0.0, self._max_seconds - max(busy)), _LOOK_S)
 
     def _give_up(self, worker: _Worker[Item, Result]) -> None:
         worker.end()

@@ -41,6 +41,26 @@ def test_lines(
     assert read(tmp_path, text, name) == expected
 
 
+@pytest.mark.parametrize("strange", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_names_and_labels_may_have_what_unicode_calls_the_end_of_a_line(
+    tmp_path: Path, strange: str
+) -> None:
+    assert read(tmp_path, f"a{strange}b.mp4 1\nc.mp4 2") == [
+        (f"a{strange}b.mp4", "1"),
+        ("c.mp4", "2"),
+    ]
+    (found,) = read(tmp_path, f"a.mp4,say{strange}hi")
+    assert found == ("a.mp4", f"say{strange}hi")
+
+
+def test_quoted_names_may_have_line_ends(tmp_path: Path) -> None:
+    assert read(tmp_path, '"a\nb.mp4",1\nc.mp4,2\n', "list.csv") == [
+        ("a\nb.mp4", "1"),
+        ("c.mp4", "2"),
+    ]
+    assert read(tmp_path, "a.mp4,1\r\nb.mp4,2\r\n") == [("a.mp4", "1"), ("b.mp4", "2")]
+
+
 def test_lines_are_known_by_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\n\na.mp4,1\n")
     (entry,) = read_list(tmp_path / "a.csv", "val", tmp_path)
@@ -195,6 +215,11 @@ def test_what_is_wrong_with_lists_of_folders_is_said(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read_folders(tmp_path, text, name)
+
+
+def test_json_of_absurd_depth(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no JSON: "):
+        read(tmp_path, "[" * 100_000, "list.json")
 
 
 def test_files_that_are_no_texts(tmp_path: Path) -> None:

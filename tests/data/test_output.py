@@ -55,6 +55,27 @@ def test_an_empty_folder_is_a_place_to_write_to(tmp_path: Path) -> None:
     assert already_written(tmp_path / "empty", ARGUMENTS)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("link", "is a link, which a dataset cannot take the place of: give the path .*there"),
+        ("dangling", "is a link, .*nowhere"),
+        ("there/..", "does not end in a name"),
+        ("mount", "is a mount point, .* such as .*mount/dataset"),
+    ],
+)
+def test_a_place_that_a_dataset_cannot_take_is_refused_at_once(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mount")
+    with pytest.raises(UserError, match=message):
+        already_written(tmp_path / name, ARGUMENTS)
+
+
 def test_other_arguments_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     with pytest.raises(UserError, match=r"seed is 3 there, 4 was asked for\)"):

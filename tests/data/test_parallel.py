@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -251,3 +252,28 @@ def test_a_failure_is_not_taken_for_a_death() -> None:
 
 def test_there_are_cores() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
+
+
+def sleep_a_second(number: int) -> int:
+    time.sleep(1.0)
+    return number
+
+
+def test_a_job_that_was_stopped_takes_nobody_for_late() -> None:
+    script = (
+        "from adamae_jax.data import parallel\n"
+        "from tests.data.test_parallel import sleep_a_second\n"
+        "parallel._LOOK_S = 0.5\n"
+        "print(0, flush=True)\n"
+        "print(list(parallel.ordered_map(sleep_a_second, range(3), 1, max_seconds=2.0)))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        assert parent.stdout and parent.stdout.readline() == "0\n"
+        time.sleep(1.5)  # about what a worker takes to start
+        os.killpg(parent.pid, signal.SIGSTOP)
+        time.sleep(3.0)
+        os.killpg(parent.pid, signal.SIGCONT)
+        assert parent.stdout.readline() == "[0, 1, 2]\n"
