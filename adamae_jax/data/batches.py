@@ -3,6 +3,7 @@
 Whatever becomes of the workers, whoever waits for a batch gets one or an error.
 """
 
+import errno
 import functools
 import itertools
 import queue
@@ -25,6 +26,7 @@ Batch = dict[str, np.ndarray]
 # Batches are made in pieces of about this many clips: the first one comes sooner, and a large
 # batch is shared between workers instead of being in the making once in each of them.
 PIECE_CLIPS = 16
+MIN_SHARED_BYTES = 32 << 10
 POLL_S = 0.5
 POLLS_OF_SILENCE = 4
 CLOSE_S = 5.0
@@ -119,7 +121,7 @@ class Batches:
         if isinstance(batch, BaseException):
             self.close()
             if isinstance(batch, OSError):
-                raise UserError(f"the dataset cannot be read any more: {batch}") from batch
+                raise UserError(_words_on(batch)) from batch
             raise batch
         self._remaining -= 1
         return batch
@@ -256,6 +258,17 @@ class Batches:
         return False
 
 
+def _words_on(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return (
+            f"there is too little shared memory, /dev/shm, for what the data workers make ({error}): "
+            "give it more (docker run --shm-size=8g), or use a smaller data.num_workers"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"the data pipeline has too many files open ({error}): allow more (ulimit -n 65536)"
+    return f"the dataset cannot be read any more: {error}"
+
+
 def _piece_iterator(
     source: Watched, local_batch: int, size: int, num_workers: int, num_threads: int
 ) -> grain.DatasetIterator[Batch]:
@@ -270,6 +283,10 @@ def _piece_iterator(
         )
     )
     if num_workers:
+        # An array in shared memory costs a file descriptor, so that only large ones go there: a
+        # batch may have hundreds of pieces, and a process 1,024 descriptors.
+        options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED_BYTES)
+        pieces = grain.experimental.WithOptionsIterDataset(pieces, options)
         per_worker = -(-local_batch // (size * num_workers))
         pieces = pieces.mp_prefetch(
             grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=per_worker),

@@ -98,7 +98,7 @@ def describe_end(process: multiprocessing.process.BaseProcess) -> str:
     """Words on a process that has ended."""
     return (
         f"{process.pid} ended with exit code {process.exitcode} (negative: killed by that signal, "
-        "-9 mostly for lack of memory)"
+        "-9 mostly for lack of memory, -7 of shared memory, /dev/shm)"
     )
 
 

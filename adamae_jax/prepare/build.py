@@ -167,8 +167,9 @@ def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine
             f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, more than the "
             f"{limits.max_skipped} that --max_skipped={output.max_skipped:g} allows; "
             f"{output.folder} was not written; they are listed in {table}; run again with a larger "
-            "--max_skipped, which continues, or mend or remove them, which begins anew (rm -r "
-            f"{shlex.quote(str(table.parent))}):{_list(skipped)}"
+            "--max_skipped, which continues; or mend or remove them and begin anew (rm -r "
+            f"{shlex.quote(str(table.parent))}), for what is done is not read again:"
+            f"{_list(skipped)}"
         ) from None
 
 
