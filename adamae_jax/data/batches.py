@@ -261,7 +261,7 @@ class Batches:
 def _words_on(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return (
-            f"there is too little shared memory, /dev/shm, for what the data workers make ({error}): "
+            f"there is too little shared memory, /dev/shm, for what data workers make ({error}): "
             "give it more (docker run --shm-size=8g), or use a smaller data.num_workers"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
