@@ -17,6 +17,7 @@ from adamae_jax.data import schema, synthetic
 from adamae_jax.data.shards import Shard
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import build, job, progress
+from adamae_jax.prepare.verify import verify
 from tests.data.videos import blot, make_audio, make_video
 
 TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
@@ -212,6 +213,31 @@ def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         run("--embedded=demo", f"--output={output}")
     assert snapshot(output) == before
     assert os.listdir(output.parent) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["label.labels.txt", "prepare.json"])
+def test_what_describes_a_dataset_is_verified(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a"
+    run("--embedded=demo", f"--output={output}")
+    verify(output)
+    assert "note" not in capsys.readouterr().out
+    place = next(output.glob(f"*{name}"))
+    data = bytearray(place.read_bytes())
+    place.unlink()
+    if name == "prepare.json":
+        verify(output)
+        assert "note: no prepare.json" in capsys.readouterr().out
+        place.mkdir()
+        with pytest.raises(UserError, match="prepare.json cannot be read"):
+            verify(output)
+        return
+    letter = data.index(b"s")
+    data[letter] = ord("t")  # of the same size, and text like any other
+    place.write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} does not match its checksum"):
+        verify(output)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from adamae_jax.data import schema
 from adamae_jax.data.outages import FAILING, FULL
 from adamae_jax.data.shards import JOURNAL_NAME, shard_from_json
 from adamae_jax.errors import UserError
 
-# Written last, beside the shards: what the dataset was made with, and the size of every file.
+# Written last, beside the shards: what the dataset was made with, the size of every file, and
+# checksums of those that describe it.
 RECORD_NAME = "prepare.json"
+_TEXTS = (".json", ".txt", ".csv")
 # What one says that cannot sync a folder, and has no need to, or no way.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -249,6 +253,12 @@ def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: An
         "arguments": dict(arguments),
         **facts,
         "files": sizes,
+        # Of what has no checksums in itself, as shards have.
+        "checksums": {
+            name: google_crc32c.value((built / name).read_bytes())
+            for name in sizes
+            if name.endswith(_TEXTS)
+        },
     }
     (built / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
     # On the disk before the rename is: after a power failure, too, the dataset is whole or absent.

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 from absl import flags
 
@@ -140,7 +141,7 @@ def verify(
     rows: list[tuple[str, ...]] = [
         ("split", "shards", "records", "frames", "MB", "decoded", "problems")
     ]
-    problems = _wrong_sizes(directory)
+    problems = _wrong_files(directory)
     names: list[bytes] = []
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
@@ -165,20 +166,28 @@ def verify(
     print(f"{directory} is sound")
 
 
-def _wrong_sizes(directory: Path) -> list[str]:
+def _wrong_files(directory: Path) -> list[str]:
     """What differs from the record that the job left, where there is one."""
     path = directory / RECORD_NAME
-    if not path.is_file():  # made by TFDS itself
+    if not os.path.lexists(path):
+        print(f"note: no {RECORD_NAME}, which `prepare` leaves: labels and sizes are not checked")
         return []
     try:
-        sizes = dict(json.loads(path.read_text())["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads(path.read_text())
+        sizes, checksums = dict(record["files"]), dict(record.get("checksums", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path} cannot be read ({error!r})"]
-    return [
-        f"{directory / name} is missing or does not have its {size} bytes"
+    wrong = {
+        name: f"{directory / name} is missing or does not have its {size} bytes"
         for name, size in sizes.items()
         if not (directory / name).is_file() or (directory / name).stat().st_size != size
+    }
+    changed = [
+        f"{directory / name} does not match its checksum"
+        for name, checksum in checksums.items()
+        if name not in wrong and google_crc32c.value((directory / name).read_bytes()) != checksum
     ]
+    return [*wrong.values(), *changed]
 
 
 def _repeated(names: bytes) -> int:

@@ -43,6 +43,7 @@ def test_a_dataset_is_published_with_its_record(tmp_path: Path) -> None:
         "arguments": {"seed": 3, "sizes": [1, 2]},
         "clips": {"train": 7},
         "files": {"shard": 5},
+        "checksums": {},
     }
     assert os.listdir(output.parent) == ["dataset"]  # nothing else is left
     assert already_written(output, ARGUMENTS)
