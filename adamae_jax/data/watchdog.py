@@ -94,15 +94,20 @@ class Watched:
         return element
 
 
-def leave_without_threads() -> None:
-    """Lets this process end although a thread of it hangs, for which Python would wait for ever."""
+def leave_without_threads(grace_s: float = GRACE_S) -> None:
+    """Lets this process end although a thread of it hangs, for which Python would wait for ever.
+
+    Args:
+        grace_s: seconds for others, who may have something to tidy up.
+    """
     ending = threading.Event()
     # Before the executors', which join their threads; atexit's own turn comes after those.
-    threading._register_atexit(ending.set)  # type: ignore[attr-defined]
-    threading.Thread(target=_leave_after, args=(ending,), name="leave", daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # it is ending already
+        threading._register_atexit(ending.set)  # type: ignore[attr-defined]
+    threading.Thread(target=_leave_after, args=(ending, grace_s), name="leave", daemon=True).start()
 
 
-def _leave_after(ending: threading.Event) -> None:
+def _leave_after(ending: threading.Event, grace_s: float) -> None:
     ending.wait()
-    time.sleep(GRACE_S)  # others have something to tidy up, perhaps
+    time.sleep(grace_s)
     os._exit(HUNG_STATUS)
