@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 from PIL import Image
 
 from adamae_jax.data import schema
@@ -15,7 +16,7 @@ from adamae_jax.data.pipeline import eval_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import progress
+from adamae_jax.prepare import job, progress
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import flip_byte, serialize, video, write_dataset
 from tests.data.test_tfds_source import VIDEO, clips, write
@@ -354,6 +355,16 @@ def test_verify_reads_every_frame(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train": [worse]}, with_masks=False)
     with pytest.raises(UserError, match="record 0: its features do not match their checksum"):
         verify(tmp_path)
+
+
+def test_what_a_job_does_unless_it_is_told_otherwise(source: Path, tmp_path: Path) -> None:
+    values = flags.FlagValues()
+    job.define_flags(values)
+    values(["prepare"])
+    assert (values.max_skipped, values.shard_mb, values.short_side) == (0.01, 256, 256)
+    run(f"--source={source}", f"--output={tmp_path / 'a'}")
+    arguments = json.loads((tmp_path / "a" / "prepare.json").read_text())["arguments"]
+    assert (arguments["shard_mb"], arguments["short_side"]) == (256, 256)
 
 
 def test_splits_of_few_videos(source: Path, tmp_path: Path) -> None:

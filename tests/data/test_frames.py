@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from adamae_jax.data import frames
-from adamae_jax.data.frames import decode_foreground, decode_frames, encoded_size
+from adamae_jax.data.frames import decode_foreground, decode_frames, each_frame, encoded_size
 from adamae_jax.data.payload import HeldPayload
 from adamae_jax.data.stored_frames import StoredFrames
 from adamae_jax.data.tfrecord import BadRecordError
@@ -60,6 +60,30 @@ def test_jpegs_of_every_kind_become_rgb(mode: str) -> None:
     image = Image.fromarray(FRAMES[0]).convert(mode)
     decoded = decode_frames([encode(image, format="JPEG", quality=98)], np.array([0]), SIZE)
     assert np.abs(decoded[0].astype(int) - np.asarray(image.convert("RGB"))).mean() < 4
+
+
+def test_of_stored_frames_only_those_asked_for_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here with the bytes that a record has before each frame between them."""
+    sizes = [len(jpeg) for jpeg in JPEGS]
+    starts = np.cumsum([4 + size for size in sizes]) - sizes
+    stored = StoredFrames(
+        tuple(sizes),
+        tuple(google_crc32c.value(jpeg) for jpeg in JPEGS),
+        starts,
+        HeldPayload(b"".join(b"size" + jpeg for jpeg in JPEGS)),
+    )
+    reads: list[tuple[int, int]] = []
+    read = HeldPayload.read
+
+    def note(payload: HeldPayload, start: int, count: int) -> bytes:
+        reads.append((start, count))
+        return read(payload, start, count)
+
+    monkeypatch.setattr(HeldPayload, "read", note)
+    monkeypatch.setattr(HeldPayload, "whole", lambda _: pytest.fail("all was read"))
+    found = [number for number, _ in each_frame(stored, np.array([1, 2, 5]), SIZE)]
+    assert found == [1, 2, 5]
+    assert reads == [(starts[number], sizes[number]) for number in found]
 
 
 def test_colours_are_smoothed_in_images_and_repeated_in_videos() -> None:

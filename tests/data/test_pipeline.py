@@ -240,6 +240,8 @@ def test_a_worker_that_dies_is_an_error_within_seconds(directory: Path) -> None:
 def test_an_impossible_patience_is_refused(directory: Path) -> None:
     with pytest.raises(UserError, match="timeout_s is 0"):
         train(directory, timeout_s=0)
+    with pytest.raises(UserError, match="timeout_s is -1"):
+        eval_batches(Dataset(directory, "train"), SPEC, batch_size=8, timeout_s=-1)
 
 
 # No `__main__` guard, and an import that would take long: workers run none of it.

@@ -1,10 +1,18 @@
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS, TFRECORD, WRITERS, payloads
+from adamae_jax.data.shard_files import (
+    ARRAY_RECORD,
+    FILE_FORMATS,
+    TFRECORD,
+    WRITERS,
+    TFRecordWriter,
+    payloads,
+)
 from adamae_jax.data.shards import JOURNAL_NAME, Journal, Limits, TooManySkippedError, write_shards
 from adamae_jax.data.sources import Item
 from adamae_jax.data.tfrecord import BadRecordError
@@ -86,6 +94,55 @@ def test_a_killed_job_goes_on(tmp_path: Path, last: int) -> None:
     assert content(tmp_path) == WHOLE
     assert [flaw.id for flaw in journal.flaws] == ["v3", "v7", "v19"]
     assert all((tmp_path / name).stat().st_mtime_ns == before[name] for name in kept)
+
+
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_shards_are_on_the_disk_before_the_journal_names_them(
+    tmp_path: Path, file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure leaves a journal of shards that have their size, and zeros in them."""
+    if file_format == ARRAY_RECORD:
+        pytest.importorskip("array_record")
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        named = path.name in (tmp_path / JOURNAL_NAME).read_text()
+        assert not named, f"{path.name} is named before it is on the disk"
+        synced.append((path.name, path.stat().st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    journal = write(tmp_path, file_format=file_format)
+    assert synced[::2] == [(shard.name, shard.file_bytes) for shard in journal.files]  # whole
+    assert [name for name, _ in synced[1::2]] == [JOURNAL_NAME] * 5
+
+
+class NotedWriter(TFRecordWriter):
+    """Says in which way each file was left."""
+
+    ends: list[str] = []  # noqa: RUF012 (cleared by the test)
+
+    def close(self) -> None:
+        self.ends.append("closed")
+        super().close()
+
+    def abandon(self) -> None:
+        self.ends.append("abandoned")
+        super().abandon()
+
+
+def test_finished_shards_are_closed_and_others_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WRITERS, TFRECORD, NotedWriter)
+    NotedWriter.ends.clear()
+    write(tmp_path, 12)  # killed in the second shard of "train"
+    assert NotedWriter.ends == ["closed"] * 3 + ["abandoned"]
+    NotedWriter.ends.clear()
+    write(tmp_path)
+    assert NotedWriter.ends == ["closed"] * 2
 
 
 def test_finished_work_is_not_done_again(tmp_path: Path) -> None:

@@ -157,6 +157,19 @@ def test_passing_failures_are_retried_and_lasting_ones_fatal(remote: str) -> Non
         Dataset(remote, "train")
 
 
+def test_failing_storage_is_given_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the delays that users get, which the other tests replace."""
+    slept: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", slept.append)
+    read = Failing(lambda: b"")
+    read.fails = set(range(100))
+    with pytest.raises(OSError, match="loose.*: 'there'"):
+        storage.retried(read, "there")
+    assert len(slept) >= 3 and read.calls == len(slept) + 1
+    assert slept == sorted(set(slept))  # each longer than the one before
+    assert 5 <= sum(slept) <= 30
+
+
 @pytest.mark.parametrize("place", ["remote", "local"])
 def test_whatever_fails_once_while_a_dataset_is_opened_is_tried_again(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 
 from adamae_jax.data import schema, stored_video, writer
-from adamae_jax.data.encoding import KEYFRAME_INTERVAL, EncodedVideo, encode_h264, read_video
+from adamae_jax.data.encoding import EncodedVideo, encode_h264, read_video
 from adamae_jax.data.examples import VideoLayout
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.stored_video import StoredVideo, exact_keyframes
@@ -189,10 +189,22 @@ def test_h264_has_short_groups_and_is_close_to_its_source(tmp_path: Path) -> Non
         make_video(tmp_path / "a.mp4", 50, 96, 130), schema.CODEC_H264, short_side=48
     )
     assert (video.height, video.width, video.num_frames) == (48, 64, 50)  # even
-    assert video.keyframes == tuple(range(0, 50, KEYFRAME_INTERVAL))
+    assert video.keyframes == (0, 12, 24, 36, 48)
     assert len(video.times) == 50
     expected = np.stack([frame_pixels(index, 48, 64) for index in range(50)]).astype(int)
     assert abs(decode_frames(stored(video), np.arange(50), (48, 64)) - expected).mean() < 8
+
+
+def test_h264_has_no_keyframes_but_every_twelfth() -> None:
+    """Nor where the picture changes at once; by what the file says of its packets."""
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+    scenes = pictures.repeat(8, axis=1).repeat(8, axis=2).repeat(11, axis=0)  # 11 frames each
+    video = encode_h264(iter(scenes), Fraction(25))
+    with VideoFile(video.frames[0]) as file:
+        packets = {packet.pts: packet.is_keyframe for packet in file.container.demux(file.stream)}
+    assert len(video.times) == 55
+    assert [number for number in range(55) if packets[video.times[number]]] == [0, 12, 24, 36, 48]
+    assert video.keyframes == (0, 12, 24, 36, 48)
 
 
 def test_the_same_frames_give_the_same_h264() -> None:

@@ -1,16 +1,22 @@
 """What becomes of those who wait for batches when those who make them die or hang."""
 
+import inspect
 import multiprocessing
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adamae_jax.data import batches as batches_module
-from adamae_jax.data.batches import Batches
+from adamae_jax.data import storage, watchdog
+from adamae_jax.data.batches import TIMEOUT_S, Batches
+from adamae_jax.data.pipeline import eval_batches, train_batches
 from adamae_jax.data.stream import HostSlice
 from adamae_jax.data.watchdog import HUNG_STATUS
 from adamae_jax.data.workers import WorkerDeathError, Workers
@@ -18,6 +24,43 @@ from tests.data.fixtures import ExitingStream, SleepingStream
 from tests.data.test_pipeline import until
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("function", [Batches, train_batches, eval_batches])
+def test_the_patience_outlasts_storage_that_fails(function: Callable[..., Batches]) -> None:
+    """Which is tried again meanwhile: it has an error of its own, with the file's name."""
+    assert inspect.signature(function).parameters["timeout_s"].default == TIMEOUT_S == 25.0
+    assert sum(storage.RETRY_DELAYS_S) < TIMEOUT_S
+
+
+@pytest.fixture
+def heartbeats(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files by which the pipelines of a test share their heartbeats with their workers."""
+    made: list[Path] = []
+    make = tempfile.mkstemp
+
+    def note(*arguments: Any, **options: Any) -> tuple[int, str]:
+        descriptor, path = make(*arguments, **options)
+        if "heartbeat" in path:  # Python's own multiprocessing makes some as well
+            made.append(Path(path))
+        return descriptor, path
+
+    monkeypatch.setattr(watchdog.tempfile, "mkstemp", note)
+    return made
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    heartbeats: list[Path], num_workers: int
+) -> None:
+    """Not even of a process that is killed: the file has no name any more when all have it open."""
+    part = HostSlice(SleepingStream(), 4, 0, 1)
+    with Batches(part, num_steps=2, num_workers=num_workers, num_threads=0, prefetch=1) as batches:
+        next(batches)
+        (path,) = heartbeats
+        assert not path.exists()
+        assert len(list(batches)) == 1
+    assert not path.exists()
 
 
 def test_a_worker_that_exits_with_status_0_is_an_error_too() -> None:
@@ -33,7 +76,7 @@ def test_a_worker_that_exits_with_status_0_is_an_error_too() -> None:
 
 @pytest.mark.parametrize(("with_signal", "status"), [(0, 0), (signal.SIGKILL, -9)])
 def test_a_worker_that_dies_of_its_first_video_is_an_error_too(
-    monkeypatch: pytest.MonkeyPatch, with_signal: int, status: int
+    monkeypatch: pytest.MonkeyPatch, heartbeats: list[Path], with_signal: int, status: int
 ) -> None:
     monkeypatch.setattr(batches_module, "START_S", 25.0)
     part = HostSlice(ExitingStream(0, with_signal), 4, 0, 1)
@@ -43,6 +86,7 @@ def test_a_worker_that_dies_of_its_first_video_is_an_error_too(
         next(batches)
     assert time.monotonic() - start < 30
     assert until(lambda: not multiprocessing.active_children(), 5)
+    assert len(heartbeats) == 1 and not heartbeats[0].exists()
     again = Batches(  # what is left of a failed start is in nobody's way
         HostSlice(SleepingStream(), 4, 0, 1), num_steps=1, num_workers=1, num_threads=0, prefetch=1
     )
