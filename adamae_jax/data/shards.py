@@ -89,7 +89,10 @@ class Journal:
         self.shards = list(self._sound_shards())
         # A kill leaves half a line or half a file.
         text = "".join(shard_to_json(shard) for shard in self.shards)
-        (folder / f"{JOURNAL_NAME}.new").write_text(text, encoding="utf-8")
+        with open(folder / f"{JOURNAL_NAME}.new", "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure could leave the new name with nothing
         os.replace(folder / f"{JOURNAL_NAME}.new", folder / JOURNAL_NAME)
         known = {JOURNAL_NAME, *(shard.name for shard in self.shards)}
         for path in folder.iterdir():

@@ -277,7 +277,7 @@ def _opened(path: str | os.PathLike[str]) -> _Reader:
 
 
 def _open(file: _Reader | bytes) -> av.container.InputContainer:
-    options = {"protocol_whitelist": "file"}  # keeps playlists from reaching out to the network
+    options = {"protocol_whitelist": "none"}  # keeps playlists from reaching out
 
     def source() -> Any:  # from its start; PyAV's types know no files but Python's own
         if isinstance(file, bytes):

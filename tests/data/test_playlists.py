@@ -1,4 +1,4 @@
-"""Text files that FFmpeg takes for playlists: they must not reach out to the network."""
+"""Text files that FFmpeg takes for playlists: they must not reach out, to network or files."""
 
 import http.server
 import io
@@ -101,3 +101,16 @@ def test_ffmpeg_left_to_itself_would_fetch(server: Server, kind: str, name: str)
         assert isinstance(container, InputContainer)
         assert sum(1 for _ in container.decode(video=0)) == 5
     assert server.asked[-1] == "/a.ts"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_playlists_reach_no_other_file(tmp_path: Path, kind: str, name: str) -> None:
+    """Which may be one outside of what is prepared."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    make_video(outside / "a.ts", 5, codec="libx264")
+    (outside / "a.m3u8").write_text(PLAYLISTS["one"].format(f"file:{outside}"))
+    inside.mkdir()
+    (inside / name).write_text(PLAYLISTS[kind].format(f"file:{outside}"))
+    with pytest.raises(UnreadableVideoError, match="cannot be opened"):
+        read_video(inside / name)

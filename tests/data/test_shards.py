@@ -107,14 +107,15 @@ def test_shards_are_on_the_disk_before_the_journal_names_them(
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        named = path.name in (tmp_path / JOURNAL_NAME).read_text()
+        path, journal = Path(os.readlink(f"/proc/self/fd/{descriptor}")), tmp_path / JOURNAL_NAME
+        named = journal.exists() and path.name in journal.read_text()
         assert not named, f"{path.name} is named before it is on the disk"
         synced.append((path.name, path.stat().st_size))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
     journal = write(tmp_path, file_format=file_format)
+    assert synced.pop(0)[0] == f"{JOURNAL_NAME}.new"  # before it takes the place of another
     assert synced[::2] == [(shard.name, shard.file_bytes) for shard in journal.files]  # whole
     assert [name for name, _ in synced[1::2]] == [JOURNAL_NAME] * 5
 
