@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ LOWEST = {
     "data.num_workers": 0,
     "data.num_threads": 0,
     "data.prefetch": 1,
+    "data.num_examples": 0,
     "data.repeats": 1,
     "data.timeout_s": 1,
     "data.max_bad_fraction": 0,
@@ -89,6 +91,18 @@ LOWEST = {
     "eval.knn_examples": 0,
     "eval.knn_neighbours": 1,
 }
+
+# The most that a field may be.
+HIGHEST = {"data.max_bad_fraction": 1}
+
+# Fields of several numbers.
+NUMBERS = (
+    "data.image_size",
+    "data.crop_area",
+    "data.crop_aspect",
+    "objective.pixel_mean",
+    "objective.pixel_std",
+)
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
@@ -230,6 +244,13 @@ def at_least(name: str, value: float, lowest: float) -> None:
         raise UserError(f"{name} is {value}: it must be at least {lowest}, and finite")
 
 
+def check_numbers(name: str, values: Any) -> None:
+    """Raises a `UserError` where a field of several numbers has one that is none."""
+    for value in values if isinstance(values, tuple | list) else (values,):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise UserError(f"{name} is {values}: {value!r} is no number; give numbers only")
+
+
 def check(config: ConfigDict) -> None:
     """Meets wrong values before anything is compiled.
 
@@ -240,6 +261,11 @@ def check(config: ConfigDict) -> None:
         one_of(name, field(config, name), choices)
     for name, lowest in LOWEST.items():
         at_least(name, field(config, name), lowest)
+    for name, highest in HIGHEST.items():
+        if (value := field(config, name)) > highest:
+            raise UserError(f"{name} is {value}: it must be at most {highest}")
+    for name in NUMBERS:
+        check_numbers(name, field(config, name))
     for name in ("b1", "b2"):
         if config.optimizer[name] >= 1:
             raise UserError(f"optimizer.{name} is {config.optimizer[name]}: it must be below 1")
@@ -267,7 +293,7 @@ def check(config: ConfigDict) -> None:
     for pattern in config.optimizer.decay:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise UserError(
                 f"optimizer.decay has {pattern!r}, which is no regular expression ({error})"
             ) from error

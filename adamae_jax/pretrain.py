@@ -24,6 +24,7 @@ from adamae_jax import config as configs
 from adamae_jax.data import pipeline
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.mixture import parts_of
+from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.objectives import Pretraining
@@ -256,7 +257,9 @@ class Run:
         with self.data.eval_batches(self.data.validation, options.num_examples) as batches:
             figures = evaluation.run(self.evaluate_sums, state, watched(batches, damage.see), put)
         unreadable = int(figures["eval_unreadable"])
-        damage.check(unreadable, int(figures["eval_examples"]) + unreadable)
+        total = _num_evaluated(self.data.validation, options.num_examples)
+        evaluation.check_count(int(figures["eval_examples"]) + unreadable, total)
+        damage.check(unreadable, total)
         if options.knn:
             figures["eval_knn_accuracy"] = self._knn_accuracy(state, put)
         return figures
@@ -273,6 +276,7 @@ class Run:
             with self.data.eval_batches(dataset, count) as batches:
                 seen = watched(batches, damage.see)
                 sides.append(knn.collect(self.features, state.params["autoencoder"], seen, put))
+            evaluation.check_count(sides[-1].clips, _num_evaluated(dataset, count))
         return knn.accuracy(sides[0], sides[1], options.knn_neighbours)
 
     def _save(self, step: int, t: float, state: TrainState) -> None:
@@ -306,6 +310,11 @@ class Run:
         self.metrics.write_images(step, {"clips": pictures.sheet(panels)})
         if prefix is not None:
             pictures.save(panels, self.workdir / rundir.PICTURES, prefix)
+
+
+def _num_evaluated(dataset: Dataset, most: int) -> int:
+    """How many clips an evaluation looks at; 0 sets no limit."""
+    return min(most or len(dataset), len(dataset))
 
 
 if __name__ == "__main__":

@@ -105,11 +105,13 @@ def test_every_field_of_the_model_arrives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "size"), [((8, 12), (8, 12)), ((16,), (16, 16)), ([8, 12], (8, 12))]
+    ("given", "size"), [((8, 12), (8, 12)), ((16,), (16, 16)), ([8, 12], (8, 12)), (16, (16, 16))]
 )
 def test_image_sizes(given: Any, size: tuple[int, int]) -> None:
     own = config_lib.default_config()
-    own.data.image_size = given
+    with own.ignore_type():
+        own.data.image_size = given
+    experiment.check(own)
     assert experiment.image_size(own) == size
 
 
@@ -154,6 +156,18 @@ def test_a_strategy_is_one_config_away() -> None:
         ({"data.crop": "random"}, "data.crop is 'random'"),
         ({"data.on_error": "skip"}, "data.on_error is 'skip'"),
         ({"data.sampling_rate": 0}, "data.sampling_rate is 0"),
+        ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction is 1.5: it must be at most 1"),
+        ({"data.max_bad_fraction": -0.5}, "data.max_bad_fraction is -0.5: it must be at least 0"),
+        ({"data.max_bad_fraction": float("nan")}, "data.max_bad_fraction is nan: it must be"),
+        ({"data.num_examples": -1}, "data.num_examples is -1: it must be at least 0"),
+        ({"data.crop_area": ("a", "b")}, r"data.crop_area is \('a', 'b'\): 'a' is no number; give"),
+        ({"data.crop_aspect": (0.5, None)}, r"data.crop_aspect is .*: None is no number"),
+        ({"data.image_size": (8, "x")}, r"data.image_size is .*: 'x' is no number"),
+        ({"data.image_size": (8, True)}, r"data.image_size is .*: True is no number"),
+        ({"objective.pixel_mean": ("a", 0.0, 0.0)}, "objective.pixel_mean is .*: 'a' is no number"),
+        ({"objective.pixel_std": (1.0, 1.0, ())}, r"objective.pixel_std is .*: \(\) is no number"),
+        ({"optimizer.decay": (3,)}, "optimizer.decay has 3, which is no regular expression"),
+        ({"optimizer.decay": ("(",)}, r"optimizer.decay has '\(', which is no regular expression"),
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"log_every": 0}, "log_every is 0"),
         ({"eval_every": -1}, "eval_every is -1"),
@@ -166,6 +180,11 @@ def test_wrong_values_are_one_clear_line(changes: dict[str, Any], words: str) ->
     with pytest.raises(UserError, match=words) as caught:
         experiment.pretraining(config(**changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_none_or_all_of_the_data_may_be_damaged(fraction: float) -> None:
+    experiment.check(config(**{"data.max_bad_fraction": fraction}))
 
 
 def test_learning_rates_grow_with_the_batch() -> None:

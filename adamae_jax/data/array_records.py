@@ -18,7 +18,7 @@ import numpy as np
 from adamae_jax.data import storage
 from adamae_jax.data.open_files import OpenFiles
 from adamae_jax.data.payload import HeldPayload, Payload
-from adamae_jax.data.tfrecord import COPY_AGAIN, LOCAL_SCANS, BadRecordError
+from adamae_jax.data.tfrecord import COPY_AGAIN, LOCAL_SCANS, SEE_TO_STORAGE, BadRecordError
 from adamae_jax.errors import UserError
 
 # Each record for itself, as TFDS has it. What is in them is compressed already: to try that once
@@ -129,7 +129,8 @@ def records(path: Path) -> Iterator[bytes | BadRecordError]:
 
 
 def _open(path: str) -> Any:
-    os.stat(path)  # the package does not say why it could not open a file
+    with open(path, "rb"):  # the package does not say why it could not open a file
+        pass
     return _package().ArrayRecordReader(
         path, options=_READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
     )
@@ -163,9 +164,8 @@ def _check(path: str, count: int) -> None:
     try:
         reader = storage.retried(functools.partial(_open, path), path)
     except OSError as error:
-        raise UserError(
-            f"shard {path} cannot be opened ({error.strerror}): {COPY_AGAIN}"
-        ) from error
+        remedy = COPY_AGAIN if isinstance(error, FileNotFoundError) else SEE_TO_STORAGE
+        raise UserError(f"shard {path} cannot be opened ({error.strerror}): {remedy}") from error
     if not reader.ok():
         raise UserError(f"shard {path} is {_CUT_OFF}: {COPY_AGAIN}")
     if reader.num_records() != count:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from adamae_jax.data.records import file_in
 from adamae_jax.errors import UserError
 
 SHOWN = 10  # records named in a message, with the reason
@@ -22,8 +23,8 @@ _SURE = 5.0
 class Listing:
     """A file with the damaged records that a process has met, one to a line, as they are met.
 
-    Each is logged when it is added to it: once, whatever the number of workers, epochs, evaluations
-    and restarts.
+    Each is listed once, whatever the number of workers, epochs, evaluations and restarts. Of each
+    shard, the first is logged when it is listed: a damaged disk may hold thousands.
     """
 
     def __init__(self, path: Path):
@@ -34,11 +35,13 @@ class Listing:
             self._lines = set(path.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError):
             self._lines = set()
+        self._shards = {file_in(line) for line in self._lines}
 
     def add(self, reason: str, consequence: str) -> None:
-        """Logs and lists a record, if it is not listed yet.
+        """Lists a record, if it is not listed yet, and logs it, if it is the first of its shard.
 
-        A list that cannot be written is no reason to end a run, or to end it otherwise.
+        A list that cannot be written is no reason to end a run, or to end it otherwise; each record
+        is logged then.
 
         Args:
             reason: where it lies, and what is wrong with it.
@@ -48,13 +51,19 @@ class Listing:
         if line in self._lines:
             return
         self._lines.add(line)
-        logging.warning("%s: %s", consequence, line)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:
             self._failure = error.strerror
+        shard = file_in(line)
+        if shard is None or self._failure is not None:
+            logging.warning("%s: %s", consequence, line)
+        elif shard not in self._shards:
+            note = "others of this file are only counted"
+            logging.warning("%s: %s; %s: %s", consequence, line, note, self)
+        self._shards.add(shard)
 
     def __str__(self) -> str:
         """Words on where it is."""
@@ -107,7 +116,7 @@ class TrainingDamage:
         return frozenset(self._seen)
 
     def see(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts, logs and lists the damaged records of a batch.
+        """Counts and lists the damaged records of a batch; see `Listing`.
 
         It goes by ``bad_record``, ``bad_reason`` and ``repeat``.
 
@@ -145,7 +154,7 @@ class EvaluationDamage:
         self._unreadable: dict[int, str] = {}
 
     def see(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Notes, logs and lists the unreadable videos of this host's batch."""
+        """Notes and lists the unreadable videos of this host's batch; see `Listing`."""
         for index, reason in _reasons(
             batch["example_index"], batch["bad_reason"], batch["unreadable"]
         ):

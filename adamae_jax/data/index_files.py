@@ -12,7 +12,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -23,6 +23,7 @@ from adamae_jax.data import storage
 VERSION = 3
 _DIGEST_WORDS = 4
 _SHARDS = _DIGEST_WORDS + 1  # place of their number
+_WORD_BYTES = 8
 _BLOCK = 1 << 20  # numbers
 
 
@@ -48,8 +49,8 @@ def read(path: str, digest: bytes, is_proven: bool = False) -> Arrays | None:
         is_proven: whether another process has just read it, and proved its checksum.
     """
     try:
-        words = np.load(path, mmap_mode="r", allow_pickle=False)
-        if words.dtype != np.int64 or words[:_DIGEST_WORDS].tobytes() != digest:
+        words = _mapped(path)
+        if words is None or words[:_DIGEST_WORDS].tobytes() != digest:
             return None
         if not is_proven and words[_DIGEST_WORDS] != _checksum(words[_SHARDS:]):
             return None
@@ -61,8 +62,22 @@ def read(path: str, digest: bytes, is_proven: bool = False) -> Arrays | None:
         if len(rest) != -(-records // 2):
             return None
         return Arrays(np.array(first), offsets, rest.view(np.int32)[:records])
-    except (OSError, ValueError, IndexError, EOFError):
+    except (OSError, ValueError, IndexError):
         return None
+
+
+def _mapped(path: str) -> Int64[np.memmap[Any, Any], "_"] | None:
+    """The numbers of a file; None where its header is not the one that so many numbers have.
+
+    NumPy would evaluate a header as Python source, and end a damaged one with whatever that ends
+    with. Nothing in it is unknown.
+    """
+    with open(path, "rb") as file:
+        start = len(_header(0))
+        count, torn = divmod(os.fstat(file.fileno()).st_size - start, _WORD_BYTES)
+        if count <= _SHARDS or torn or file.read(start) != _header(count):
+            return None
+        return np.memmap(file, np.int64, "r", offset=start, shape=(count,))
 
 
 def write(path: str, digest: bytes, arrays: Arrays) -> bool:
@@ -93,12 +108,19 @@ def _write_words(file: io.BufferedIOBase | io.BufferedWriter, digest: bytes, a: 
     lengths.view(np.int32)[: len(a.lengths)] = a.lengths
     parts = (np.array([len(a.first) - 1]), a.first, a.offsets, lengths)
     count = _SHARDS + sum(map(len, parts))
-    header = {"descr": np.dtype(np.int64).str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
+    file.write(_header(count))
     file.write(digest)
     file.write(np.int64(_checksum(*parts)).tobytes())
     for part in parts:
         file.write(np.ascontiguousarray(part).data)
+
+
+def _header(count: int) -> bytes:
+    """That of so many numbers in a row; as long for any number, since NumPy leaves room to grow."""
+    described = {"descr": np.dtype(np.int64).str, "fortran_order": False, "shape": (count,)}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
 
 
 def _checksum(*parts: Int64[np.ndarray, "_"]) -> int:

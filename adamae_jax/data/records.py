@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
 from adamae_jax.data.payload import Payload
 from adamae_jax.data.record_reader import RecordReader
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
-from adamae_jax.data.tfds_info import NoDatasetError, read_info
-from adamae_jax.data.tfrecord import SEE_TO_STORAGE, BadRecordError, load_index
+from adamae_jax.data.tfds_info import FEATURES, INFO, NoDatasetError, read_info
+from adamae_jax.data.tfrecord import COPY_AGAIN, SEE_TO_STORAGE, BadRecordError, load_index
 from adamae_jax.errors import UserError
 
 REQUIRED_FEATURES = (
@@ -34,9 +35,10 @@ REQUIRED_FEATURES = (
     schema.HEADER_CHECKSUM,
 )
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
-INFO = "dataset_info.json"
-DESCRIPTIONS = (".json", ".txt")  # what TFDS writes beside the shards
+DESCRIPTIONS = (INFO, FEATURES, f"{schema.LABEL}.labels.txt")  # what TFDS needs beside the shards
 PREPARE = "python -m adamae_jax.prepare"
+# The words of `Dataset.where`, as they begin a message; one that is too long may end inside them.
+_PLACE = re.compile(r"record \d+ of split .+? \(number \d+ in (.+?)(?:\)[:,] |$)")
 
 
 class Reader(Protocol):
@@ -137,6 +139,12 @@ class Dataset:
         return f"record {index} of split {self.split!r} (number {number} in {path})"
 
 
+def file_in(message: str) -> str | None:
+    """The file that a message names which begins with `Dataset.where`; None of another one."""
+    found = _PLACE.match(message)
+    return found[1] if found else None
+
+
 def _reader(file_format: str, paths: Sequence[str], counts: Sequence[int], split: str) -> Reader:
     if file_format == ARRAY_RECORD:
         return ArrayRecordReader(paths, counts)
@@ -151,8 +159,8 @@ def _dataset_info(directory: str) -> Any:
     with tempfile.TemporaryDirectory() as copy:
         # What describes the data is small. Of a copy TFDS needs to know no remote file system, nor
         # takes it for damaged what cannot be read for a moment.
-        for name in files:
-            if name.endswith(DESCRIPTIONS):
+        for name in DESCRIPTIONS:
+            if name in files:
                 Path(copy, name).write_bytes(storage.read_file(storage.join(directory, name)))
         return _builder_info(copy, directory)
 
@@ -173,7 +181,7 @@ def _builder_info(folder: str, directory: str) -> Any:
         info = read_info(folder)
     except NoDatasetError as error:
         raise UserError(
-            f"TFDS cannot open the dataset at {directory} ({error}): rebuild it with {PREPARE}"
+            f"TFDS cannot open the dataset at {directory} ({error}): {COPY_AGAIN}"
         ) from error
     if info.file_format.value not in FILE_FORMATS:
         raise UserError(

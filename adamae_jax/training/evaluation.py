@@ -120,3 +120,18 @@ def run(
     figures["eval_examples"] = count
     figures["eval_unreadable"] = unreadable
     return figures
+
+
+def check_count(found: int, expected: int) -> None:
+    """Raises a `UserError` where an evaluation did not look at every clip once, over all processes.
+
+    Args:
+      found: clips that were read, and those that could not be.
+      expected: clips that were to be evaluated.
+    """
+    if found != expected:
+        raise UserError(
+            f"an evaluation of {expected} clips has counted {found}: its figures are "
+            "wrong; if several processes train, give all of them the same data, else report this "
+            "as a fault of adamae_jax"
+        )

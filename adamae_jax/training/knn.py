@@ -1,7 +1,7 @@
 """k-nearest-neighbour accuracy of the encoder's features: a cheap look at what they know."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,27 @@ from adamae_jax.training.mesh import batch_sharding, replicated
 TEMPERATURE = 0.07  # of the votes' weights, as is usual for self-supervised features
 
 FeatureStep = Callable[[Any, Array], Float[Array, "b d"]]
-Labelled = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
+
+
+class Labelled(NamedTuple):
+    """The labelled clips of one side.
+
+    Attributes:
+      features: of length one.
+      labels: of the same clips.
+      unreadable: how many more there are that could not be read, whose labels nobody knows.
+      unlabelled: how many were read that have no label.
+    """
+
+    features: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, "n"]
+    unreadable: int = 0
+    unlabelled: int = 0
+
+    @property
+    def clips(self) -> int:
+        """All that were looked at."""
+        return len(self.labels) + self.unreadable + self.unlabelled
 
 
 def compile_features(pretraining: Pretraining, mesh: Mesh) -> FeatureStep:
@@ -47,18 +67,23 @@ def collect(
     Args:
       features: from `compile_features`.
       params: the autoencoder's.
-      batches: this process's batches with ``video``, ``label`` and ``valid``.
+      batches: this process's batches with ``video``, ``label``, ``valid`` and ``unreadable``.
       put: hands a host's batch to the devices.
     """
     found, labels = [], []
+    unreadable = unlabelled = 0
     for batch in batches:
         on_device = put(batch)
         rows = np.asarray(features(params, on_device["video"]))
-        label, valid = _everywhere(on_device["label"]), _everywhere(on_device["valid"])
+        label, valid, torn = (
+            _everywhere(on_device[name]) for name in ("label", "valid", "unreadable")
+        )
         kept = valid & (label >= 0)
         found.append(rows[kept])
         labels.append(label[kept])
-    return np.concatenate(found), np.concatenate(labels)
+        unreadable += int(torn.sum())
+        unlabelled += int((valid & ~kept).sum())
+    return Labelled(np.concatenate(found), np.concatenate(labels), unreadable, unlabelled)
 
 
 def _everywhere(array: Array) -> np.ndarray:
@@ -73,10 +98,12 @@ def _everywhere(array: Array) -> np.ndarray:
 def accuracy(bank: Labelled, held_out: Labelled, neighbours: int) -> float:
     """The share of held-out clips whose neighbours in the bank vote for their label.
 
-    Each of the nearest ``neighbours`` votes with weight ``exp(cosine / TEMPERATURE)``. NaN where
-    either side has no labelled clip.
+    Each of the nearest ``neighbours`` votes with weight ``exp(cosine / TEMPERATURE)``. A held-out
+    clip that could not be read counts as wrong; of the bank, it is missing. NaN where either side
+    has no labelled clip.
     """
-    (bank_features, bank_labels), (features, labels) = bank, held_out
+    bank_features, bank_labels = bank.features, bank.labels
+    features, labels = held_out.features, held_out.labels
     if not len(bank_labels) or not len(labels):
         return float("nan")
     similarity = features @ bank_features.T
@@ -88,4 +115,4 @@ def accuracy(bank: Labelled, held_out: Labelled, neighbours: int) -> float:
         np.add.at(
             votes, (np.arange(len(labels)), bank_labels[nearest[:, column]]), weights[:, column]
         )
-    return float((votes.argmax(1) == labels).mean())
+    return float((votes.argmax(1) == labels).sum() / (len(labels) + held_out.unreadable))

@@ -7,12 +7,12 @@ import resource
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
-from adamae_jax.data import storage, writer
+from adamae_jax.data import array_records, storage, writer
 from adamae_jax.data.array_records import ArrayRecordReader
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
@@ -259,14 +259,29 @@ def test_a_passing_failure_to_open_is_retried(
     shards: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = [OSError(errno.EIO, "not now")]
-    status = os.stat
-
-    def flaky(path: Any, *rest: Any, **options: Any) -> os.stat_result:
-        if str(path) == shards[0] and failures:
-            raise failures.pop()
-        return status(path, *rest, **options)
-
+    refuse_to_open(shards[0], failures, monkeypatch)
     monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    monkeypatch.setattr(os, "stat", flaky)
     assert len(ArrayRecordReader(shards, COUNTS)) == 7
     assert not failures
+
+
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(
+    shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    refuse_to_open(shards[2], [denied, denied], monkeypatch)
+    with pytest.raises(UserError, match=r"shard-2 cannot be opened \(Permission .*\): see to the"):
+        ArrayRecordReader(shards, COUNTS)
+    with pytest.raises(PermissionError):
+        list(records(Path(shards[2]), ARRAY_RECORD))
+
+
+def refuse_to_open(path: str, failures: list[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a file opened in vain so often; permissions would not bind a superuser."""
+
+    def flaky(name: Any, *rest: Any, **options: Any) -> IO[Any]:
+        if str(name) == path and failures:
+            raise failures.pop()
+        return open(name, *rest, **options)
+
+    monkeypatch.setattr(array_records, "open", flaky, raising=False)

@@ -58,15 +58,22 @@ def test_a_run_goes_on_over_as_much_damage_as_is_allowed(directory: Path, tmp_pa
     assert damage.records == set(DAMAGED)
 
 
-def test_each_record_is_logged_and_listed_once_as_it_is_met(
+ONLY_COUNTED = "; others of this file are only counted: all are listed in "
+
+
+def test_each_record_is_listed_once_and_the_first_of_a_shard_logged(
     directory: Path, tmp_path: Path, logged: list[str]
 ) -> None:
     path = tmp_path / "run" / "bad.txt"
     watch(directory, TrainingDamage(COUNT, 1, Listing(path)), steps=25)  # five epochs
     dataset = Dataset(directory, "train")
     lines = path.read_text().splitlines()
-    assert logged == [f"replaced by another record: {line}" for line in lines]
     assert sorted(int(line.split()[1]) for line in lines) == [3, 8, 21]
+    firsts = {"-0000" + line.partition("-0000")[2][:1]: line for line in reversed(lines)}
+    assert sorted(logged) == sorted(
+        f"replaced by another record: {line}{ONLY_COUNTED}{path}" for line in firsts.values()
+    )
+    assert len(logged) == 2
     assert {line.startswith(dataset.where(int(line.split()[1]))) for line in lines} == {True}
     assert sum("'video-8': frame 0 is no JPEG" in line for line in lines) == 1
     # Nor a second time by an evaluation of the same records, or after the run has been restarted.
@@ -76,7 +83,7 @@ def test_each_record_is_logged_and_listed_once_as_it_is_met(
             with eval_batches(dataset, SPEC, batch_size=16) as batches:
                 for batch in batches:
                     damage.see(batch)
-    assert len(logged) == 3 and path.read_text().splitlines() == lines
+    assert len(logged) == 2 and path.read_text().splitlines() == lines
 
 
 def test_what_an_evaluation_meets_is_logged_and_listed_too(
@@ -87,7 +94,42 @@ def test_what_an_evaluation_meets_is_logged_and_listed_too(
         damage.see(next(batches))
     lines = (tmp_path / "bad.txt").read_text().splitlines()
     assert [line.split()[1] for line in lines] == ["3", "8"]
-    assert logged == [f"left out of the evaluation: {line}" for line in lines]
+    (text,) = logged
+    assert text == f"left out of the evaluation: {lines[0]}{ONLY_COUNTED}{tmp_path / 'bad.txt'}"
+
+
+def where(number: int, shard: str = "/data (1)/new: a, b/x.tfrecord-00000-of-00002") -> str:
+    """As `Dataset.where` words it."""
+    return f"record {number} of split 'a (b)' (number {number} in {shard})"
+
+
+@pytest.mark.parametrize("rest", [": it is torn", ", 'video-3': frame 0 (of 2): torn", ""])
+def test_a_thousand_damaged_records_of_a_shard_are_one_line_of_the_log(
+    tmp_path: Path, logged: list[str], rest: str
+) -> None:
+    path = tmp_path / "bad.txt"
+    listing = Listing(path)
+    for number in range(1000):
+        listing.add(where(number) + rest, "left out")
+    assert logged == [f"left out: {where(0)}{rest}{ONLY_COUNTED}{path}"]
+    listing = Listing(path)  # of a run that has been started again
+    listing.add(where(1000) + rest, "left out")
+    listing.add(where(1001, "/data (1)/new: a, b/x.tfrecord-00001-of-00002") + rest, "left out")
+    assert len(path.read_text().splitlines()) == 1002
+    assert len(logged) == 2 and "record 1001 " in logged[1]
+
+
+def test_what_cannot_be_listed_or_lies_in_no_shard_is_logged(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "bad.txt", tmp_path / "bad.txt"):
+        listing = Listing(path)
+        for number in range(3):
+            known = where(number) if path.parent != tmp_path else f"video {number}"
+            listing.add(f"{known}: it is torn", "left out")
+            assert logged.pop() == f"left out: {known}: it is torn"
+    assert logged == []
 
 
 def test_more_than_allowed_ends_the_run_with_the_list(directory: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamae_jax.data import tfrecord
+from adamae_jax.data import index_files, tfrecord
 from adamae_jax.data.record_reader import RecordReader
 from adamae_jax.data.tfrecord import ShardIndex, load_index
 from adamae_jax.errors import UserError
@@ -75,6 +75,29 @@ def test_a_damaged_index_is_built_again(shards: list[Path]) -> None:
         np.testing.assert_array_equal(again.offsets, good.offsets)
         np.testing.assert_array_equal(again.lengths, good.lengths)
         assert index.read_bytes() == whole
+
+
+def test_an_index_with_a_damaged_header_is_built_again(shards: list[Path]) -> None:
+    """NumPy evaluates a header as Python source, which ends in errors of many kinds."""
+    good = load(shards)
+    index = shards[0].parent / "index.npy"
+    whole = index.read_bytes()
+    assert good.mapped is not None
+    size = whole.index(good.mapped[1])
+    assert np.load(index).tobytes() == whole[size:]  # it is a header for others to read
+    damages = [(place, value) for place in range(size) for value in b"\0\n(,'9\xff"]
+    damages += [(place, whole[place] ^ 1 << bit) for place in range(size) for bit in range(8)]
+    for place, value in damages:
+        if value != whole[place]:
+            index.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            assert index_files.read(*good.mapped) is None, (place, value)
+    for torn in (0, 1, size - 1, size, size + 8, len(whole) - 8, len(whole) - 1):
+        index.write_bytes(whole[:torn])
+        assert index_files.read(*good.mapped) is None, torn
+    index.write_bytes(whole[:60] + b"\0" + whole[61:])
+    again = load(shards)
+    np.testing.assert_array_equal(again.offsets, good.offsets)
+    assert index.read_bytes() == whole
 
 
 def refuse_in(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
 """The k-nearest-neighbour accuracy."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax.training import knn
+from adamae_jax.data.schema import UNLABELLED
+from adamae_jax.errors import UserError
+from adamae_jax.training import evaluation, knn
 
 
 def directions(degrees: list[float]) -> np.ndarray:
@@ -13,25 +17,62 @@ def directions(degrees: list[float]) -> np.ndarray:
 
 
 def test_nearest_neighbours_decide() -> None:
-    bank = (directions([0, 2, 90, 92]), np.array([0, 0, 1, 1]))
-    held_out = (directions([1, 91, 89, 3]), np.array([0, 1, 1, 1]))
+    bank = knn.Labelled(directions([0, 2, 90, 92]), np.array([0, 0, 1, 1]))
+    held_out = knn.Labelled(directions([1, 91, 89, 3]), np.array([0, 1, 1, 1]))
     assert knn.accuracy(bank, held_out, neighbours=2) == 0.75
 
 
 def test_a_close_neighbour_outweighs_two_far_ones() -> None:
-    bank = (directions([0, 60, 62]), np.array([0, 1, 1]))
-    held_out = (directions([5]), np.array([0]))
+    bank = knn.Labelled(directions([0, 60, 62]), np.array([0, 1, 1]))
+    held_out = knn.Labelled(directions([5]), np.array([0]))
     assert knn.accuracy(bank, held_out, neighbours=3) == 1.0
 
 
 def test_more_neighbours_than_there_are() -> None:
-    bank = (directions([0, 90]), np.array([0, 1]))
+    bank = knn.Labelled(directions([0, 90]), np.array([0, 1]))
     assert knn.accuracy(bank, bank, neighbours=20) == 1.0
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
-    nothing = (directions([]), np.array([], int))
-    assert np.isnan(knn.accuracy(nothing, (directions([0]), np.array([0])), neighbours=3))
+    nothing = knn.Labelled(directions([]), np.array([], int), unreadable=1)
+    one = knn.Labelled(directions([0]), np.array([0]))
+    assert np.isnan(knn.accuracy(nothing, one, neighbours=3))
+    assert np.isnan(knn.accuracy(one, nothing, neighbours=3))
+
+
+def test_a_held_out_clip_that_cannot_be_read_counts_as_wrong() -> None:
+    bank = knn.Labelled(directions([0, 90]), np.array([0, 1]), unreadable=7)
+    held_out = knn.Labelled(directions([1, 89, 91]), np.array([0, 1, 1]))
+    assert knn.accuracy(bank, held_out, neighbours=1) == 1.0
+    torn = held_out._replace(unreadable=1)
+    assert knn.accuracy(bank, torn, neighbours=1) == 0.75
+
+
+def test_every_clip_is_counted_once() -> None:
+    """Readable ones with and without a label, torn ones, and what fills a batch up."""
+    batches = [
+        {
+            "video": directions([0, 10, 20, 30]),
+            "label": np.array([2, UNLABELLED, UNLABELLED, 1], np.int32),
+            "valid": np.array([True, True, False, True]),
+            "unreadable": np.array([False, False, True, False]),
+        },
+        {
+            "video": directions([40, 50, 60, 70]),
+            "label": np.array([0, *[UNLABELLED] * 3], np.int32),
+            "valid": np.array([True, False, False, False]),
+            "unreadable": np.array([False, True, True, False]),
+        },
+    ]
+    side = knn.collect(
+        lambda params, video: params * video,
+        jnp.float32(1),
+        batches,
+        lambda batch: jax.tree.map(jnp.asarray, batch),
+    )
+    np.testing.assert_allclose(side.features, directions([0, 30, 40]), rtol=1e-6)
+    assert side.labels.tolist() == [2, 1, 0]
+    assert (side.unreadable, side.unlabelled, side.clips) == (3, 1, 7)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -41,14 +82,21 @@ def test_equals_a_plain_computation(seed: int) -> None:
     def side(count: int) -> knn.Labelled:
         features = rng.normal(size=(count, 5)).astype(np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        return features, rng.integers(0, 4, count)
+        return knn.Labelled(features, rng.integers(0, 4, count))
 
     bank, held_out = side(30), side(17)
     right = 0
-    for feature, label in zip(*held_out, strict=True):
-        cosine = bank[0] @ feature
+    for feature, label in zip(held_out.features, held_out.labels, strict=True):
+        cosine = bank.features @ feature
         votes = np.zeros(4)
         for index in np.argsort(-cosine)[:7]:
-            votes[bank[1][index]] += np.exp(cosine[index] / 0.07)
+            votes[bank.labels[index]] += np.exp(cosine[index] / 0.07)
         right += votes.argmax() == label
     assert knn.accuracy(bank, held_out, neighbours=7) == pytest.approx(right / 17)
+
+
+@pytest.mark.parametrize("found", [9, 11, 0])
+def test_an_evaluation_that_has_not_seen_all_is_refused(found: int) -> None:
+    evaluation.check_count(10, 10)
+    with pytest.raises(UserError, match=f"evaluation of 10 clips has counted {found}: "):
+        evaluation.check_count(found, 10)
