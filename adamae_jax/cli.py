@@ -13,8 +13,11 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
+from adamae_jax.data.watchdog import leave_without_threads
+from adamae_jax.data.workers import WorkerDeathError
 from adamae_jax.errors import UserError
 
+END_S = 10.0  # a job that has failed may take so long to tidy up
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # as a shell says of SIGINT
 
@@ -38,6 +41,10 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
                     f"unexpected argument {argv[1]!r}: options are given as --name=value"
                 )
             main(argv)
+        except WorkerDeathError as error:
+            # What tidies up behind workers when Python ends has been seen to wait for ever.
+            leave_without_threads(END_S)
+            fail(error)
         except UserError as error:
             fail(error)
         except KeyboardInterrupt:

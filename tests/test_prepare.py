@@ -232,6 +232,11 @@ def test_what_describes_a_dataset_is_verified(
         place.mkdir()
         with pytest.raises(UserError, match="prepare.json cannot be read"):
             verify(output)
+        place.rmdir()
+        for old, new in ((b'"checksums"', b'"checksumz"'), (b'"dataset_info', b'"Xataset_info')):
+            place.write_bytes(data.replace(old, new))
+            with pytest.raises(UserError, match="is damaged"):
+                verify(output)
         return
     letter = data.index(b"s")
     data[letter] = ord("t")  # of the same size, and text like any other

@@ -46,7 +46,7 @@ def test_other_numbers_than_are_announced_are_told(
     place.write_text(json.dumps(info))
     if with_record:
         files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-        (tmp_path / "prepare.json").write_text(json.dumps({"files": files}))
+        (tmp_path / "prepare.json").write_text(json.dumps({"files": files, "checksums": {}}))
     with pytest.raises(UserError, match="is damaged: ") as caught:
         verify(tmp_path)
     for shard, count in enumerate(announced):

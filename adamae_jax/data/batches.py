@@ -30,7 +30,6 @@ MIN_SHARED_BYTES = 32 << 10
 POLL_S = 0.5
 POLLS_OF_SILENCE = 4
 CLOSE_S = 5.0
-END_S = 10.0
 TIMEOUT_S = 25.0
 START_S = 120.0  # until every worker has delivered: they import libraries, perhaps over a network
 GRAIN_ON_DEATH = "terminated unexpectedly"
@@ -183,8 +182,6 @@ class Batches:
         pieces, self._pieces = self._pieces, None
         if pieces is not None and (self._hangs or self._workers.death()):
             self._workers.kill()
-            # What tidies up behind grain's pools when Python ends has been seen to wait for ever.
-            leave_without_threads(END_S)
             # In a thread of its own, since grain waits for ever to close behind a worker that
             # ended with status 0. What is left then are idle threads, which end with the process.
             closing = threading.Thread(target=pieces.close, name="close", daemon=True)

@@ -138,7 +138,7 @@ def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
 
     Such clips are made all the same, as the authors make them: a late frame fills them up.
     """
-    longest, needed = 0, 0.0
+    longest = (0, 0.0)  # and what it needs
     for index in range(min(_LOOKED_AT, len(dataset))):
         try:
             record = dataset[index]
@@ -147,11 +147,12 @@ def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
             continue
         if len(record.frames) >= needed:
             return None
-        longest = max(longest, len(record.frames))
-    if not longest:
+        longest = max(longest, (len(record.frames), needed))
+    frames, needed = longest
+    if not frames:
         return None
     return (
-        f"the first videos of {dataset.directory} have {longest} frames at most, a clip needs "
+        f"the first videos of {dataset.directory} have {frames} frames at most, a clip needs "
         f"{math.ceil(needed)}: a late frame is repeated instead; unless that is meant, make "
         "data.sampling_rate or data.num_frames smaller"
     )

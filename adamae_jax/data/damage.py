@@ -61,7 +61,7 @@ class Listing:
         if shard is None or self._failure is not None:
             logging.warning("%s: %s", consequence, line)
         elif shard not in self._shards:
-            note = "others of this file are only counted"
+            note = "others of this file are not logged"
             logging.warning("%s: %s; %s: %s", consequence, line, note, self)
         self._shards.add(shard)
 

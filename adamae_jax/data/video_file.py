@@ -17,13 +17,14 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from adamae_jax.data import storage
-from adamae_jax.data.gaps import Gaps
+from adamae_jax.data.gaps import CONTAINERS, Gaps
 from adamae_jax.data.outages import is_outage
 
 # A file whose header announces more is called damaged if less than this share of it is there. (Not
 # all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
 _WHOLE = 0.95
 _GIF_END = b";"
+_TAIL_BYTES = 4096
 _DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # Of one frame; more is a header that lies, and would make the decoder allocate what it says.
 MAX_PIXELS = 1 << 26
@@ -132,7 +133,6 @@ class VideoFile:
         self.damage: str | None = None
         self._intact = False
         self._lost_s = 0.0
-        self._tail = b""  # of the latest packet
         self._first_s: float | None = None  # when the first and the latest frame are shown
         self._last_s: float | None = None
 
@@ -195,7 +195,7 @@ class VideoFile:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Frames, up to the first hole in the file."""
-        if self._is("mp4"):  # with a table of its frames, which are where they please
+        if not any(map(self._is, CONTAINERS)):
             yield from self.container.decode(self.stream)
             return
         size = self._source.size if isinstance(self._source, _Reader) else len(self._source)
@@ -207,7 +207,6 @@ class VideoFile:
                 return
             if packet.stream == self.stream:
                 yield from self.stream.codec_context.decode(packet)
-                self._tail = bytes(packet)[-1:] or self._tail
 
     def _is(self, container: str) -> bool:
         return container in self.container.format.name.split(",")
@@ -232,7 +231,7 @@ class VideoFile:
 
     def _missing_frames(self) -> str | None:
         """What is wrong with a file that was read without an error, but holds less than it says."""
-        if self._is("gif") and self._tail != _GIF_END:
+        if self._is("gif") and not self._tail().rstrip(b"\0\r\n ").endswith(_GIF_END):
             return f"{self.place()}: the file ends early"
         duration = self._duration_s()
         if self._is("asf") and not duration:  # which FFmpeg believes of whole files only
@@ -247,6 +246,15 @@ class VideoFile:
         if timed and duration and self._shown_s() >= _WHOLE * duration:
             return None
         return f"only {self.num_frames} of the {announced} frames that its header announces"
+
+    def _tail(self) -> bytes:
+        """The last bytes of the file; after it has been read."""
+        if isinstance(self._source, bytes):
+            return self._source[-_TAIL_BYTES:]
+        self._source.seek(-_TAIL_BYTES, os.SEEK_END)
+        tail = self._source.read(_TAIL_BYTES)
+        self._check_reading()
+        return tail
 
     def _duration_s(self) -> float:
         """How long the video is by its header; 0 where it does not say."""

@@ -174,7 +174,7 @@ def _wrong_files(directory: Path) -> list[str]:
         return []
     try:
         record = json.loads(path.read_text())
-        sizes, checksums = dict(record["files"]), dict(record.get("checksums", {}))
+        sizes, checksums = dict(record["files"]), dict(record["checksums"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path} cannot be read ({error!r})"]
     wrong = {
@@ -185,9 +185,17 @@ def _wrong_files(directory: Path) -> list[str]:
     changed = [
         f"{directory / name} does not match its checksum"
         for name, checksum in checksums.items()
-        if name not in wrong and google_crc32c.value((directory / name).read_bytes()) != checksum
+        if name not in wrong and _checksum(directory / name) != checksum
     ]
     return [*wrong.values(), *changed]
+
+
+def _checksum(path: Path) -> int | None:
+    """CRC32C of a file; None where it cannot be read."""
+    try:
+        return int(google_crc32c.value(path.read_bytes()))
+    except OSError:
+        return None
 
 
 def _repeated(names: bytes) -> int:

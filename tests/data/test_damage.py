@@ -58,7 +58,7 @@ def test_a_run_goes_on_over_as_much_damage_as_is_allowed(directory: Path, tmp_pa
     assert damage.records == set(DAMAGED)
 
 
-ONLY_COUNTED = "; others of this file are only counted: all are listed in "
+ONLY_COUNTED = "; others of this file are not logged: all are listed in "
 
 
 def test_each_record_is_listed_once_and_the_first_of_a_shard_logged(

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from adamae_jax.data import batches
+from adamae_jax import cli
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
@@ -20,7 +20,7 @@ def lose_a_worker(folder: str) -> None:
 
     import psutil
 
-    batches.END_S = 1.0
+    cli.END_S = 1.0
     atexit.register(time.sleep, 600)
     with train_batches(
         Dataset(folder, "train"), ClipSpec(4, 1, (16, 16)), seed=0, videos_per_step=8,
@@ -36,7 +36,11 @@ def lose_a_worker(folder: str) -> None:
 
 def test_it_ends_whatever_hangs(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "a", {"train": small_records(8)})
-    script = f"from {__name__} import lose_a_worker as lose\nlose({str(folder)!r})\n"
+    script = (
+        f"from {__name__} import lose_a_worker\n"
+        "from adamae_jax import cli\n"
+        f"cli.run(lambda argv: lose_a_worker({str(folder)!r}), ['job'])\n"
+    )
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],
