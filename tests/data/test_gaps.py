@@ -20,13 +20,13 @@ NOISE = np.random.default_rng(0).normal(0, 1000, (2, 1152)).astype(np.int16)
 
 @pytest.mark.parametrize(
     ("name", "codec", "num_bytes"),
-    [("a.webm", "libvpx", 600), ("b.webm", "libvpx", 6000)],
+    [("a.webm", "libvpx", 600), ("b.webm", "libvpx", 2000)],
 )
 def test_a_hole_in_the_file_ends_the_video(
     tmp_path: Path, name: str, codec: str, num_bytes: int
 ) -> None:
     """The demuxer goes on where it finds sense again, over a second later at times."""
-    path = make_video(tmp_path / name, FRAMES, 96, 128, codec)
+    path = make_video(tmp_path / name, FRAMES, 64, 96, codec)
     assert read_video(path).damage is None
     video = read_video(blot(path, 0.4, num_bytes))
     count = len(video.frames)
@@ -40,7 +40,7 @@ def write_at(path: Path, codec: str, times_ms: list[int], with_sound: bool) -> P
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE)
         assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("libmp3lame", rate=44100)
         assert isinstance(sound, av.AudioStream)
@@ -51,7 +51,7 @@ def write_at(path: Path, codec: str, times_ms: list[int], with_sound: bool) -> P
                 samples.sample_rate, samples.pts = 44100, sample
                 container.mux(sound.encode(samples))
                 sample += NOISE.shape[1]
-            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 96, 128), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
             frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -61,8 +61,8 @@ def write_at(path: Path, codec: str, times_ms: list[int], with_sound: bool) -> P
 
 # Of what is whole, and shown now for long, now for short times.
 PAUSES = {
-    "two long ones": [3000 if index in (40, 80) else 40 for index in range(120)],
-    "many short ones": [40 * (1 + (7 * index % 11 == 0) * (index % 7)) for index in range(120)],
+    "two long ones": [3000 if index in (20, 40) else 40 for index in range(60)],
+    "many short ones": [40 * (1 + (7 * index % 11 == 0) * (index % 7)) for index in range(60)],
 }
 
 
@@ -82,7 +82,7 @@ def test_a_picture_that_is_shown_for_long_is_no_hole(
     with av.open(str(path)) as container:
         expected = sum(1 for _ in container.decode(video=0))
     video = read_video(path)
-    assert video.num_frames == expected >= 119
+    assert video.num_frames == expected >= 59
     assert video.damage is None
 
 
@@ -133,11 +133,11 @@ def test_a_clock_that_starts_anew_is_no_hole() -> None:
 
 
 def test_a_frame_that_ffmpeg_calls_corrupt_ends_the_video(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "a.mp4", 60, 96, 128, "libx264")
+    path = make_video(tmp_path / "a.mp4", 30, codec="libx264")
     with VideoFile(path) as whole:
         expected = [frame.to_ndarray(format="rgb24") for frame in whole.frames()]
     flagged = 0
-    for start in np.linspace(0.05, 0.85, 60):
+    for start in np.linspace(0.3, 0.85, 40):
         damaged = tmp_path / "b.mp4"
         damaged.write_bytes(path.read_bytes())
         with VideoFile(blot(damaged, float(start), 16)) as video:
@@ -146,7 +146,7 @@ def test_a_frame_that_ffmpeg_calls_corrupt_ends_the_video(tmp_path: Path) -> Non
             kept = [frame.to_ndarray(format="rgb24") for frame in frames]
         if video.damage and video.damage.endswith("the next frame is damaged"):
             flagged += 1
-            assert len(kept) < 60
+            assert len(kept) < 30
             np.testing.assert_array_equal(kept[:-8], expected[: len(kept)][:-8])
     assert flagged
 
