@@ -13,9 +13,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from adamae_jax.data.watchdog import leave_without_threads
-from adamae_jax.data.workers import WorkerDeathError
-from adamae_jax.errors import UserError
+from adamae_jax.errors import UserError, WorkerDeathError
 
 END_S = 10.0  # a job that has failed may take so long to tidy up
 USER_ERROR_STATUS = 2
@@ -43,6 +41,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
             main(argv)
         except WorkerDeathError as error:
             # What tidies up behind workers when Python ends has been seen to wait for ever.
+            from adamae_jax.data.watchdog import leave_without_threads  # not everywhere
+
             leave_without_threads(END_S)
             fail(error)
         except UserError as error:

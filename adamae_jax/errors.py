@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Jobs print the message without a traceback and exit with status 2 (`adamae_jax.cli.run`).
     """
+
+
+class WorkerDeathError(UserError, RuntimeError):
+    """A worker process has ended, or hangs, while it was needed."""

@@ -19,8 +19,8 @@ from absl import flags
 
 from adamae_jax.data.stream import HostSlice
 from adamae_jax.data.watchdog import Heartbeat, Watched, leave_without_threads
-from adamae_jax.data.workers import WorkerDeathError, Workers, init_reader, keep_freed_memory
-from adamae_jax.errors import UserError
+from adamae_jax.data.workers import Workers, init_reader, keep_freed_memory
+from adamae_jax.errors import UserError, WorkerDeathError
 
 Batch = dict[str, np.ndarray]
 # Batches are made in pieces of about this many clips: the first one comes sooner, and a large

@@ -12,12 +12,8 @@ from collections.abc import Callable, Generator, Iterable
 from multiprocessing import connection
 from typing import Any, Generic, TypeVar
 
-from adamae_jax.data.workers import (
-    WorkerDeathError,
-    describe_end,
-    init_worker,
-    without_main_module,
-)
+from adamae_jax.data.workers import describe_end, init_worker, without_main_module
+from adamae_jax.errors import WorkerDeathError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Set
 
 from adamae_jax.data.watchdog import Heartbeat
-from adamae_jax.errors import UserError
 
 PARENT_CHECK_S = 0.5
 START_CHECK_S = 0.05  # an interpreter that imports nothing yet takes longer to start
@@ -88,10 +87,6 @@ def without_main_module() -> Iterator[None]:
             yield
         finally:
             main.__spec__ = spec
-
-
-class WorkerDeathError(UserError, RuntimeError):
-    """A worker process has ended, or hangs, while it was needed."""
 
 
 def describe_end(process: multiprocessing.process.BaseProcess) -> str:

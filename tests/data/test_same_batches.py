@@ -11,7 +11,7 @@ from adamae_jax.data.batches import Batch
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.workers import WorkerDeathError
+from adamae_jax.errors import WorkerDeathError
 from tests.data.fixtures import small_records, write_dataset
 
 SPEC = ClipSpec(4, 1, (16, 16))

@@ -19,7 +19,8 @@ from adamae_jax.data.batches import TIMEOUT_S, Batches
 from adamae_jax.data.pipeline import eval_batches, train_batches
 from adamae_jax.data.stream import HostSlice
 from adamae_jax.data.watchdog import HUNG_STATUS
-from adamae_jax.data.workers import WorkerDeathError, Workers
+from adamae_jax.data.workers import Workers
+from adamae_jax.errors import WorkerDeathError
 from tests.data.fixtures import ExitingStream, SleepingStream
 from tests.data.test_pipeline import until
 
