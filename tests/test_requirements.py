@@ -35,6 +35,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
+    "yaml": "pyyaml",
 }
 
 

@@ -5,6 +5,7 @@ in a .pth, or in a .safetensors where the output is called so) and "huggingface"
 transformers' from_pretrained).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def define_flags() -> None:
     text("source", None, "The workdir of a run, or a model directory.", required=True)
     text("output", None, "The file, or for huggingface the directory, to write.", required=True)
     flags.DEFINE_enum("format", "authors", ["authors", "huggingface"], "Whose form.")
+    text("license", None, "Of weights that were trained here, such as apache-2.0.")
     flags.DEFINE_integer("step", None, "Checkpoint of the run; the newest, if not given.")
 
 
@@ -41,14 +43,21 @@ def main(argv: Sequence[str]) -> None:
             "model directory, or the workdir of a run"
         )
     loaded = pretrained.load(source, step=values.step)
-    with whole(output) as place:
+    if values.license:
+        if loaded.license not in ("", values.license):
+            raise UserError(
+                f"--license={values.license}: {source} holds weights under the licence "
+                f"{loaded.license}, which goes with them: leave --license out"
+            )
+        loaded = dataclasses.replace(loaded, license=values.license)
+    with whole(output) as temporary:
         if values.format == "huggingface":
-            remarks = exports.write_hugging_face(loaded, place)
+            remarks = exports.write_hugging_face(loaded, temporary)
         else:
-            remarks = exports.write_authors(loaded, place)
+            remarks = exports.write_authors(loaded, temporary)
     for remark in remarks:
         print(f"note: {remark}")
-    print(f"license: {loaded.license or 'unknown'}")
+    print(f"license: {loaded.license or 'unknown; give --license for weights of your own'}")
     print(output)
 
 

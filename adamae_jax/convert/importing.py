@@ -16,18 +16,18 @@ from adamae_jax import licenses, pretrained
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
 from adamae_jax.experiment import CHOICES
-from adamae_jax.interop import architecture, imports, sources
+from adamae_jax.interop import architecture, imports, sources, transfer
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
 from adamae_jax.interop.systems import GENERATOR, VIT
 
-# Fields of `given.Given` that have a flag of the same name.
-SAID = (
+# Fields of `ImportOptions` that have a flag of the same name.
+OPTIONS = (
     *("num_frames", "num_heads", "decoder_num_heads", "sampler_num_heads"),
     *("mask_ratio", "norm_epsilon", "sampling_rate", "frame_sampling"),
 )
 
-MOST_CLASSES = 2**20
+MOST_CLASSES = 2**20  # a typing error must not fill the memory
 
 
 def define_flags() -> None:
@@ -47,7 +47,6 @@ def define_flags() -> None:
     samplings = list(CHOICES["data.frame_sampling"])
     flags.DEFINE_enum("frame_sampling", None, samplings, "How a clip's frames are chosen.")
     text("pretrained_vit", None, "Of AutoMAE: the checkpoint of the image MAE that it reads.")
-    # A slip of the finger must not fill the memory.
     number("num_classes", None, "Make a classifier: its classes.", 1, upper_bound=MOST_CLASSES)
     number("seed", 0, "Of what starts fresh in a classifier.", 0, upper_bound=2**32 - 1)
     text("label_names", None, "A file with one class name per line.")
@@ -63,24 +62,24 @@ def main(argv: Sequence[str]) -> None:
     output = Path(values.output)
     check_new(output)
     imported = convert(values)
-    with whole(output) as place:
+    with whole(output) as temporary:
         pretrained.save(
-            place,
+            temporary,
             imported.variables,
             imported.config,
             imported.step,
             imported.label_names,
             imported.license,
         )
-    for remark in (*imported.clips, *imported.remarks):
+    for remark in (*imported.clip_remarks, *imported.remarks):
         print(f"note: {remark}")
     print(f"license: {imported.license or 'unknown; give --license where you know it'}")
     print(output)
 
 
 def convert(values: Any) -> Imported:
-    """The imported model, as the flags describe it."""
-    source = with_given(sources.read(values.source, values.key), values)
+    """Returns the imported model, as the flags describe it."""
+    source = with_options(sources.read(values.source, values.key), values)
     # Of this file: what is known of the frozen ViT's licence stays beside it.
     source = dataclasses.replace(source, license=values.license or source.license)
     if values.pretrained_vit:
@@ -88,9 +87,9 @@ def convert(values: Any) -> Imported:
     imported = imports.convert(source)
     if values.to_num_frames or values.to_image_size:
         size = image_size(values.to_image_size, "to_image_size")
-        imported = imports.resize(imported, values.to_num_frames, size)
+        imported = transfer.resize(imported, values.to_num_frames, size)
     if values.num_classes:
-        imported = imports.into_classifier(imported, values.num_classes, values.seed)
+        imported = transfer.into_classifier(imported, values.num_classes, values.seed)
     elif imported.kind == "encoder":
         raise encoder_alone(values.source, imported)
     if values.label_names:
@@ -104,12 +103,12 @@ def convert(values: Any) -> Imported:
 
 
 def encoder_alone(source: str, imported: Imported) -> UserError:
-    """What an encoder without a decoder is good for."""
+    """Returns the error that an encoder without a decoder is no model, and says what it can be."""
     message = (
         f"{source} holds an encoder alone, without what pretraining needs: give --num_classes to "
         "make a classifier of it"
     )
-    if imports.is_image(imported):
+    if imported.dialect.is_image:
         message += (
             ", or give it as --pretrained_vit in importing a finished AutoMAE; to train one "
             "(masking.options.pretrained), import an image MAE with its decoder, such as Hugging "
@@ -118,32 +117,32 @@ def encoder_alone(source: str, imported: Imported) -> UserError:
     return UserError(message)
 
 
-def with_given(source: Source, values: Any) -> Source:
-    """The source with what the flags say of its model.
+def with_options(source: Source, values: Any) -> Source:
+    """Returns the source with what the flags say of its model.
 
     Raises:
-      UserError: where it says so itself, or something else.
+      UserError: where the source says so itself, or something else.
     """
-    given = {name: getattr(values, name) for name in SAID}
-    given["image_size"] = image_size(values.image_size, "image_size")
-    said = {name: value for name, value in given.items() if value is not None}
-    if said and source.description is not None:
-        names = ", ".join(f"--{name}" for name in said)
+    options = {name: getattr(values, name) for name in OPTIONS}
+    options["image_size"] = image_size(values.image_size, "image_size")
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and source.description is not None:
+        names = ", ".join(f"--{name}" for name in given)
         raise UserError(
             f"{values.source} describes its model itself: leave {names} out "
             "(--to_num_frames and --to_image_size change the size)"
         )
-    for name, value in said.items():
-        found = getattr(source.given, name)
+    for name, value in given.items():
+        found = getattr(source.options, name)
         if found not in (None, value):
             raise UserError(
                 f"{values.source} says that {name} is {found}, not {value}: leave --{name} out"
             )
-    return dataclasses.replace(source, given=dataclasses.replace(source.given, **said))
+    return dataclasses.replace(source, options=dataclasses.replace(source.options, **given))
 
 
 def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
-    """Height and width from a flag."""
+    """Returns height and width from a flag."""
     if words is None:
         return None
     said = f"--{flag}={','.join(words)}"
@@ -157,9 +156,9 @@ def image_size(words: list[str] | None, flag: str) -> tuple[int, int] | None:
 
 
 def with_vit(source: Source, path: str) -> Source:
-    """The source with the encoder of an image MAE beside it, and under its licence too.
+    """Returns the source with the encoder of an image MAE beside it, and under its licence too.
 
-    What the MAE's file says of it goes along: it is checked where the model is made.
+    What the MAE's file says of it goes along: it is checked when the model is inferred.
 
     Raises:
       UserError: where the source is no AutoMAE, or has the encoder already, or ``path`` is another
@@ -183,12 +182,12 @@ def with_vit(source: Source, path: str) -> Source:
     }
     state = {**source.state, **{VIT + name: array for name, array in encoder.items()}}
     license = licenses.together(source.license, image_mae.license)
-    given = dataclasses.replace(source.given, vit=imports.said_of_encoder(image_mae))
-    return dataclasses.replace(source, state=state, given=given, license=license)
+    options = dataclasses.replace(source.options, vit=imports.encoder_options(image_mae))
+    return dataclasses.replace(source, state=state, options=options, license=license)
 
 
 def label_names(path: Path) -> tuple[str, ...]:
-    """One name per line."""
+    """Returns the names in a file with one per line."""
     try:
         return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a command makes is there whole, or not at all."""
+"""Outputs that are there whole, or not at all."""
 
 import contextlib
 import os
@@ -33,18 +33,18 @@ def whole(output: Path) -> Iterator[Path]:
     output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     try:
-        yield room / output.name
+        yield temporary / output.name
         if output.is_dir():
             output.rmdir()  # it was empty
-        os.replace(room / output.name, output)
+        os.replace(temporary / output.name, output)
     except UserError as error:
-        # Who reads it knows the place that was asked for only.
-        raise UserError(str(error).replace(str(room), str(output.parent))) from error
+        # The user knows only the path that was asked for.
+        raise UserError(str(error).replace(str(temporary), str(output.parent))) from error
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

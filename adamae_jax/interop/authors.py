@@ -1,4 +1,4 @@
-"""The authors' weight names and ours, for every system, in their three dialects."""
+"""Tables of the authors' weight names and ours, for every system."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import dialects, layouts
-from adamae_jax.interop.dialects import Dialect, dialect_of
-from adamae_jax.interop.systems import DISCRIMINATOR, GENERATOR, SAMPLER, SAMPLER_TABLE, VIT
+from adamae_jax.interop import systems, tables
+from adamae_jax.interop.systems import (
+    DISCRIMINATOR,
+    GENERATOR,
+    SAMPLER,
+    SAMPLER_TABLE,
+    VIT,
+    Dialect,
+    dialect_of,
+)
 from adamae_jax.interop.tables import Constant, Entry, Table
 from adamae_jax.masking import MaskingStrategy, adaptive, adversarial
 from adamae_jax.models.autoencoder import Autoencoder
@@ -22,30 +29,30 @@ from adamae_jax.objectives import Pretraining
 
 
 def norm_entries(ours: str, theirs: str) -> list[Entry]:
-    """The rows of a layer norm."""
+    """Returns the rows of a layer norm."""
     return [Entry(f"{ours}/scale", f"{theirs}.weight"), Entry(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def dense_entries(ours: str, theirs: str, bias: bool = True) -> list[Entry]:
-    """The rows of a linear layer."""
-    kernel = Entry(f"{ours}/kernel", f"{theirs}.weight", layouts.LINEAR)
+    """Returns the rows of a linear layer."""
+    kernel = Entry(f"{ours}/kernel", f"{theirs}.weight", tables.LINEAR)
     return [kernel, Entry(f"{ours}/bias", f"{theirs}.bias")] if bias else [kernel]
 
 
 def block_entries(ours: str, theirs: str, spec: TransformerSpec, dialect: Dialect) -> list[Entry]:
-    """The rows of a stack of blocks; ``theirs`` holds the ``{}``."""
-    names, heads = dialect.attention, spec.num_heads
+    """Returns the rows of a stack of blocks; ``{}`` in ``theirs`` stands for the layer."""
+    heads = spec.num_heads
     rows = [
         *norm_entries("norm1", "norm1"),
-        Entry("attention/qkv_kernel", names.kernels, layouts.qkv(heads)),
+        Entry("attention/qkv_kernel", dialect.kernels, tables.qkv(heads)),
         *dense_entries("attention/projection", "attn.proj"),
         *norm_entries("norm2", "norm2"),
         *dense_entries("mlp/fc1", "mlp.fc1"),
         *dense_entries("mlp/fc2", "mlp.fc2"),
     ]
     if spec.attention_bias:
-        layout = layouts.head_bias(len(spec.attention_bias), heads)
-        rows.append(Entry("attention/qkv_bias", names.biases, layout))
+        layout = tables.head_bias(len(spec.attention_bias), heads)
+        rows.append(Entry("attention/qkv_bias", dialect.biases, layout))
     if spec.layer_scale:
         rows += [Entry(f"layer_scale{i}/scale", f"gamma_{i}") for i in (1, 2)]
     stacked = [dataclasses.replace(row, depth=spec.depth) for row in rows]
@@ -55,34 +62,34 @@ def block_entries(ours: str, theirs: str, spec: TransformerSpec, dialect: Dialec
 def position_table(
     ours: str, theirs: str, kind: str, class_token: bool, geometry: ClipGeometry, width: int
 ) -> Table:
-    """The rows of a position table; ``theirs`` is what stands before ``pos_embed``."""
+    """Returns the rows of a position table; ``theirs`` stands before ``pos_embed``."""
     if kind == "sincos_1d":
-        return Table([])  # no part of their state
+        return Table([])  # it is in no state dict
     name = f"{theirs}pos_embed"
     if kind == "sincos_2d":
         fixed = sincos_2d(*geometry.grid[1:], width)
         rows = np.concatenate([np.zeros((int(class_token), width), np.float32), fixed])
         return Table([], [Constant(name, rows[None])])
-    one = layouts.leading_ones(1)
+    one = tables.leading_ones(1)
     if kind == "learned":
         return Table([Entry(f"{ours}/table", name, one)])
     entries = [Entry(f"{ours}/{axis}", f"{name}_{axis}", one) for axis in ("spatial", "temporal")]
     if class_token:
-        entries.append(Entry(f"{ours}/class_token", f"{name}_class", layouts.leading_ones(2)))
+        entries.append(Entry(f"{ours}/class_token", f"{name}_class", tables.leading_ones(2)))
     return Table(entries)
 
 
 def encoder_table(encoder: Encoder, dialect: Dialect) -> Table:
-    """An encoder; in MAE's names and MAE-ST's it stands at the root."""
+    """Returns the table of an encoder, without the prefix that VideoMAE's has."""
     spec = encoder.spec
-    convolution = layouts.tubelet_convolution(encoder.geometry, flat=dialect.is_image)
+    convolution = tables.tubelet_convolution(encoder.geometry, flat=dialect.is_image)
     entries = [
         Entry("embedding/projection/kernel", "patch_embed.proj.weight", convolution),
         Entry("embedding/projection/bias", "patch_embed.proj.bias"),
         *block_entries("transformer", "blocks.{}", spec, dialect),
     ]
     if encoder.class_token:
-        entries.append(Entry("class_token", "cls_token", layouts.leading_ones(2)))
+        entries.append(Entry("class_token", "cls_token", tables.leading_ones(2)))
     if encoder.final_norm:
         entries += norm_entries("norm", "norm")
     return Table(entries) + position_table(
@@ -91,17 +98,17 @@ def encoder_table(encoder: Encoder, dialect: Dialect) -> Table:
 
 
 def decoder_table(model: Autoencoder, dialect: Dialect) -> Table:
-    """A decoder; all names from the root."""
+    """Returns the table of a decoder."""
     spec, names = model.decoder_spec, dialect.decoder
     entries = [
         *dense_entries("projection", names.projection, bias=model.projection_bias),
-        Entry("mask_token", "mask_token", layouts.leading_ones(2)),
+        Entry("mask_token", "mask_token", tables.leading_ones(2)),
         *block_entries("transformer", names.blocks, spec, dialect),
         *norm_entries("norm", names.norm),
         *dense_entries("head", names.head),
     ]
     if model.class_token == "separate":
-        entries.append(Entry("class_token", names.class_token, layouts.leading_ones(2)))
+        entries.append(Entry("class_token", names.class_token, tables.leading_ones(2)))
     has_class = model.class_token != "none"
     return Table(entries) + position_table(
         "positions", "decoder_", model.positions, has_class, model.geometry, spec.width
@@ -109,14 +116,16 @@ def decoder_table(model: Autoencoder, dialect: Dialect) -> Table:
 
 
 def autoencoder_table(model: Autoencoder) -> Table:
-    """The pretraining autoencoder."""
+    """Returns the table of the pretraining autoencoder."""
     dialect = dialect_of(model.positions, model.geometry)
-    encoder = encoder_table(model.encoder_definition, dialect).under("encoder", dialect.encoder)
+    encoder = encoder_table(model.encoder_definition, dialect).under(
+        "encoder", dialect.encoder_prefix
+    )
     return encoder + decoder_table(model, dialect).under("decoder")
 
 
 def classifier_table(model: Classifier) -> Table:
-    """The fine-tuning classifier; one that its dialect's authors have (`faithful.check`)."""
+    """Returns the table of a classifier that its dialect's authors have (`exports.check`)."""
     dialect = dialect_of(model.positions, model.geometry)
     encoder = Encoder(
         model.geometry, model.spec, model.positions, model.class_token, final_norm=False
@@ -127,7 +136,7 @@ def classifier_table(model: Classifier) -> Table:
 
 
 def sampler_table(strategy: adaptive.Strategy, token_width: int) -> Table:
-    """AdaMAE's sampling network.
+    """Returns the table of AdaMAE's sampling network.
 
     Raises:
       UserError: for a sampler that the authors' code does not have.
@@ -140,21 +149,21 @@ def sampler_table(strategy: adaptive.Strategy, token_width: int) -> Table:
         )
     return Table(
         [
-            Entry("position_table", SAMPLER_TABLE, layouts.leading_ones(1)),
-            *block_entries("transformer", SAMPLER + "{}", spec, dialects.VIDEOMAE),
+            Entry("position_table", SAMPLER_TABLE, tables.leading_ones(1)),
+            *block_entries("transformer", SAMPLER + "{}", spec, systems.VIDEOMAE),
             *dense_entries("head", f"{SAMPLER}{spec.depth}"),
         ]
     )
 
 
 def generator_table() -> Table:
-    """AutoMAE's mask generator."""
+    """Returns the table of AutoMAE's mask generator."""
     return Table(
         [
             row
             for ours, theirs in (("conv1", f"{GENERATOR}main.0"), ("conv2", f"{GENERATOR}main.2"))
             for row in (
-                Entry(f"{ours}/kernel", f"{theirs}.weight", layouts.CONVOLUTION),
+                Entry(f"{ours}/kernel", f"{theirs}.weight", tables.CONVOLUTION),
                 Entry(f"{ours}/bias", f"{theirs}.bias"),
             )
         ]
@@ -162,13 +171,13 @@ def generator_table() -> Table:
 
 
 def discriminator_tables() -> tuple[Table, Table]:
-    """AutoMAE's discriminator: its weights, and the vectors of the spectral norm."""
+    """Returns the tables of AutoMAE's discriminator: weights, and vectors of the spectral norm."""
     weights, vectors = [], []
     for name, size in (("conv1", 4), ("conv2", 4), ("conv3", 3)):
-        weights.append(Entry(f"{name}/kernel", f"{name}.0.weight_orig", layouts.CONVOLUTION))
+        weights.append(Entry(f"{name}/kernel", f"{name}.0.weight_orig", tables.CONVOLUTION))
         ours = f"{name}/singular_vectors"
         vectors.append(Entry(f"{ours}/u", f"{name}.0.weight_u"))
-        layout = layouts.flat_convolution_input(size)
+        layout = tables.flat_convolution_input(size)
         vectors.append(Entry(f"{ours}/v", f"{name}.0.weight_v", layout))
     return Table(weights), Table(vectors)
 
@@ -179,7 +188,7 @@ def _adaptive_table(strategy: adaptive.Strategy, model: Autoencoder) -> Table:
 
 def _adversarial_table(strategy: adversarial.Strategy, model: Autoencoder) -> Table:
     weights, vectors = discriminator_tables()
-    vit = encoder_table(strategy.vit(model.geometry), dialects.MAE)
+    vit = encoder_table(strategy.vit(model.geometry), systems.MAE)
     return (
         generator_table().under("params/masking/generator")
         + weights.under("params/masking/discriminator", DISCRIMINATOR)
@@ -196,13 +205,13 @@ MASKING_TABLES: dict[type[MaskingStrategy], Callable[[Any, Autoencoder], Table]]
 
 
 def masking_table(pretraining: Pretraining) -> Table:
-    """What a strategy brings, over ``params``, ``state`` and ``frozen``."""
+    """Returns the table of what a masking strategy adds to ``params``, ``state`` and ``frozen``."""
     build = MASKING_TABLES.get(type(pretraining.strategy))
     return Table([]) if build is None else build(pretraining.strategy, pretraining.model)
 
 
 def pretraining_table(pretraining: Pretraining) -> Table:
-    """Everything that pretraining holds, over ``params``, ``state`` and ``frozen``.
+    """Returns the table of all that pretraining holds in ``params``, ``state`` and ``frozen``.
 
     The discriminator of AutoMAE and its frozen ViT, which the authors keep in files of their own,
     have the prefixes ``discriminator.`` and ``pretrained_vit.``.

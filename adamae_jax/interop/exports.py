@@ -1,20 +1,26 @@
-"""From our models to other people's files."""
+"""From our models to other people's files.
+
+Under the authors' names there is one of the authors' models, or no export. What the weights do not
+say stands in the description beside them, and remarks tell the user what that is.
+"""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
 
 from adamae_jax import experiment, pretrained
+from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
-from adamae_jax.interop import authors, faithful, huggingface, safetensors_files, torch_files
-from adamae_jax.interop.dialects import dialect_of
-from adamae_jax.interop.huggingface import Blocks, Facts, Kind
+from adamae_jax.interop import architecture, authors, files, huggingface
+from adamae_jax.interop.files import StateDict
+from adamae_jax.interop.huggingface import CLASSES, ClassKind
 from adamae_jax.interop.imports import table_of
-from adamae_jax.interop.safetensors_files import StateDict, replace_file
 from adamae_jax.interop.sources import (
     CONFIG_DIGEST,
     DESCRIPTION,
@@ -22,49 +28,56 @@ from adamae_jax.interop.sources import (
     MASKING_FILE,
     MODEL_CARD,
     config_digest,
-    decoder_remarks,
-    given_of,
-    placeholders,
+    model_card,
 )
-from adamae_jax.interop.systems import DISCRIMINATOR, VIT
-from adamae_jax.models.transformer import TransformerSpec
-from adamae_jax.objectives import Objective
+from adamae_jax.interop.systems import DISCRIMINATOR, SYSTEMS, VIT, Dialect, dialect_of
+from adamae_jax.interop.weight_reader import ImportOptions, option_text
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 
-# Norms of Hugging Face's classes whose epsilon no config changes: remarks of their own say so.
-NORMS: dict[Kind, tuple[str, ...]] = {
-    "videomae_pretraining": ("model.decoder_norm_epsilon",),
-    "videomae_classifier": ("classifier.norm_epsilon",),
-    "mae_pretraining": (),
-}
+# Fields that change no number, or by rounding only: how a model starts and is executed, and where
+# what it holds frozen came from.
+NOT_COMPUTED = (
+    *(f"model.{name}" for name in ("initialization", "dtype", "remat", "unroll", "attention")),
+    "masking.options.pretrained",
+)
+# Fields that a classifier has no use for.
+_NOT_CLASSIFYING = (
+    *("model.decoder", "model.projection_bias", "model.predicted_frames", "masking"),
+    *("model.decoder_norm_epsilon", "objective.loss", "objective.normalize_targets"),
+    *("objective.target_pixels", "objective.sampling_loss_weight"),
+)
+# Fields that are no part of the network that the weights make up: only the description says them.
+_ONLY_DESCRIBED = (
+    *("objective", "model.norm_epsilon", "model.decoder_norm_epsilon", "classifier.norm_epsilon"),
+    *("masking.name", "masking.mask_ratio", "masking.options.dropout"),
+    *("masking.options.norm_epsilon", "masking.options.vit_norm_epsilon"),
+    *("masking.options.mask_factor", "masking.options.adversarial_weight"),
+    "masking.options.gumbel_tau",
+)
 
 
 def to_authors(loaded: Loaded) -> StateDict:
-    """All weights under the authors' names.
+    """Returns all weights under the authors' names.
 
     Raises:
       UserError: for a model that the authors' code does not have.
     """
-    faithful.check(loaded)
+    check(loaded)
     tree = jax.tree.map(np.asarray, dict(loaded.variables))
-    empty = [name for name in tree if not jax.tree.leaves(tree[name])]
-    return table_of(loaded.config).to_authors(
-        {name: part for name, part in tree.items() if name not in empty}
-    )
+    parts = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
+    return table_of(loaded.config).to_authors(parts)
 
 
-def description_of(loaded: Loaded) -> str:
-    """What ``model.json`` says, to go beside the weights."""
-    return json.dumps(
-        pretrained.describe(loaded.config, loaded.step, loaded.label_names, loaded.license)
-    )
+def description_of(loaded: Loaded) -> dict[str, Any]:
+    """Returns what ``model.json`` says, to go beside the weights."""
+    return pretrained.describe(loaded.config, loaded.step, loaded.label_names, loaded.license)
 
 
 def write_authors(loaded: Loaded, path: Path) -> list[str]:
     """Writes a ``.safetensors`` file or, else, a PyTorch checkpoint.
 
-    What the authors keep in files of their own is in PyTorch's under names of its own, in the other
-    under prefixes: AutoMAE's discriminator and its frozen ViT.
+    AutoMAE's discriminator and frozen ViT, which the authors keep in files of their own, have
+    places of their own in a PyTorch checkpoint, and prefixes in a ``.safetensors`` file.
 
     Returns:
       Remarks for the user.
@@ -73,28 +86,26 @@ def write_authors(loaded: Loaded, path: Path) -> list[str]:
       UserError: for a model that the authors' code does not have, or where the file cannot be
         written.
     """
-    state, description = to_authors(loaded), description_of(loaded)
-    remarks = faithful.remarks(loaded, state)
+    state, description = to_authors(loaded), json.dumps(description_of(loaded))
+    remarks = description_remarks(loaded, state, ImportOptions())
     if path.suffix == ".safetensors":
-        metadata = {DESCRIPTION: description}
-        if loaded.license:
-            metadata["license"] = loaded.license
-        safetensors_files.write(path, state, metadata)
+        license = {"license": loaded.license} if loaded.license else {}
+        files.write_safetensors(path, state, {DESCRIPTION: description, **license})
         return remarks
     groups: dict[str, StateDict] = {}
     for prefix in (DISCRIMINATOR, VIT):
         names = [name for name in state if name.startswith(prefix)]
         if names:
             groups[prefix[:-1]] = {name.removeprefix(prefix): state.pop(name) for name in names}
-    torch_files.write(path, state, {**groups, DESCRIPTION: description})
+    files.write_torch(path, state, {**groups, DESCRIPTION: description})
     return remarks + [f"{name} has a place of its own in the file" for name in groups]
 
 
 def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
-    """Writes a directory for `from_pretrained`; see `huggingface.write`.
+    """Writes a directory for `from_pretrained` of transformers.
 
     What their classes have no place for, the sampler of AdaMAE or AutoMAE's networks, goes into
-    `sources.MASKING_FILE` beside.
+    `MASKING_FILE`.
 
     Returns:
       Remarks for the user.
@@ -102,108 +113,251 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
     Raises:
       UserError: where no class of theirs is this model, or a file cannot be written.
     """
-    kind = kind_of(loaded)
-    state, facts = to_authors(loaded), _facts(kind, loaded)
-    remarks = [*decoder_remarks(kind, loaded.config.model.decoder_norm_epsilon)]
-    remarks += _loss_remarks(kind, loaded)
-    remarks += faithful.remarks(loaded, state, given_of(kind, facts), said=NORMS[kind])
-    beside: Mapping[str, np.ndarray] = {}
+    kind, state = class_of(loaded), to_authors(loaded)
+    beside: StateDict = {}
     if isinstance(loaded, Pretrained):
         names = authors.masking_table(loaded.pretraining).names
         beside = {name: state.pop(name) for name in names}
-    remarks += huggingface.write(directory, kind, state, facts)
+    huggingface.write(directory, kind, state, loaded.config, loaded.label_names)
+    remarks = _class_remarks(kind, loaded)
+    options = huggingface.read(directory).options
+    epsilons = ("model.decoder_norm_epsilon", "classifier.norm_epsilon")
+    remarks += description_remarks(loaded, state | beside, options, told=epsilons)
     if beside:
-        safetensors_files.write(directory / MASKING_FILE, beside)
-        remarks.append(f"{huggingface.CLASSES[kind]} has no place for {MASKING_FILE}: it is beside")
-    description = {**json.loads(description_of(loaded)), CONFIG_DIGEST: config_digest(directory)}
-    replace_file(directory / DESCRIPTION_FILE, (json.dumps(description) + "\n").encode())
-    if loaded.license:
-        replace_file(directory / MODEL_CARD, _card(loaded.license).encode())
+        files.write_safetensors(directory / MASKING_FILE, beside)
+        remarks.append(f"{CLASSES[kind]} has no place for {MASKING_FILE}: it is beside")
+    description = {**description_of(loaded), CONFIG_DIGEST: config_digest(directory)}
+    files.write_file(directory / DESCRIPTION_FILE, (json.dumps(description) + "\n").encode())
+    files.write_file(directory / MODEL_CARD, model_card(loaded.license).encode())
     return remarks
 
 
-def _card(license: str) -> str:
-    """A model card with the licence, under the identifiers that their hub knows."""
-    fields = f"license: {license}"
-    if not re.fullmatch(r"[a-z0-9.-]+", license):
-        fields = f"license: other\nlicense_name: {json.dumps(license)}"
-    return f"---\n{fields}\nlibrary_name: transformers\n---\n"
+# Which models the authors have.
 
 
-def _loss_remarks(kind: Kind, loaded: Loaded) -> list[str]:
-    """Where the loss that a class computes is another than the model's."""
-    if isinstance(loaded, Finetuned):
-        return []
-    own, image = experiment.objective(loaded.config), kind == "mae_pretraining"
-    theirs = Objective(
-        normalize_targets="tubelet" if image else "channel",
-        target_pixels="normalized" if image else "unit",
+def check(loaded: Loaded) -> None:
+    """Raises a `UserError` for a model that no author has: there are no names for it."""
+    config = loaded.config
+    dialect = dialect_of(config.model.positions, experiment.geometry(config))
+    own = _classifier_fields if isinstance(loaded, Finetuned) else _pretraining_fields
+    foreign = [
+        f"{name}={experiment.field(config, name)!r}"
+        for name, has in {**_shared_fields(config, dialect), **own(loaded, dialect)}.items()
+        if not has
+    ]
+    if foreign:
+        raise UserError(
+            f"the code of {dialect.family}'s authors, whose names go with model.positions="
+            f"{config.model.positions!r}, has no model with {', '.join(foreign)}: there are no "
+            "names to export it under; `adamae_jax.load` reads it as it is"
+        )
+
+
+def _shared_fields(config: ConfigDict, dialect: Dialect) -> dict[str, bool]:
+    """Returns fields of every model, and whether a dialect's authors have their values."""
+    model, clip, family = config.model, experiment.geometry(config), FAMILIES[dialect.family]
+    return {
+        "model.class_token": model.class_token in (family["class_token"], *dialect.class_tokens),
+        "model.attention_bias": model.attention_bias in (family["attention_bias"], ""),
+        "model.layer_scale": dialect.has_layer_scale or not model.layer_scale,
+        "model.tubelet_size": not dialect.is_image or clip.tubelet_size == 1,
+        "data.num_frames": not dialect.is_image or clip.num_frames == 1,
+    }
+
+
+def _pretraining_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
+    model, masking = loaded.config.model, loaded.config.masking
+    has_weights = bool(jax.tree.leaves(loaded.variables["params"].get("masking", {})))
+    is_system = any(
+        (system.dialect, system.masking) == (dialect, masking.name) for system in SYSTEMS.values()
     )
-    fields = ["loss", "normalize_targets", "target_pixels"]
-    if own.normalize_targets == "none":
-        fields.remove("normalize_targets")  # which their configs can say
-    wrong = [name for name in fields if getattr(own, name) != getattr(theirs, name)]
-    if not wrong:
-        return []
-    said = ", ".join(f"{name} {getattr(own, name)!r}" for name in wrong)
-    return [f"{huggingface.CLASSES[kind]} has no {said}: its loss differs, its predictions do not"]
+    is_fixed = not dialect.trains_positions or model.positions == dialect.positions[0]
+    return {
+        "model.projection_bias": (
+            model.projection_bias == FAMILIES[dialect.family]["projection_bias"]
+        ),
+        "model.predicted_frames": dialect.predicts_fewer_frames or not model.predicted_frames,
+        "model.positions": is_fixed,
+        "masking.name": is_system or not has_weights,
+    }
 
 
-def kind_of(loaded: Loaded) -> Kind:
-    """The class of theirs that is this model.
+def _classifier_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
+    classifier = loaded.config.classifier
+    has_class = loaded.config.model.class_token != "none"
+    return {
+        "classifier.pooling": classifier.pooling in dialect.classifier_norms,
+        "classifier.skip_first_patch": (
+            has_class or classifier.skip_first_patch == dialect.skips_first_patch
+        ),
+    }
+
+
+# What only the description says.
+
+
+def import_options(loaded: Loaded) -> ImportOptions:
+    """Returns all that the flags of an import can say of a model."""
+    config, is_classifier = loaded.config, isinstance(loaded, Finetuned)
+    masking = config.masking
+    is_adaptive = not is_classifier and masking.name == "adaptive"
+    return ImportOptions(
+        num_frames=config.data.num_frames,
+        image_size=experiment.image_size(config),
+        num_heads=config.model.encoder.num_heads,
+        decoder_num_heads=None if is_classifier else config.model.decoder.num_heads,
+        sampler_num_heads=masking.options.num_heads if is_adaptive else None,
+        mask_ratio=None if is_classifier else masking.mask_ratio,
+        norm_epsilon=config.model.norm_epsilon,
+    )
+
+
+def description_remarks(
+    loaded: Loaded, state: StateDict, beside: ImportOptions, told: Iterable[str] = ()
+) -> list[str]:
+    """Returns what an import of the weights has to be told, and what no flag can tell it.
+
+    Args:
+      loaded: the model.
+      state: its weights under the authors' names.
+      beside: what other files beside the weights say.
+      told: fields of the config that other remarks are about.
+
+    Raises:
+      UserError: where the weights would be taken for another network.
+    """
+    known = {
+        **vars(import_options(loaded)),
+        **{n: v for n, v in vars(beside).items() if v is not None},
+    }
+    inferred = architecture.infer(state, ImportOptions(**known))
+    flags = [
+        f"--{name}={option_text(value)}"
+        for name, value in inferred.needed.items()
+        if getattr(beside, name) is None
+    ]
+    remarks = [f"without the description beside the weights, give {' '.join(flags)}"] * bool(flags)
+    own, found = (_computed(each, loaded) for each in (loaded.config, inferred.config))
+    # Options of another strategy than the one that would be assumed are not compared one by one.
+    names = sorted(n for n in own.keys() & found.keys() - set(told) if own[n] != found[n])
+    network = [name for name in names if not _is_among(name, _ONLY_DESCRIBED)]
+    if network:
+        listed = ", ".join(f"{name} {found[name]!r} for {own[name]!r}" for name in network)
+        raise UserError(f"under the authors' names these weights are another model, of {listed}")
+    if names:
+        listed = ", ".join(f"{name} {own[name]!r} (otherwise {found[name]!r})" for name in names)
+        only = f"{'even with these flags, ' * bool(flags)}only the description beside the weights"
+        remarks.append(f"{only} says: {listed}")
+    return remarks
+
+
+def _computed(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
+    """Returns the fields that say what a model computes, by path, alike where that is the same."""
+    model, is_classifier = config.model, isinstance(loaded, Finetuned)
+    parts = ("model", "objective", "classifier" if is_classifier else "masking")
+    left_out = NOT_COMPUTED + _NOT_CLASSIFYING * is_classifier
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in traverse_util.flatten_dict(
+            {name: config[name].to_dict() for name in parts}, sep="."
+        ).items()
+        if not _is_among(name, left_out)
+    }
+    stacks = ("encoder",) if is_classifier else ("encoder", "decoder")
+    fields["clip"] = experiment.geometry(config)
+    fields["model.layer_scale"] = bool(model.layer_scale)  # where it starts no longer matters
+    fields["model.mlp_ratio"] = tuple(int(model[each].width * model.mlp_ratio) for each in stacks)
+    if is_classifier:
+        fields["model.class_token"] = has_class = model.class_token != "none"
+        fields["classifier.skip_first_patch"] = has_class or config.classifier.skip_first_patch
+    else:
+        fields["model.predicted_frames"] = model.predicted_frames or config.data.num_frames
+    if "masking.options.width" in fields:  # of a sampler; 0 is the tokens'
+        fields["masking.options.width"] = config.masking.options.width or model.encoder.width
+    return fields
+
+
+def _is_among(name: str, fields: Iterable[str]) -> bool:
+    """Returns whether a field is one of these, or a part of one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+# Hugging Face's classes.
+
+
+def class_of(loaded: Loaded) -> ClassKind:
+    """Returns the class of theirs that is this model.
 
     Raises:
       UserError: where there is none.
     """
-    model = loaded.model
+    model, is_classifier = loaded.model, isinstance(loaded, Finetuned)
     family = dialect_of(model.positions, model.geometry).family
-    kinds: dict[tuple[str, bool], Kind] = {
+    kinds: dict[tuple[str, bool], ClassKind] = {
         ("videomae", False): "videomae_pretraining",
         ("videomae", True): "videomae_classifier",
         ("mae", False): "mae_pretraining",
     }
-    kind = kinds.get((family, isinstance(loaded, Finetuned)))
+    kind = kinds.get((family, is_classifier))
+    missing = ""
     if kind is None:
-        what = "classifier" if isinstance(loaded, Finetuned) else "pretraining model"
-        raise _no_class(f"a {what} of the family {family!r} (model.positions={model.positions!r})")
-    if loaded.config.model.layer_scale:
-        raise _no_class("blocks with LayerScale (model.layer_scale)")
+        what = "classifier" if is_classifier else "pretraining model"
+        missing = f"a {what} of the family {family!r} (model.positions={model.positions!r})"
+    elif loaded.config.model.layer_scale:
+        missing = "blocks with LayerScale (model.layer_scale)"
+    if kind is None or missing:
+        raise UserError(
+            f"Hugging Face has no class for {missing}: it has {', '.join(CLASSES.values())}; "
+            "export --format=authors"
+        )
     return kind
 
 
-def _no_class(what: str) -> UserError:
-    classes = ", ".join(huggingface.CLASSES.values())
-    return UserError(
-        f"Hugging Face has no class for {what}: it has {classes}; export --format=authors"
-    )
-
-
-def _blocks(spec: TransformerSpec) -> Blocks:
-    return Blocks(spec.width, spec.depth, spec.num_heads, int(spec.width * spec.mlp_ratio))
-
-
-def _facts(kind: Kind, loaded: Loaded) -> Facts:
-    config, clip = loaded.config, loaded.model.geometry
-    objective = experiment.objective(config)
-    is_classifier = isinstance(loaded, Finetuned)
-    model, labels = config.model, loaded.label_names
-    if is_classifier and not labels:
-        labels = placeholders(config.classifier.num_classes)
-    return Facts(
-        image_size=clip.image_size,
-        patch_size=clip.patch_size,
-        encoder=_blocks(experiment.transformer_spec(config, "encoder")),
-        decoder=None if is_classifier else _blocks(experiment.transformer_spec(config, "decoder")),
-        num_channels=clip.channels,
-        num_frames=clip.num_frames,
-        tubelet_size=clip.tubelet_size,
-        qkv_bias=bool(model.attention_bias),
-        norm_epsilon=model.norm_epsilon,
-        classifier_norm_epsilon=config.classifier.norm_epsilon if is_classifier else None,
-        mean_pooling=is_classifier and config.classifier.pooling == "mean",
-        norm_pix_loss=objective.normalize_targets != "none",
-        mask_ratio=config.masking.mask_ratio if kind == "mae_pretraining" else None,
-        label_names=labels,
-        pixel_mean=objective.pixel_mean,
-        pixel_std=objective.pixel_std,
-    )
+def _class_remarks(kind: ClassKind, loaded: Loaded) -> list[str]:
+    """Returns what their class computes otherwise, whatever its config says."""
+    config, name, remarks = loaded.config, CLASSES[kind], []
+    is_classifier, is_image = kind == "videomae_classifier", kind == "mae_pretraining"
+    objective, pooling = config.objective, config.classifier.pooling
+    theirs = huggingface.last_norm_epsilon(kind, config.model.norm_epsilon, pooling)
+    own = config.classifier.norm_epsilon if is_classifier else config.model.decoder_norm_epsilon
+    if own != theirs:
+        norm = {"mean": "fc_norm", "first": "videomae.layernorm"}[pooling]
+        norm, what = (norm, "logits") if is_classifier else ("the decoder's norm", "predictions")
+        remarks.append(
+            f"{name} has the epsilon {theirs:g} in {norm}, this model {own:g}: its {what} differ "
+            "slightly"
+        )
+    if not is_classifier:
+        expected = {
+            "loss": "mse",
+            "normalize_targets": "tubelet" if is_image else "channel",
+            "target_pixels": "normalized" if is_image else "unit",
+        }
+        if objective.normalize_targets == "none":  # which their config can say
+            del expected["normalize_targets"]
+        wrong = [
+            f"{field} {objective[field]!r}"
+            for field in expected
+            if objective[field] != expected[field]
+        ]
+        if wrong:
+            remarks.append(
+                f"{name} has no {', '.join(wrong)}: its loss differs, its predictions do not"
+            )
+    # Targets that are normalized per patch and channel do not show how pixels were normalized.
+    statistics = (tuple(objective.pixel_mean), tuple(objective.pixel_std))
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    is_plain = objective.normalize_targets == "none"
+    if kind == "videomae_pretraining" and is_plain and statistics != imagenet:
+        remarks.append(
+            f"{name} takes its targets as if pixels were normalized with ImageNet's mean and "
+            "standard deviation, and this model's were not: its loss differs, its predictions do "
+            "not"
+        )
+    height, width = experiment.image_size(config)
+    if height != width:
+        remarks.append(
+            f"the image processor resizes frames to {height} x {width}, for it cannot cut out what "
+            "is not square: their shapes change"
+        )
+    return remarks

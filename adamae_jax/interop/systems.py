@@ -1,239 +1,287 @@
-"""The systems: what the authors published beside their weights, and what only their arrays tell.
+"""The five systems as their authors published them: names of weights, models, recipes.
 
-A new system is a new entry in `SYSTEMS`.
+Weights are named in one of three ways, each a `Dialect`: VideoMAE's (AdaMAE's too), MAE's
+(AutoMAE's too) and MAE-ST's. A new system is a new entry in `SYSTEMS`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from ml_collections import ConfigDict
+from adamae_jax.models.classifier import Pooling
+from adamae_jax.models.positions import PositionKind
+from adamae_jax.models.tubelets import ClipGeometry
 
-from adamae_jax.errors import UserError
-from adamae_jax.interop import dialects, published, recipes
-from adamae_jax.interop.dialects import Dialect
-from adamae_jax.interop.given import Given
-from adamae_jax.interop.recipes import Recipe
-from adamae_jax.interop.sizes import Sizes, check_heads, contradiction
+# What a state dict holds: a model of pretraining, a classifier, or the encoder of the former alone
+# (as MAE's authors publish theirs).
+Kind = Literal["pretraining", "classifier", "encoder"]
 
 # What the names of AutoMAE's networks begin with; the first two have files of their own.
 DISCRIMINATOR, VIT, GENERATOR = "discriminator.", "pretrained_vit.", "scorer_pred."
+# Likewise AdaMAE's sampling network, and the name of its position table.
 SAMPLER, SAMPLER_TABLE = "encoder.get_token_probs.", "encoder.pos_embed_probs"
 
+# Published sizes, which no array tells: attention heads by (width, depth), and the clip.
+ENCODER_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+NUM_FRAMES, IMAGE_SIZE = 16, (224, 224)
+TUBELET_SIZE, PATCH_SIZE = 2, 16
+SAMPLER_HEADS = 8
 
-def no_options(sizes: Sizes, config: ConfigDict) -> dict[str, Any]:
-    """Of masking without parameters."""
-    del sizes, config
-    return {}
+# Tells whether any name of a state dict begins with one of the given prefixes.
+HasPrefix = Callable[..., bool]
 
 
-def heads_untold(sizes: Sizes) -> int | None:
-    """Of most systems no array tells the encoder's attention heads."""
-    del sizes
-    return None
+@dataclasses.dataclass(frozen=True)
+class DecoderNames:
+    """Names of the decoder's parts; ``{}`` in ``blocks`` stands for the layer."""
+
+    projection: str
+    class_token: str
+    blocks: str
+    norm: str
+    head: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """One way of naming weights, and which models the authors' code has.
+
+    Attributes:
+      family: one of `adamae_jax.config.FAMILIES`.
+      kernels: name of the attention's kernel, or names of query's, key's and value's.
+      biases: names of the attention's biases, of those of query, key and value that have one.
+      decoder: names of the decoder's parts.
+      decoder_heads: attention heads of the published decoders by (width, depth).
+      recognise: returns the kind of a state dict with such names, or None for other names.
+      positions: the values of ``model.positions`` that the code has; the first in pretraining.
+      encoder_prefix: prefix of the encoder's names in a model of pretraining.
+      classifier_norms: name of a classifier's last norm, by ``classifier.pooling``. Where that of
+        "mean" is "norm", like the encoder's own, a classifier takes it over from pretraining.
+      class_tokens: further values of ``model.class_token`` beside the family's.
+      is_image: whether the models are of single images, cut into 2-D patches.
+      has_layer_scale: whether blocks may have LayerScale.
+      predicts_fewer_frames: whether the decoder may predict a part of the clip's frames.
+      skips_first_patch: whether a classifier leaves the first token out of the mean even if it is
+        no class token.
+      trains_positions: whether fine-tuning trains a table that is fixed in pretraining.
+    """
+
+    family: str
+    kernels: str | tuple[str, ...]
+    biases: str | tuple[str, ...]
+    decoder: DecoderNames
+    decoder_heads: Mapping[tuple[int, int], int]
+    recognise: Callable[[HasPrefix], Kind | None]
+    positions: tuple[PositionKind, ...]
+    encoder_prefix: str = ""
+    classifier_norms: Mapping[Pooling, str] = dataclasses.field(
+        default_factory=lambda: {"mean": "fc_norm", "first": "norm"}
+    )
+    class_tokens: tuple[str, ...] = ()
+    is_image: bool = False
+    has_layer_scale: bool = False
+    predicts_fewer_frames: bool = False
+    skips_first_patch: bool = False
+    trains_positions: bool = False
+
+    def prefix(self, kind: Kind) -> str:
+        """Returns the prefix of the encoder's names in a state dict of a kind."""
+        return self.encoder_prefix if kind == "pretraining" else ""
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether a classifier takes the encoder's last norm over from pretraining."""
+        return self.classifier_norms["mean"] == "norm"
+
+
+def _kind_without_prefix(has: HasPrefix) -> Kind | None:
+    """Returns the kind of a state dict whose encoder has no prefix."""
+    if not (has("blocks.") and has("patch_embed.")):
+        return None
+    if has("decoder_"):
+        return "pretraining"
+    return "classifier" if has("head.") else "encoder"
+
+
+def _recognise_videomae(has: HasPrefix) -> Kind | None:
+    if has("encoder.blocks.") and has("decoder."):
+        return "pretraining"
+    is_other = has("cls_token", "decoder_", "blocks.0.attn.q.")
+    return None if is_other else _kind_without_prefix(has)
+
+
+def _recognise_mae(has: HasPrefix) -> Kind | None:
+    is_other = has("blocks.0.attn.q.") or not has("cls_token", "decoder_")
+    return None if is_other else _kind_without_prefix(has)
+
+
+def _recognise_mae_st(has: HasPrefix) -> Kind | None:
+    return _kind_without_prefix(has) if has("blocks.0.attn.q.") else None
+
+
+_MAE_DECODER = DecoderNames(
+    "decoder_embed", "decoder_cls_token", "decoder_blocks.{}", "decoder_norm", "decoder_pred"
+)
+VIDEOMAE = Dialect(
+    family="videomae",
+    kernels="attn.qkv.weight",
+    biases=("attn.q_bias", "attn.v_bias"),
+    decoder=DecoderNames(
+        "encoder_to_decoder", "", "decoder.blocks.{}", "decoder.norm", "decoder.head"
+    ),
+    decoder_heads={(192, 4): 3, (384, 4): 6, (512, 12): 8, (640, 12): 8},
+    recognise=_recognise_videomae,
+    positions=("sincos_1d",),
+    encoder_prefix="encoder.",
+    has_layer_scale=True,
+)
+MAE = Dialect(
+    family="mae",
+    kernels="attn.qkv.weight",
+    biases="attn.qkv.bias",
+    decoder=_MAE_DECODER,
+    decoder_heads={(512, 8): 16},
+    recognise=_recognise_mae,
+    positions=("sincos_2d", "learned"),
+    is_image=True,
+    trains_positions=True,
+)
+MAE_ST = Dialect(
+    family="mae_st",
+    kernels=("attn.q.weight", "attn.k.weight", "attn.v.weight"),
+    biases=("attn.q.bias", "attn.k.bias", "attn.v.bias"),
+    decoder=_MAE_DECODER,
+    decoder_heads={(512, 4): 16, (512, 8): 16},
+    recognise=_recognise_mae_st,
+    positions=("separable", "learned"),
+    classifier_norms={"mean": "norm"},
+    class_tokens=("none",),
+    predicts_fewer_frames=True,
+    skips_first_patch=True,
+)
+
+
+def dialect_of(positions: str, geometry: ClipGeometry) -> Dialect:
+    """Returns the dialect of a model: positions tell, and where two have the same, images."""
+    candidates = [each for each in (VIDEOMAE, MAE, MAE_ST) if positions in each.positions]
+    is_image = geometry.num_frames == geometry.tubelet_size == 1
+    return min(candidates, key=lambda dialect: dialect.is_image != is_image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the authors cut clips out of one dataset, which no weights tell.
+
+    Pretraining's are those of the recipes in ``configs/``, fine-tuning's those of the authors'
+    scripts: github.com/MCG-NJU/VideoMAE (datasets.py, kinetics.py, ssv2.py), facebookresearch/mae
+    (util/datasets.py) and facebookresearch/mae_st (main_finetune.py).
+
+    Attributes:
+      dataset: its name.
+      fields: of ``config.data``.
+      hint: says which ``sampling_rate`` the authors use elsewhere.
+    """
+
+    dataset: str
+    fields: Mapping[str, Any]
+    hint: str = ""
+
+
+# Cut and resized in PyTorch, unlike MAE's images: `random_resized_crop` of VideoMAE's
+# video_transforms.py, as MAE-ST's, is given tensors and calls `interpolate`, which does not filter.
+# Validation and test do not either: their `Resize` is given arrays, for which functional.py's
+# `resize_clip` takes OpenCV's INTER_LINEAR. Only pretraining resizes with Pillow, which does.
+_RANDOM_CROPS = {
+    "crop": "random_resized",
+    "crop_area": (0.08, 1.0),
+    "crop_aspect": (3 / 4, 4 / 3),
+    "interpolation": "bilinear_without_antialias",
+    "horizontal_flip": True,
+}
+_VIDEOMAE_CLIPS = {
+    "sampling_rate": 4,
+    "frame_sampling": "dense",
+    "crop": "multi_scale_corner",
+    "interpolation": "bilinear",
+    "horizontal_flip": False,
+}
+_MAE_ST_CLIPS = {
+    "sampling_rate": 4,
+    "frame_sampling": "time_scaled",
+    "target_fps": 30.0,
+    **_RANDOM_CROPS,
+}
+_MAE_IMAGES = {"sampling_rate": 1, **_RANDOM_CROPS, "interpolation": "bicubic"}
+_STRETCHED = {"sampling_rate": 4, "frame_sampling": "stretched", **_RANDOM_CROPS}
+_SEGMENTS = {"frame_sampling": "segments", **_RANDOM_CROPS, "horizontal_flip": False}
+_OTHER_RATE = "; 2 for Something-Something V2: give --sampling_rate"
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What the weights of a system do not say, and how to read what they do.
+    """What the weights of a system do not say.
 
     Attributes:
-      dialect: how its weights are called.
+      dialect: its names.
       masking: the strategy.
       mask_ratio: of the authors' recipe.
-      set_clip: reads frames and image size, and what position tables tell, into a config.
       recipe: how the authors cut clips in pretraining.
-      fine_tuning: likewise in fine-tuning, by the number of classes; 0 for all others.
+      fine_tuning: likewise in fine-tuning, by the number of classes; 0 for all other numbers.
       normalize_targets: of the authors' recipe.
-      target_pixels: likewise.
-      pixels: mean and standard deviation of the input, likewise; None for ImageNet's.
-      marks: what names of this system begin with, and of no other in its dialect.
-      own_given: fields of `Given` that other systems have not, and the field of the config that
-        each is.
-      masking_options: reads the options of the masking.
-      num_heads: reads the encoder's attention heads, where an array tells them.
+      target_pixels: of the authors' recipe.
+      pixels: mean and standard deviation of the input; None for ImageNet's.
+      marks: prefixes of names that this system has, and no other of its dialect.
     """
 
     dialect: Dialect
     masking: str
     mask_ratio: float
-    set_clip: Callable[[Sizes, ConfigDict], None]
     recipe: Recipe
     fine_tuning: Mapping[int, Recipe]
     normalize_targets: str = "channel"
     target_pixels: str = "unit"
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     marks: tuple[str, ...] = ()
-    own_given: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    masking_options: Callable[[Sizes, ConfigDict], dict[str, Any]] = no_options
-    num_heads: Callable[[Sizes], int | None] = heads_untold
 
     def recipe_of(self, num_classes: int) -> Recipe:
-        """How clips are cut, for a classifier of so many classes; 0: for pretraining."""
+        """Returns how clips are cut for a classifier of so many classes; 0: for pretraining."""
         if not num_classes:
             return self.recipe
         return self.fine_tuning.get(num_classes, self.fine_tuning[0])
 
 
-# Clips.
-
-
-def untold_clip(sizes: Sizes, config: ConfigDict) -> None:
-    """VideoMAE's tables are fixed, and not in the file."""
-    model, data = config.model, config.data
-    data.num_frames, data.image_size = sizes.clip(model.tubelet_size, model.patch_size)
-
-
-def sampled_clip(sizes: Sizes, config: ConfigDict) -> None:
-    """AdaMAE's sampler has a table over all tokens."""
-    if SAMPLER_TABLE not in sizes.state:
-        untold_clip(sizes, config)  # it will be missed when all arrays are accounted for
-        return
-    model, data, tokens = config.model, config.data, sizes.shape(SAMPLER_TABLE, 3)[1]
-    data.num_frames, data.image_size = sizes.clip_of(
-        SAMPLER_TABLE, tokens, model.tubelet_size, model.patch_size
-    )
-
-
-def image_clip(sizes: Sizes, config: ConfigDict) -> None:
-    """MAE's table has a row for each patch, after the class token's."""
-    places = sizes.shape("pos_embed", 3)[1] - 1
-    config.data.num_frames = 1
-    config.data.image_size = sizes.image(places, config.model.patch_size, "pos_embed")
-
-
-def spacetime_clip(sizes: Sizes, config: ConfigDict) -> None:
-    """MAE-ST's tables, class token and, in pretraining, how many frames are predicted."""
-    model, data = config.model, config.data
-    t, p = model.tubelet_size, model.patch_size
-    if not sizes.has("cls_token"):
-        model.class_token = "none"
-    if sizes.has("pos_embed_spatial"):
-        places = sizes.shape("pos_embed_spatial", 3)[1]
-        steps = sizes.shape("pos_embed_temporal", 3)[1]
-        data.image_size = sizes.image(places, p, "pos_embed_spatial")
-        if sizes.given.num_frames not in (None, steps * t):
-            said = f"--num_frames={sizes.given.num_frames}"
-            raise contradiction(said, "pos_embed_temporal", steps)
-        data.num_frames = steps * t
-    else:
-        model.positions = "learned"
-        places = sizes.shape("pos_embed", 3)[1] - (model.class_token != "none")
-        data.num_frames, data.image_size = sizes.clip_of("pos_embed", places, t, p)
-    if sizes.has("decoder_"):
-        values, _ = sizes.shape("decoder_pred.weight", 2)
-        channels = sizes.shape("patch_embed.proj.weight", 5)[1]
-        depth = values // (p * p * channels)
-        model.predicted_frames = 0 if depth == t else depth * (data.num_frames // t)
-
-
-# Masking.
-
-
-def sampler_options(sizes: Sizes, config: ConfigDict) -> dict[str, Any]:
-    """AdaMAE's sampling network."""
-    heads = sizes.given.sampler_num_heads
-    if heads is None:
-        heads = published.SAMPLER_HEADS
-        sizes.remarks.append(f"sampler_num_heads {heads}: as in the released code")
-    check_heads("sampler_num_heads", heads, config.model.encoder.width)
-    return {"depth": sizes.depth(SAMPLER), "num_heads": heads}
-
-
-def attention_maps(sizes: Sizes) -> int:
-    """AutoMAE's generator reads as many maps as its frozen ViT, and its own encoder, have heads."""
-    return sizes.shape(f"{GENERATOR}main.0.weight", 4)[1]
-
-
-def told_by_maps(sizes: Sizes) -> int:
-    """The encoder's heads of AutoMAE."""
-    heads = attention_maps(sizes)
-    sizes.remarks.append(f"num_heads {heads}: as many as attention maps are read")
-    return heads
-
-
-def frozen_vit_options(sizes: Sizes, config: ConfigDict) -> dict[str, Any]:
-    """AutoMAE's frozen ViT."""
-    depth = sizes.depth(f"{VIT}blocks.")
-    if not depth:
-        raise UserError(
-            "the weights lack AutoMAE's frozen ViT, which the authors keep in a file of its "
-            "own: give --pretrained_vit, the checkpoint of an image MAE"
-        )
-    heads, width = attention_maps(sizes), sizes.shape(f"{VIT}cls_token", 3)[-1]
-    check_heads("pretrained_vit=FILE, one of another width", heads, width)
-    vit = sizes.given.vit or Given()
-    _check_vit(vit, heads, config.objective)
-    epsilon = config.model.norm_epsilon if vit.norm_epsilon is None else vit.norm_epsilon
-    return {
-        "vit_width": width,
-        "vit_depth": depth,
-        "vit_num_heads": heads,
-        "vit_norm_epsilon": epsilon,
-    }
-
-
-def _check_vit(vit: Given, heads: int, objective: ConfigDict) -> None:
-    """Raises a `UserError` where AutoMAE cannot use an image MAE as what its own file says."""
-    if vit.num_heads not in (None, heads):
-        raise UserError(
-            f"the file of --pretrained_vit says that num_heads is {vit.num_heads}, and AutoMAE's "
-            f"generator reads {heads} attention maps: give an image MAE of as many heads"
-        )
-    own = (tuple(objective.pixel_mean), tuple(objective.pixel_std))
-    if vit.pixels not in (None, own):
-        raise UserError(
-            f"the ViT of --pretrained_vit was trained on pixels with mean {vit.pixels[0]} and std "
-            f"{vit.pixels[1]}, AutoMAE on those with {own[0]} and {own[1]}: it sees the same "
-            "pixels; give an image MAE of these"
-        )
-
-
 _VIDEOMAE = System(
-    dialect=dialects.VIDEOMAE,
+    dialect=VIDEOMAE,
     masking="tube",
     mask_ratio=0.9,
-    set_clip=untold_clip,
-    recipe=recipes.VIDEOMAE,
-    fine_tuning=recipes.VIDEOMAE_FINE_TUNED,
+    recipe=Recipe("Kinetics", _VIDEOMAE_CLIPS, _OTHER_RATE),
+    fine_tuning={
+        0: Recipe("Kinetics", _STRETCHED),
+        174: Recipe("Something-Something V2", _SEGMENTS),
+    },
 )
 _MAE = System(
-    dialect=dialects.MAE,
+    dialect=MAE,
     masking="random",
     mask_ratio=0.75,
-    set_clip=image_clip,
-    recipe=recipes.MAE,
-    fine_tuning=recipes.MAE_FINE_TUNED,
+    recipe=Recipe("ImageNet", {**_MAE_IMAGES, "crop_area": (0.2, 1.0)}),
+    fine_tuning={0: Recipe("ImageNet", _MAE_IMAGES)},
     normalize_targets="tubelet",
     target_pixels="normalized",
 )
-
 SYSTEMS = {
     "adamae": dataclasses.replace(
-        _VIDEOMAE,
-        masking="adaptive",
-        mask_ratio=0.95,
-        set_clip=sampled_clip,
-        marks=(SAMPLER, SAMPLER_TABLE),
-        own_given={"sampler_num_heads": "masking.options.num_heads"},
-        masking_options=sampler_options,
+        _VIDEOMAE, masking="adaptive", mask_ratio=0.95, marks=(SAMPLER, SAMPLER_TABLE)
     ),
     "videomae": _VIDEOMAE,
     "mae": _MAE,
-    "automae": dataclasses.replace(
-        _MAE,
-        masking="adversarial",
-        marks=(GENERATOR,),
-        masking_options=frozen_vit_options,
-        num_heads=told_by_maps,
-    ),
+    "automae": dataclasses.replace(_MAE, masking="adversarial", marks=(GENERATOR,)),
     "mae_st": System(
-        dialect=dialects.MAE_ST,
+        dialect=MAE_ST,
         masking="random",
         mask_ratio=0.9,
-        set_clip=spacetime_clip,
-        recipe=recipes.MAE_ST,
-        fine_tuning=recipes.MAE_ST_FINE_TUNED,
+        recipe=Recipe("Kinetics", {**_MAE_ST_CLIPS, "crop_area": (0.5, 1.0)}),
+        fine_tuning={0: Recipe("Kinetics", _MAE_ST_CLIPS)},
         normalize_targets="tubelet",
         target_pixels="normalized",
         pixels=((0.45,) * 3, (0.225,) * 3),
@@ -242,7 +290,5 @@ SYSTEMS = {
 
 
 def classifier_system(dialect: Dialect) -> System:
-    """The system of a dialect's classifiers, whatever they were pretrained as."""
-    return next(
-        system for system in SYSTEMS.values() if system.dialect == dialect and not system.marks
-    )
+    """Returns the system of a dialect's classifiers, whatever they were pretrained as."""
+    return next(each for each in SYSTEMS.values() if each.dialect == dialect and not each.marks)

@@ -1,11 +1,11 @@
-"""Tables of weight names: one of our arrays beside the authors', both ways.
+"""Tables of weight names and layouts: our arrays beside the authors', exact both ways.
 
-A table is a list of `Entry`: one of our arrays, and one of theirs or, for the stacked blocks, one
-per layer. Every array is accounted for in both directions.
+A `Table` is a list of `Entry`: one of our arrays, and one of theirs or, for the stacked blocks, one
+for each layer. Every array is accounted for in both directions.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -13,40 +13,116 @@ import numpy as np
 from flax import traverse_util
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import layouts
-from adamae_jax.interop.layouts import Layout
+from adamae_jax.models.tubelets import ClipGeometry
+
+Rearrange = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A pair of exact, inverse rearrangements of one array.
+
+    Attributes:
+      to_ours: from the PyTorch array to ours.
+      to_theirs: the inverse.
+    """
+
+    to_ours: Rearrange
+    to_theirs: Rearrange
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(lambda a: a.T, lambda a: a.T)
+
+
+def leading_ones(count: int) -> Layout:
+    """``[1, ..., 1, *]`` against ``[*]``."""
+    ones = (1,) * count
+
+    def strip(array: np.ndarray) -> np.ndarray:
+        return array.reshape(array.shape[count:])
+
+    return Layout(strip, lambda a: a.reshape(ones + a.shape))
+
+
+def qkv(num_heads: int) -> Layout:
+    """A fused linear layer ``[3 d, d]`` against ``[d, 3, heads, head_dim]``."""
+    return Layout(
+        lambda a: einops.rearrange(a, "(c h k) d -> d c h k", c=3, h=num_heads),
+        lambda a: einops.rearrange(a, "d c h k -> (c h k) d"),
+    )
+
+
+def head_bias(count: int, num_heads: int) -> Layout:
+    """Biases of so many projections ``[count d]`` against ``[count, heads, head_dim]``."""
+    return Layout(
+        lambda a: einops.rearrange(a, "(c h k) -> c h k", c=count, h=num_heads),
+        lambda a: einops.rearrange(a, "c h k -> (c h k)"),
+    )
+
+
+def tubelet_convolution(geometry: ClipGeometry, flat: bool = False) -> Layout:
+    """A 3-D convolution ``[d, C, t, p, p]`` against a dense kernel ``[t p p C, d]``.
+
+    Args:
+      geometry: gives the sizes.
+      flat: theirs is the 2-D convolution ``[d, C, p, p]`` of images.
+    """
+    sizes = {"t": geometry.tubelet_size, "p": geometry.patch_size, "q": geometry.patch_size}
+    theirs = "d c p q" if flat else "d c t p q"
+    if flat:
+        del sizes["t"]
+    ours = "(p q c) d" if flat else "(t p q c) d"
+    return Layout(
+        lambda a: einops.rearrange(a, f"{theirs} -> {ours}", **sizes),
+        lambda a: einops.rearrange(a, f"{ours} -> {theirs}", **sizes, c=geometry.channels),
+    )
+
+
+CONVOLUTION = Layout(  # [outputs, inputs, height, width] against [height, width, inputs, outputs]
+    lambda a: einops.rearrange(a, "o i h w -> h w i o"),
+    lambda a: einops.rearrange(a, "h w i o -> o i h w"),
+)
+
+
+def flat_convolution_input(size: int) -> Layout:
+    """A vector over a kernel's inputs, ``[i h w]`` against ``[h, w, i]``."""
+    return Layout(
+        lambda a: einops.rearrange(a, "(i h w) -> h w i", h=size, w=size),
+        lambda a: einops.rearrange(a, "h w i -> (i h w)"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row of a table.
+    """One of our arrays, and theirs.
 
     Attributes:
       ours: path of our array, joined with "/".
       theirs: name of theirs, in which ``{}`` stands for the layer where ours is stacked; several
-        names where theirs are several arrays and ours is their stack (see ``layout``).
-      layout: how the array lies, without the layer axis.
+        names where ours, rearranged, is their concatenation along the first axis.
+      layout: how the two are rearranged, without the layer axis.
       depth: number of layers; 0 where ours is not stacked.
     """
 
     ours: str
     theirs: str | tuple[str, ...]
-    layout: Layout = layouts.SAME
+    layout: Layout = SAME
     depth: int = 0
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of theirs for one layer, with the ``{}``."""
+        """Their names for one layer, with the ``{}``."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
     @property
     def names(self) -> list[str]:
-        """All names of theirs."""
+        """All of their names."""
         layers = range(self.depth) if self.depth else range(1)
         return [part.format(layer) for layer in layers for part in self.parts]
 
     def to_ours(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Our array, from theirs.
+        """Returns our array, made of theirs.
 
         Raises:
           ValueError: where an array does not have the shape that it should have.
@@ -62,7 +138,7 @@ class Entry:
         return np.stack(layers) if self.depth else layers[0]
 
     def to_theirs(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """Their arrays, from ours."""
+        """Returns their arrays, made of ours."""
         state = {}
         for layer, single in enumerate(array if self.depth else [array]):
             theirs = self.layout.to_theirs(single)
@@ -85,9 +161,9 @@ class Constant:
     value: np.ndarray
 
     def complaints(self, state: Mapping[str, np.ndarray]) -> list[str]:
-        """What is wrong with it in a state dict that has it."""
+        """Returns what is wrong with it in a state dict that has it."""
         if self.theirs not in state:
-            return []  # which is said of all that is missing
+            return []  # the table lists all that is missing
         found = np.shape(state[self.theirs])
         if found != self.value.shape:
             return [f"misshapen {self.theirs} {found}, expected {self.value.shape}"]
@@ -99,11 +175,11 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All rows of a model.
+    """All arrays of a model.
 
     Attributes:
-      entries: arrays with parameters.
-      constants: arrays without.
+      entries: parameters.
+      constants: arrays of theirs that are no parameters.
     """
 
     entries: Sequence[Entry]
@@ -113,7 +189,7 @@ class Table:
         return Table([*self.entries, *other.entries], [*self.constants, *other.constants])
 
     def under(self, ours: str, theirs: str = "") -> "Table":
-        """The same table with a path in front of our names and a prefix in front of theirs."""
+        """Returns the table with a path in front of our names and a prefix in front of theirs."""
 
         def moved(entry: Entry) -> Entry:
             names = tuple(theirs + part for part in entry.parts)
@@ -127,18 +203,18 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """All names of theirs."""
+        """All of their names."""
         rows = [name for entry in self.entries for name in entry.names]
         return rows + [row.theirs for row in self.constants]
 
     def from_authors(
         self, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> dict[str, Any]:
-        """The authors' state dict as our tree.
+        """Returns our tree of arrays, made of the authors' state dict.
 
         Args:
           state: their arrays.
-          shapes: of ours by path, to be compared with, where known.
+          shapes: expected shapes of our arrays by path; None: they are not compared.
 
         Raises:
           UserError: listing the arrays that are missing, left over or misshapen.
@@ -172,7 +248,7 @@ class Table:
         return [f"missing {', '.join(missing) or 'none'}; not used {', '.join(unused) or 'none'}"]
 
     def to_authors(self, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Our tree under the authors' names.
+        """Returns the authors' state dict, made of our tree of arrays.
 
         Raises:
           UserError: listing the arrays that are missing or left over.
@@ -181,7 +257,7 @@ class Table:
         return state | {row.theirs: row.value.copy() for row in self.constants}
 
     def gradients_to_authors(self, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Like `to_authors`, without the arrays that are no parameters."""
+        """Returns the same as `to_authors`, without the arrays that are no parameters."""
         flat = traverse_util.flatten_dict(tree, sep="/")
         expected = {entry.ours for entry in self.entries}
         if expected != set(flat):

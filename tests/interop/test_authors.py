@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import authors, dialects, layouts
+from adamae_jax.interop import authors, systems, tables
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.models.autoencoder import Autoencoder
-from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.initializers import uniform_fan_in
 from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
 from adamae_jax.objectives import Objective, Pretraining
@@ -88,27 +87,15 @@ def test_names_and_shapes_are_the_authors(state: dict[str, np.ndarray]) -> None:
     assert {name: array.shape for name, array in state.items()} == expected
 
 
-def test_every_layer_lies_where_it_should(params: Any, state: dict[str, np.ndarray]) -> None:
-    biases = helpers.named(params)["autoencoder/decoder/transformer/blocks/mlp/fc1/bias"]
-    for layer in range(2):
-        np.testing.assert_array_equal(state[f"decoder.blocks.{layer}.mlp.fc1.bias"], biases[layer])
-
-
-def test_a_linear_layer_is_transposed() -> None:
-    weight = np.arange(6.0).reshape(2, 3)  # PyTorch: [outputs, inputs]
-    x = np.asarray([1.0, 10.0, 100.0])
-    np.testing.assert_array_equal(x @ layouts.LINEAR.to_ours(weight), weight @ x)
-
-
 def test_a_fused_layer_gives_the_same_queries_keys_and_values() -> None:
     """The authors reshape the outputs of one linear layer to [3, heads, head width]."""
     weight = np.random.default_rng(0).normal(size=(3 * 12, 12))
     x = np.random.default_rng(1).normal(size=12)
     expected = (weight @ x).reshape(3, 4, 3)
-    found = np.einsum("d,dchk->chk", x, layouts.qkv(4).to_ours(weight))
+    found = np.einsum("d,dchk->chk", x, tables.qkv(4).to_ours(weight))
     np.testing.assert_allclose(found, expected)
     bias = np.arange(24.0)
-    found = layouts.head_bias(2, 4).to_ours(bias)
+    found = tables.head_bias(2, 4).to_ours(bias)
     np.testing.assert_array_equal(found, bias.reshape(2, 4, 3))
 
 
@@ -125,26 +112,12 @@ def test_a_tubelet_convolution_gives_the_same_tokens() -> None:
         padding="VALID",
     )
     expected = np.asarray(by_authors).reshape(2, 5, -1).swapaxes(1, 2)
-    kernel = layouts.tubelet_convolution(geometry).to_ours(weight)
+    kernel = tables.tubelet_convolution(geometry).to_ours(weight)
     found = TubeletEmbedding(geometry, 5, uniform_fan_in()).apply(
         {"params": {"projection": {"kernel": kernel, "bias": np.zeros(5, np.float32)}}},
         jnp.asarray(video),
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_names_that_do_not_fit_are_listed(params: Any, state: dict[str, np.ndarray]) -> None:
-    wrong = {name: array for name, array in state.items() if name != "mask_token"}
-    wrong["encoder.cls_token"] = np.zeros(16)
-    with pytest.raises(UserError, match=r"missing mask_token; not used encoder.cls_token"):
-        TABLE.from_authors(wrong)
-    ours = {**params, "masking": {**params["masking"], "temperature": np.ones(())}}
-    del ours["masking"]["position_table"]
-    with pytest.raises(
-        UserError,
-        match="missing params/masking/position_table; not used params/masking/temperature",
-    ):
-        TABLE.to_authors({"params": ours})
 
 
 def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
@@ -170,7 +143,7 @@ def test_a_sampler_that_the_authors_do_not_have_is_named() -> None:
 def test_positions_tell_whose_names_a_model_has(
     positions: str, geometry: ClipGeometry, dialect: str
 ) -> None:
-    assert dialects.dialect_of(positions, geometry).family == dialect
+    assert systems.dialect_of(positions, geometry).family == dialect
 
 
 def shapes_of(table: authors.Table, tree: Any) -> dict[str, tuple[int, ...]]:
@@ -205,11 +178,3 @@ def test_the_names_of_the_family_are_the_authors(system: str) -> None:
     arguments = (jnp.zeros((1, *clip)), order[:, :2], order[:, 2:])
     tree = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
     assert shapes_of(authors.autoencoder_table(model), tree) == expected
-
-
-def test_a_classifier_s_norm_is_called_as_the_authors_do() -> None:
-    for positions, name in (("sincos_1d", "fc_norm"), ("separable", "norm")):
-        model = Classifier(helpers.GEOMETRY, helpers.ENCODER, 5, positions)
-        names = authors.classifier_table(model).names
-        assert f"{name}.weight" in names
-        assert {"fc_norm.weight", "norm.weight"} & set(names) == {f"{name}.weight"}

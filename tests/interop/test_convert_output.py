@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,32 +100,3 @@ def test_a_full_disk_leaves_nothing(
             with pytest.raises(UserError, match=rf"{tmp_path}/\w.*No space left on device"):
                 job()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file.safetensors", "ours"]
-
-
-def test_a_real_limit_of_the_system_leaves_nothing(tmp_path: Path) -> None:
-    """A process that may write files of 20 KiB only."""
-    file = tmp_path / "file.safetensors"
-    exports.write_authors(loaded("automae"), file)
-
-    job = f"{sys.executable} -m adamae_jax.convert import --source={file}"
-    done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 20 && exec {job} --output={tmp_path / 'ours'}"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    expected = f"error: --output={tmp_path / 'ours'} cannot be written: File too large"
-    assert done.stderr.splitlines()[-1] == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
-
-
-def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), output_module.whole(tmp_path / "ours") as place:
-        place.mkdir()
-        (place / "half").write_text("half")
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())

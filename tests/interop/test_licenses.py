@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
 from adamae_jax import experiment, licenses, pretrain, pretrained
-from adamae_jax.interop import exports, safetensors_files
+from adamae_jax.interop import exports, files
 from adamae_jax.masking.adversarial import Strategy
-from adamae_jax.training import checkpoints, rundir
+from adamae_jax.training import rundir
 from tests import helpers
 from tests.data import fixtures
 from tests.interop.convert_cases import LICENSE, bring, config_of, export, given, loaded
@@ -42,24 +42,6 @@ def automae_config(frozen: Path, steps: int = 1) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        ("", "", ""),
-        ("mit", "", "mit and unknown"),
-        ("", "mit", "unknown and mit"),
-        ("a", "a", "a"),
-        ("a", "b", "a and b"),
-    ],
-)
-def test_two_licenses_are_one_or_both(one: str, other: str, expected: str) -> None:
-    assert licenses.together(one, other) == expected
-
-
-def test_a_strategy_that_holds_nothing_has_none() -> None:
-    assert licenses.inherited(loaded("adamae").pretraining.strategy) == ""  # type: ignore[attr-defined]
-
-
 def test_a_run_has_the_license_of_what_it_holds_frozen(tmp_path: Path) -> None:
     frozen = image_mae(tmp_path / "mae", LICENSE)
     run = tmp_path / "run"
@@ -73,12 +55,6 @@ def test_a_run_has_the_license_of_what_it_holds_frozen(tmp_path: Path) -> None:
     # What was recorded at the end of a run stays.
     pretrained.save(run / rundir.MODEL, {}, automae_config(frozen), 1, license="mit")
     assert licenses.of(run) == "mit"
-
-
-def test_a_damaged_record_is_no_license(tmp_path: Path) -> None:
-    for text in ("{", "[]", "{}", '{"license": null}'):
-        (tmp_path / "model.json").write_text(text)
-        assert licenses.of(tmp_path) == f"unknown (weights of {tmp_path})"
 
 
 class Untrained:
@@ -108,41 +84,17 @@ def untrained(directory: Path, monkeypatch: pytest.MonkeyPatch, config: ConfigDi
     return directory / "run"
 
 
-@pytest.mark.parametrize("license", [LICENSE, ""])
-def test_pretraining_passes_it_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, license: str
-) -> None:
-    """And so does every export of the run's model."""
-    frozen = image_mae(tmp_path / "mae", license)
-    model = untrained(tmp_path, monkeypatch, automae_config(frozen)) / rundir.MODEL
-    assert pretrained.load(model).license == license
-    file = export(model, tmp_path / "exported.safetensors")
-    assert safetensors_files.read_metadata(file).get("license", "") == license
-
-
-def test_it_is_that_of_when_the_weights_were_read(
+def test_a_run_keeps_it_from_when_it_read_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model may lie in their place while the run goes on, or none."""
-    frozen = image_mae(tmp_path / "mae", LICENSE)
-
-    def train(self: Untrained) -> Any:
-        image_mae(frozen, "mit")
-        return self.state
-
-    monkeypatch.setattr(Untrained, "train", train)
-    run = untrained(tmp_path, monkeypatch, automae_config(frozen))
-    assert licenses.of(run) == LICENSE
-
-
-def test_a_run_that_goes_on_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its checkpoints, as the weights; a damaged one is passed over."""
+    """In its checkpoints, of which a damaged one is passed over, and in what is made of them."""
     frozen = image_mae(tmp_path / "mae", LICENSE)
 
     class KilledError(Exception):
         """In the place of a SIGKILL."""
 
     def train(self: Untrained) -> Any:
+        image_mae(frozen, "mit")  # another model may lie in their place while the run goes on
         for step in (1, 2):
             self.checkpoints.save(step, {"params": {"a": np.zeros(1)}})
         raise KilledError
@@ -158,26 +110,8 @@ def test_a_run_that_goes_on_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     image_mae(frozen, "mit")
     untrained(tmp_path, monkeypatch, automae_config(frozen, steps=3))
     assert pretrained.load(run / rundir.MODEL).license == LICENSE
-
-
-def test_a_run_and_its_export_say_whose_weights_they_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A run's own files have no place for a licence: what it holds frozen has."""
-    frozen, run = image_mae(tmp_path / "mae", LICENSE), tmp_path / "run"
-    run.mkdir()
-    (run / "config.json").write_text(configs.to_json(automae_config(frozen)))
-    variables = loaded("automae").variables
-    parts = {"model_state": "state"}
-
-    def read_subtree(place: Path, part: str, step: int | None = None) -> Any:
-        assert place == run / rundir.CHECKPOINTS
-        return 1, variables[parts.get(part, part)]
-
-    monkeypatch.setattr(checkpoints, "read_subtree", read_subtree)
-    assert pretrained.load(run).license == LICENSE
-    export(run, tmp_path / "exported.safetensors")
-    assert f"license: {LICENSE}" in capsys.readouterr().out
+    file = export(run / rundir.MODEL, tmp_path / "exported.safetensors")
+    assert files.read_metadata(file)["license"] == LICENSE
 
 
 @pytest.mark.parametrize(
@@ -189,8 +123,8 @@ def test_automae_has_the_licenses_of_both_of_its_files(
     state = exports.to_authors(loaded("automae"))
     vit = {n.removeprefix("pretrained_vit."): a for n, a in state.items() if "vit." in n}
     rest = {n: a for n, a in state.items() if "vit." not in n}
-    safetensors_files.write(tmp_path / "vit.safetensors", vit, {"license": LICENSE})
-    safetensors_files.write(tmp_path / "automae.safetensors", rest, {"license": license})
+    files.write_safetensors(tmp_path / "vit.safetensors", vit, {"license": LICENSE})
+    files.write_safetensors(tmp_path / "automae.safetensors", rest, {"license": license})
     flag = f"--pretrained_vit={tmp_path / 'vit.safetensors'}"
     own = given("automae")
     ours = bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *own)

@@ -2,22 +2,20 @@
 
 from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from adamae_jax.errors import UserError
-from adamae_jax.interop import layouts
+from adamae_jax.interop import tables
 from adamae_jax.interop.tables import Constant, Entry, Table
 from tests import helpers
 
 FIXED = np.linspace(0.0, 1.0, 6, dtype=np.float32).reshape(1, 2, 3)
 TABLE = Table(
     [
-        Entry("token", "cls_token", layouts.leading_ones(2)),
-        Entry("blocks/dense/kernel", "layers.{}.fc.weight", layouts.LINEAR, depth=3),
-        Entry("blocks/qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), layouts.qkv(2), depth=3),
+        Entry("token", "cls_token", tables.leading_ones(2)),
+        Entry("blocks/dense/kernel", "layers.{}.fc.weight", tables.LINEAR, depth=3),
+        Entry("blocks/qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), tables.qkv(2), depth=3),
         Entry("pair", ("first", "second")),
     ],
     [Constant("pos_embed", FIXED)],
@@ -109,15 +107,6 @@ def test_weights_that_do_not_fit_are_listed(given: dict[str, np.ndarray], messag
         TABLE.from_authors(given, SHAPES)
 
 
-def test_all_complaints_come_at_once() -> None:
-    wrong = without("cls_token", extra=FIXED, pos_embed=FIXED + 1, second=np.ones((3, 5)))
-    with pytest.raises(UserError) as raised:
-        TABLE.from_authors(wrong)
-    message = str(raised.value)
-    for words in ("missing cls_token", "not used extra", "misshapen first", "pos_embed is not"):
-        assert words in message
-
-
 def test_a_constant_may_be_off_by_another_library_s_rounding() -> None:
     TABLE.from_authors(without(pos_embed=FIXED + 1e-6))
 
@@ -145,40 +134,3 @@ def test_under_puts_a_path_in_front_of_both() -> None:
     assert both.names[: len(TABLE.entries)] != TABLE.names
     assert sorted(both.names) == sorted([*TABLE.names, *(f"b.{name}" for name in TABLE.names)])
     assert len(both.constants) == 2
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> tuple[Table, dict[str, np.ndarray]]:
-    """A table of random rows, and arrays of theirs for it."""
-    entries: list[Entry] = []
-    arrays: dict[str, np.ndarray] = {}
-    for row in range(draw(st.integers(1, 5))):
-        depth, parts = draw(st.integers(0, 3)), draw(st.integers(1, 3))
-        layout = draw(st.sampled_from([layouts.SAME, layouts.LINEAR]))
-        shape = tuple(draw(st.lists(st.integers(1, 4), min_size=2, max_size=2)))
-        names = tuple(f"row{row}.{'{}.' if depth else ''}part{part}" for part in range(parts))
-        entry = Entry(f"tree/row{row}", names[0] if parts == 1 else names, layout, depth)
-        entries.append(entry)
-        for name in [part.format(layer) for layer in range(depth or 1) for part in names]:
-            values = 1000 * len(arrays) + np.arange(np.prod(shape))  # no two alike
-            arrays[name] = values.reshape(shape)
-    return Table(entries), arrays
-
-
-@hypothesis.given(tables())
-def test_there_and_back_is_exact_for_any_table(
-    table_and_arrays: tuple[Table, dict[str, np.ndarray]],
-) -> None:
-    table, arrays = table_and_arrays
-    ours = table.from_authors(arrays)
-    for entry in table.entries:
-        array = helpers.named(ours)[entry.ours]
-        assert array.size == sum(arrays[name].size for name in entry.names)
-        assert len(array) == entry.depth or entry.depth == 0
-    back = table.to_authors(ours)
-    assert set(back) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(back[name], array)
-    again = table.from_authors(back)
-    for name, array in helpers.named(again).items():
-        np.testing.assert_array_equal(array, helpers.named(ours)[name])
