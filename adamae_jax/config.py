@@ -8,7 +8,6 @@ prints docs/config.md.
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import traverse_util
@@ -87,15 +86,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
     What is not in `FIELDS` is an option of the masking strategy, ``masking.options.*``.
     """
-    return dict(_leaves(config.to_dict()))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -150,11 +141,9 @@ def differences(run: ConfigDict, wanted: ConfigDict) -> list[str]:
 
 def model_part(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields that belong to the model, as a tree of plain JSON values."""
-    tree = json.loads(to_json(config))
-    kept = {
-        name: value for name, value in _leaves(tree) if name not in FIELDS or FIELDS[name].model
-    }
-    return traverse_util.unflatten_dict(kept, sep=".")
+    values = traverse_util.flatten_dict(json.loads(config.to_json()), sep=".")
+    kept = [name for name in values if name not in FIELDS or FIELDS[name].model]
+    return traverse_util.unflatten_dict({name: values[name] for name in kept}, sep=".")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -110,7 +110,7 @@ def measure(config: ConfigDict, steps: int, warmup: int) -> Report:
       UserError: for what is wrong with the config or does not fit the devices.
     """
     pretraining = experiment.pretraining(config)
-    mesh = create_mesh(config.mesh)
+    mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Only the schedule depends on the number of videos.
     config = configs.resolve(config, config.data.num_examples or config.batch_size)
