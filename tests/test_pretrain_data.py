@@ -23,8 +23,8 @@ from adamae_jax.splits import Data
 from adamae_jax.training import rundir
 from tests.configs import tiny
 from tests.data import fixtures
+from tests.prepare.test_job import run as prepare
 from tests.runs import lines, moving_waves
-from tests.test_prepare import run as prepare
 
 
 class KilledError(Exception):

@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pictures, pretrain, pretrained
-from adamae_jax.data import pipeline, synthetic
+from adamae_jax.data import pipeline
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import synthetic
 from adamae_jax.training.step import example_keys
 from tests.data import fixtures
 from tests.helpers import named

@@ -19,9 +19,9 @@ from adamae_jax.errors import UserError
 from adamae_jax.prepare import job, progress
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import flip_byte, serialize, video, write_dataset
-from tests.data.test_tfds_source import VIDEO, clips, write
 from tests.data.videos import make_video
-from tests.test_prepare import run
+from tests.prepare.test_job import run
+from tests.prepare.test_tfds_source import VIDEO, clips, write
 
 SPEC = ClipSpec(4, 2, (32, 32), "center")
 

@@ -13,15 +13,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from adamae_jax.data import schema, storage, writer
-from adamae_jax.data.encoding import JPEG_QUALITY, EncodedVideo, read_video
-from adamae_jax.data.frame_folders import FrameFolders
+from adamae_jax.data import schema, storage
 from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
 from adamae_jax.data.outages import is_outage
-from adamae_jax.data.sources import Item, printable
-from adamae_jax.data.stills import encode_stills, read_folder, reason_of, small_size, upright
-from adamae_jax.data.tfds_source import StoredFeatures, read_stored
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import writer
+from adamae_jax.prepare.encoding import JPEG_QUALITY, EncodedVideo, read_video
+from adamae_jax.prepare.frame_folders import FrameFolders
+from adamae_jax.prepare.sources import Item, printable
+from adamae_jax.prepare.stills import encode_stills, read_folder, reason_of, small_size, upright
+from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored
 
 SKIPPED, TRUNCATED = "skipped", "truncated"
 

@@ -15,18 +15,18 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import Recipe, transform
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam, build
+from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.mounts import Mount, transform_fetched
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import Recipe, transform
 from adamae_jax.prepare.verify import verify
 from tests.data.videos import frame_pixels
-from tests.test_prepare import interrupt, run, snapshot
-from tests.test_prepare_beam import here
+from tests.prepare.test_beam import here
+from tests.prepare.test_job import interrupt, run, snapshot
 
 SIDES = (48, 64)
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from adamae_jax.data.list_files import read_classes, read_list
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.lists import read_classes, read_list
 
 
 def read(folder: Path, text: str, name: str = "list.txt") -> list[tuple[str, str | None]]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adamae_jax.data.video_folder import class_of, find_files, folder_entries
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.folders import class_of, find_files, folder_entries
 
 NAMES = ["b.mp4", "a/c.AVI", "a/d", "a/e.xyz", "z z/ü.webm", "a/moving.gif"]
 OTHERS = ["README.md", "a/labels.CSV", "x.json", ".hidden.mp4", ".trash/x.mp4", ".trash/x.png"]

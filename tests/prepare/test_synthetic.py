@@ -3,7 +3,7 @@ import pytest
 import simplejpeg
 from jaxtyping import Float
 
-from adamae_jax.data.synthetic import MASK_STRIDE, MOTIONS, SIZES, SPLITS, Clip, Size, make_clip
+from adamae_jax.prepare.synthetic import MASK_STRIDE, MOTIONS, SIZES, SPLITS, Clip, Size, make_clip
 
 DEMO = SIZES["demo"]
 # Finer in space and time than the demo: motion can be measured from neighbouring frames.

@@ -22,8 +22,8 @@ import google_crc32c
 
 from adamae_jax.data import schema
 from adamae_jax.data.outages import FAILING, FULL
-from adamae_jax.data.shards import JOURNAL_NAME, shard_from_json
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.shards import JOURNAL_NAME, shard_from_json
 
 # Written last, beside the shards: what the dataset was made with, the size of every file, and
 # checksums of those that describe it.

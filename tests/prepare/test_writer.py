@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adamae_jax.data import schema, synthetic, writer
+from adamae_jax.data import schema
+from adamae_jax.prepare import synthetic, writer
 
 TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
 
@@ -129,7 +130,7 @@ def test_labels_must_exist() -> None:
 
 def test_importing_does_not_import_tensorflow_or_jax() -> None:
     code = (
-        "import sys, adamae_jax.data.writer, adamae_jax.data.shards\n"
+        "import sys, adamae_jax.prepare.writer, adamae_jax.prepare.shards\n"
         "print([name for name in ('tensorflow', 'jax', 'flax') if name in sys.modules])"
     )
     result = subprocess.run(

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.sources import Entry, Item, in_order, in_threads, make_source
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.sources import Entry, Item, in_order, in_threads, make_source
 
 
 def entry(path: str, label: str | None = None, split: str | None = None) -> Entry:

@@ -12,12 +12,12 @@ import simplejpeg
 from PIL import Image
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.frame_folders import FrameFolders
-from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.frame_folders import FrameFolders
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import Flaw, Recipe, Result, transform
 from tests.data.fixtures import video
-from tests.data.test_transform import break_reading, features, save
+from tests.prepare.test_transform import break_reading, features, save
 
 
 def save_frames(folder: Path, pixels: np.ndarray, name: str = "img_{}.png") -> Path:

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adamae_jax.data.sources import Entry
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.sources import Entry
 
 PATH_COLUMNS = ("path", "video_path", "file_path", "video", "file", "filename", "file_name")
 TOTAL_COLUMNS = ("total_frames", "num_frames", "frames")

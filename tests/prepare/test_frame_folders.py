@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamae_jax.data import frame_folders
-from adamae_jax.data.frame_folders import FrameFolders, find_folders, natural_order
-from adamae_jax.data.sources import Item, Source
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import progress
+from adamae_jax.prepare import frame_folders, progress
 from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.frame_folders import FrameFolders, find_folders, natural_order
+from adamae_jax.prepare.sources import Item, Source
 
 NAMES = st.text("ab_0123456789.", min_size=1, max_size=8)
 

@@ -14,15 +14,15 @@ from fsspec.implementations.local import LocalFileSystem
 from adamae_jax.data import storage
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import TFRECORD
-from adamae_jax.data.shards import Journal, Shard
-from adamae_jax.data.sources import Item, in_order
-from adamae_jax.data.transform import Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.mounts import Mount, transform_fetched
+from adamae_jax.prepare.shards import Journal, Shard
+from adamae_jax.prepare.sources import Item, in_order
+from adamae_jax.prepare.transform import Flaw, Recipe, Result, transform
 from adamae_jax.prepare.verify import verify
 from tests.data.videos import make_video
-from tests.test_prepare import run
+from tests.prepare.test_job import run
 
 Work = Callable[[beam.Block], None]
 

@@ -1,8 +1,8 @@
 import csv
 from pathlib import Path
 
-from adamae_jax.data.transform import Flaw
 from adamae_jax.prepare.flaws import write_flaws
+from adamae_jax.prepare.transform import Flaw
 
 
 def test_flaws_are_a_table(tmp_path: Path) -> None:

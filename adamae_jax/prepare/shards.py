@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adamae_jax.data.shard_files import WRITERS, RecordWriter, payloads
-from adamae_jax.data.sources import Item
 from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.data.transform import SKIPPED, Flaw, Result
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import SKIPPED, Flaw, Result
 
 JOURNAL_NAME = "journal.jsonl"
 

@@ -13,10 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
-from adamae_jax.data import schema, synthetic
-from adamae_jax.data.shards import Shard
+from adamae_jax.data import schema
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import build, job, progress
+from adamae_jax.prepare import build, job, progress, synthetic
+from adamae_jax.prepare.shards import Shard
 from adamae_jax.prepare.verify import verify
 from tests.data.videos import blot, make_audio, make_video
 

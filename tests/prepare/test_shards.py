@@ -13,10 +13,16 @@ from adamae_jax.data.shard_files import (
     TFRecordWriter,
     payloads,
 )
-from adamae_jax.data.shards import JOURNAL_NAME, Journal, Limits, TooManySkippedError, write_shards
-from adamae_jax.data.sources import Item
 from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.data.transform import Flaw, Result
+from adamae_jax.prepare.shards import (
+    JOURNAL_NAME,
+    Journal,
+    Limits,
+    TooManySkippedError,
+    write_shards,
+)
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import Flaw, Result
 from tests.data.fixtures import flip_byte
 
 BAD = {3: "skipped", 7: "truncated", 19: "skipped"}  # the last item is one of them

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from adamae_jax.data import schema
-from adamae_jax.data.output import (
+from adamae_jax.errors import UserError
+from adamae_jax.prepare.output import (
     RECORD_NAME,
     already_written,
     publish,
     unfinished,
     workspace,
 )
-from adamae_jax.data.shards import JOURNAL_NAME, Shard, shard_to_json
-from adamae_jax.errors import UserError
+from adamae_jax.prepare.shards import JOURNAL_NAME, Shard, shard_to_json
 
 ARGUMENTS: dict[str, Any] = {"seed": 3, "sizes": (1, 2)}
 
@@ -138,7 +138,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_the_remains_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from adamae_jax.data.output import workspace\n"
+        "from adamae_jax.prepare.output import workspace\n"
         "with workspace(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('a')\n"
         "    print('ready', flush=True)\n"

@@ -16,10 +16,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import index_files, schema
 from adamae_jax.data.record_reader import RecordReader
-from adamae_jax.data.sources import Item, Source, in_order
 from adamae_jax.data.tfds_info import NoDatasetError, read_info
 from adamae_jax.data.tfrecord import BadRecordError, ShardIndex, load_index
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.sources import Item, Source, in_order
 
 # What features are called that say which video it is and how fast; the better name first.
 ID_FEATURES = (schema.ID, "video_id", schema.FILE_NAME, "filename", "video_name")

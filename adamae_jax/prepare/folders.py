@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Generic, NamedTuple, TypeVar
 
-from adamae_jax.data.sources import Entry, in_threads, leads_out, outside, printable
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.sources import Entry, in_threads, leads_out, outside, printable
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
                             ".webp"))  # fmt: skip

@@ -13,16 +13,16 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data import transform as module
-from adamae_jax.data.frame_folders import FrameFolders
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.sources import Item
-from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
-from adamae_jax.data.transform import Flaw, Recipe, transform
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import transform as module
+from adamae_jax.prepare.frame_folders import FrameFolders
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
+from adamae_jax.prepare.transform import Flaw, Recipe, transform
 from tests.data.fixtures import video
-from tests.data.test_tfds_source import VIDEO, clips, encode_png, write
 from tests.data.videos import blot, make_audio, make_video
+from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.proto import tf_feature_pb2
 
-from adamae_jax.data import schema, synthetic
-from adamae_jax.data.encoding import EncodedVideo
+from adamae_jax.data import schema
 from adamae_jax.data.header import compose, header_checksum
-from adamae_jax.data.parallel import ordered_map
+from adamae_jax.prepare import synthetic
+from adamae_jax.prepare.encoding import EncodedVideo
+from adamae_jax.prepare.pool import ordered_map
 
 Example = dict[str, Any]  # the features of one clip, by their names in the schema
 
@@ -200,7 +201,7 @@ def shard_name(name: str, split: str, file_format: str, number: int, count: int)
 
 
 class MovingObjects(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The embedded dataset, made from a seed (see `adamae_jax.data.synthetic`)."""
+    """The embedded dataset, made from a seed (see `adamae_jax.prepare.synthetic`)."""
 
     # TFDS looks beside a builder's code for checksums of downloads, by way of a package that it
     # does not require; here nothing is downloaded.

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adamae_jax.data.sources import leads_out, outside, printable
-from adamae_jax.data.video_folder import IMAGE_SUFFIXES, NO_VIDEOS, Found, Listing, search
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.folders import IMAGE_SUFFIXES, NO_VIDEOS, Found, Listing, search
+from adamae_jax.prepare.sources import leads_out, outside, printable
 
 _DIGITS = re.compile(r"([0-9]+)")
 _SUFFIXES = tuple(IMAGE_SUFFIXES)

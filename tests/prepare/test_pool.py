@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adamae_jax.data.parallel import num_cores, ordered_map
+from adamae_jax.prepare.pool import num_cores, ordered_map
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -206,8 +206,8 @@ def test_what_cannot_be_sent_is_an_error() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     script = (
-        "from adamae_jax.data.parallel import ordered_map\n"
-        "from tests.data.test_parallel import print_process_and_sleep\n"
+        "from adamae_jax.prepare.pool import ordered_map\n"
+        "from tests.prepare.test_pool import print_process_and_sleep\n"
         "list(ordered_map(print_process_and_sleep, range(2), 2))\n"
     )
     with subprocess.Popen(
@@ -225,10 +225,10 @@ def test_workers_have_nothing_to_say_when_their_parent_has_gone(after: str) -> N
     script = (
         "import sys\n"
         "from multiprocessing.connection import Connection\n"
-        "from adamae_jax.data import parallel\n"
-        "from tests.data.test_parallel import megabytes\n"
-        "parallel.init_worker = lambda: None  # it would have this process killed\n"
-        "parallel._work(megabytes, megabytes, Connection(int(sys.argv[1])))\n"
+        "from adamae_jax.prepare import pool\n"
+        "from tests.prepare.test_pool import megabytes\n"
+        "pool.init_worker = lambda: None  # it would have this process killed\n"
+        "pool._work(megabytes, megabytes, Connection(int(sys.argv[1])))\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(theirs.fileno())],
@@ -261,10 +261,10 @@ def sleep_a_second(number: int) -> int:
 
 def test_a_job_that_was_stopped_takes_nobody_for_late() -> None:
     script = (
-        "from adamae_jax.data import parallel\n"
-        "from tests.data.test_parallel import sleep_a_second\n"
-        "parallel._LOOK_S = 0.5\n"
-        "for result in parallel.ordered_map(sleep_a_second, range(3), 1, max_seconds=2.0):\n"
+        "from adamae_jax.prepare import pool\n"
+        "from tests.prepare.test_pool import sleep_a_second\n"
+        "pool._LOOK_S = 0.5\n"
+        "for result in pool.ordered_map(sleep_a_second, range(3), 1, max_seconds=2.0):\n"
         "    print(result, flush=True)\n"
     )
     with subprocess.Popen(
