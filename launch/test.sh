@@ -57,7 +57,7 @@ if [ -n "$beam" ]; then
   setup cpu beam
   cd "$root"
   "$python" -c "import apache_beam" # else its tests would be skipped
-  exec "$python" -m pytest tests/test_prepare_beam.py "$@"
+  exec "$python" -m pytest tests/prepare/test_beam.py "$@"
 fi
 setup "$asked" test
 cd "$root"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adamae_jax.data import writer
+from adamae_jax.prepare import writer
 from adamae_jax.training import rundir
 from tests.data import fixtures
 

@@ -153,7 +153,7 @@ def test_beam_has_an_environment_of_its_own(clone: Clone) -> None:
     clone.run("launch/test.sh", "--beam", "--", "-x")
     *_, installed, tests = clone.calls()
     assert "requirements-beam.txt" in installed and "requirements.txt" not in installed
-    assert tests == "3.11 -m pytest tests/test_prepare_beam.py -x"
+    assert tests == "3.11 -m pytest tests/prepare/test_beam.py -x"
     assert not (clone.root / ".venv").exists()
     clone.run("launch/setup.sh", "--accelerator=cpu")
     ours, beams = str(clone.root / ".venv"), str(clone.root / ".venv-beam")
@@ -164,7 +164,7 @@ def test_beam_has_an_environment_of_its_own(clone: Clone) -> None:
     clone.calls()
     clone.run("launch/test.sh", "--beam")  # and both still work as they were
     clone.run("launch/setup.sh", "--accelerator=cpu")
-    assert clone.calls() == ["3.11 -m pytest tests/test_prepare_beam.py"]
+    assert clone.calls() == ["3.11 -m pytest tests/prepare/test_beam.py"]
 
 
 def test_another_python_has_an_environment_of_its_own(clone: Clone) -> None:
@@ -321,7 +321,7 @@ def test_ci(clone: Clone) -> None:
     assert "3.12 -m venv --clear .venv-py3.12" in calls
     assert calls[-1].startswith("3.11 -m pytest ")
     assert any(call.startswith("3.12 -m pytest ") and "-m smoke" in call for call in calls)
-    assert "3.11 -m pytest tests/test_prepare_beam.py" in calls
+    assert "3.11 -m pytest tests/prepare/test_beam.py" in calls
     for figures in ({"foreground_lift": 1.2}, {"loss_reconstruction_last": 1.0}):
         bad = json.dumps({**json.loads(good), **figures})
         assert "failed: demo's figures" in clone.run(".ci/run", STUB_SUMMARY=bad, status=1)

@@ -20,10 +20,11 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pictures, pretrain, pretrained
-from adamae_jax.data import pipeline, synthetic
+from adamae_jax.data import pipeline
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
-from adamae_jax.training.step import example_keys
+from adamae_jax.prepare import synthetic
+from adamae_jax.task import example_keys
 from tests.data import fixtures
 from tests.helpers import named
 from tests.runs import ROOT, embedded_clips, environment, lines

@@ -215,8 +215,8 @@ def _set_mae_st_clip(config: ConfigDict, reader: WeightReader) -> None:
             "pos_embed_spatial", reader.shape("pos_embed_spatial", 3)[1], p
         )
         if reader.options.num_frames not in (None, steps * t):
-            said = f"--num_frames={reader.options.num_frames}"
-            raise contradiction(said, "pos_embed_temporal", steps)
+            flag = f"--num_frames={reader.options.num_frames}"
+            raise contradiction(flag, "pos_embed_temporal", steps)
         data.num_frames = steps * t
     else:
         model.positions = "learned"

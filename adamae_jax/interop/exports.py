@@ -122,7 +122,7 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
     remarks = _class_remarks(kind, loaded)
     options = huggingface.read(directory).options
     epsilons = ("model.decoder_norm_epsilon", "classifier.norm_epsilon")
-    remarks += description_remarks(loaded, state | beside, options, told=epsilons)
+    remarks += description_remarks(loaded, state | beside, options, covered=epsilons)
     if beside:
         files.write_safetensors(directory / MASKING_FILE, beside)
         remarks.append(f"{CLASSES[kind]} has no place for {MASKING_FILE}: it is beside")
@@ -213,7 +213,7 @@ def import_options(loaded: Loaded) -> ImportOptions:
 
 
 def description_remarks(
-    loaded: Loaded, state: StateDict, beside: ImportOptions, told: Iterable[str] = ()
+    loaded: Loaded, state: StateDict, beside: ImportOptions, covered: Iterable[str] = ()
 ) -> list[str]:
     """Returns what an import of the weights has to be told, and what no flag can tell it.
 
@@ -221,7 +221,7 @@ def description_remarks(
       loaded: the model.
       state: its weights under the authors' names.
       beside: what other files beside the weights say.
-      told: fields of the config that other remarks are about.
+      covered: fields of the config that other remarks are about.
 
     Raises:
       UserError: where the weights would be taken for another network.
@@ -239,7 +239,7 @@ def description_remarks(
     remarks = [f"without the description beside the weights, give {' '.join(flags)}"] * bool(flags)
     own, found = (_computed(each, loaded) for each in (loaded.config, inferred.config))
     # Options of another strategy than the one that would be assumed are not compared one by one.
-    names = sorted(n for n in own.keys() & found.keys() - set(told) if own[n] != found[n])
+    names = sorted(n for n in own.keys() & found.keys() - set(covered) if own[n] != found[n])
     network = [name for name in names if not _is_among(name, _ONLY_DESCRIBED)]
     if network:
         listed = ", ".join(f"{name} {found[name]!r} for {own[name]!r}" for name in network)

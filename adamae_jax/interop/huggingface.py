@@ -266,7 +266,7 @@ def _read_pixels(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple
         raise _wrong(fields, "do_rescale", "true")
     if not math.isclose(_number(fields, "rescale_factor"), 1 / 255, rel_tol=1e-6):
         raise _wrong(fields, "rescale_factor", "1/255")
-    channels = experiment.CHANNELS
+    channels = 3  # RGB
     if not _flag(fields, "do_normalize"):
         return (0.0,) * channels, (1.0,) * channels
     for name in ("image_mean", "image_std"):

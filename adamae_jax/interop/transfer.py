@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment, pretrained
+from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
 from adamae_jax.interop import authors
 from adamae_jax.interop.architecture import apply_recipe
@@ -39,10 +40,10 @@ def resize(
     flat = pretrained.flatten(imported.variables)
     resized = resize_tables(flat, old, new)
     changed = sorted(name for name in flat if resized[name] is not flat[name])
-    said = [f"{', '.join(changed)} interpolated"] if changed else []
+    changes = [f"{', '.join(changed)} interpolated"] if changed else []
     if config.model.positions.startswith("sincos"):
-        said.append("fixed ones computed anew")
-    remark = f"position tables from a grid of {old} to {new}: {', '.join(said)}"
+        changes.append("fixed ones computed anew")
+    remark = f"position tables from a grid of {old} to {new}: {', '.join(changes)}"
     return dataclasses.replace(
         imported,
         variables=traverse_util.unflatten_dict(resized, sep="/"),
@@ -156,6 +157,8 @@ def _classifier_config(imported: Imported, num_classes: int) -> tuple[ConfigDict
         new.classifier.norm_epsilon = new.model.norm_epsilon
         new.classifier.pooling = "mean"
         has_class = new.model.class_token != "none"
+        if has_class:  # of a classifier, all kinds are the same
+            new.model.class_token = FAMILIES[dialect.family]["class_token"]
         new.classifier.skip_first_patch = dialect.skips_first_patch and not has_class
         recipe = classifier_system(dialect).recipe_of(num_classes)
         clip_remarks = apply_recipe(recipe, new.data, imported.options)

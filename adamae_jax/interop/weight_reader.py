@@ -189,8 +189,8 @@ class WeightReader:
         patches = (size[0] // patch) * (size[1] // patch)
         found = frames or places // max(1, patches) * tubelet
         if found // tubelet * patches != places:
-            said = f"--num_frames={frames} " if frames else ""
-            raise contradiction(f"{said}--image_size={option_text(size)}", table, places)
+            flag = f"--num_frames={frames} " if frames else ""
+            raise contradiction(f"{flag}--image_size={option_text(size)}", table, places)
         self.needed["image_size"] = size  # the number of frames follows from it
         return found, size
 
@@ -212,10 +212,10 @@ def check_heads(option: str, heads: int, width: int) -> None:
         raise UserError(f"{heads} attention heads do not divide the width {width}: give --{option}")
 
 
-def contradiction(said: str, table: str, places: int) -> UserError:
+def contradiction(flags: str, table: str, places: int) -> UserError:
     """Returns the error that options and a position table do not go together."""
     return UserError(
-        f"{said} does not fit {table}, which has {places} places: leave it out, or correct it "
+        f"{flags} does not fit {table}, which has {places} places: leave it out, or correct it "
         "(--to_num_frames and --to_image_size interpolate tables to another size)"
     )
 

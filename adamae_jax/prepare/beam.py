@@ -28,7 +28,10 @@ from pathlib import Path
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.shard_files import WRITERS
-from adamae_jax.data.shards import (
+from adamae_jax.errors import UserError
+from adamae_jax.prepare.mounts import Mount, delivered, remove_stale, transform_fetched
+from adamae_jax.prepare.reading import read_items
+from adamae_jax.prepare.shards import (
     Journal,
     Limits,
     Shard,
@@ -36,11 +39,8 @@ from adamae_jax.data.shards import (
     shard_from_json,
     shard_to_json,
 )
-from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import SKIPPED, Recipe, Result, transform
-from adamae_jax.errors import UserError
-from adamae_jax.prepare.mounts import Mount, delivered, remove_stale, transform_fetched
-from adamae_jax.prepare.reading import read_items
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import SKIPPED, Recipe, Result, transform
 
 ITEMS_NAME = "items.jsonl"  # beside the blocks; never changed, since workers read it
 _SAMPLE = 8  # items that are tried to know how large records are

@@ -10,25 +10,24 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from adamae_jax.data import output as folders
-from adamae_jax.data import writer
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
-from adamae_jax.data.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
-from adamae_jax.data.sources import printable
-from adamae_jax.data.transform import (
+from adamae_jax.errors import UserError
+from adamae_jax.prepare import beam, writer
+from adamae_jax.prepare import output as folders
+from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.flaws import write_flaws
+from adamae_jax.prepare.mounts import Mount
+from adamae_jax.prepare.progress import count, describe, progress, some
+from adamae_jax.prepare.reading import MAX_SECONDS, read_items
+from adamae_jax.prepare.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
+from adamae_jax.prepare.sources import printable
+from adamae_jax.prepare.transform import (
     SKIPPED,
     TRUNCATED,
     Flaw,
     Recipe,
     transform,
 )
-from adamae_jax.errors import UserError
-from adamae_jax.prepare import beam
-from adamae_jax.prepare.find import Found
-from adamae_jax.prepare.flaws import write_flaws
-from adamae_jax.prepare.mounts import Mount
-from adamae_jax.prepare.progress import count, describe, progress, some
-from adamae_jax.prepare.reading import MAX_SECONDS, read_items
 
 SKIPPED_NAME = "skipped.csv"
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from adamae_jax.data import output, synthetic, writer
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import output, synthetic, writer
 from adamae_jax.prepare.progress import describe
 
 

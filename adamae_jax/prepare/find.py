@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import flags
 
-from adamae_jax.data.frame_folders import FrameFolders, Odd, find_folders
-from adamae_jax.data.list_files import read_classes, read_list
-from adamae_jax.data.sources import Entry, Item, Source, in_threads, make_source, printable
-from adamae_jax.data.tfds_source import StoredFeatures, tfds_source
-from adamae_jax.data.video_folder import class_of, find_files, folder_entries
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.folders import class_of, find_files, folder_entries
+from adamae_jax.prepare.frame_folders import FrameFolders, Odd, find_folders
+from adamae_jax.prepare.lists import read_classes, read_list
 from adamae_jax.prepare.progress import count, progress, some
+from adamae_jax.prepare.sources import Entry, Item, Source, in_threads, make_source, printable
+from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
 
 _MOST_NAMED = 10  # folders or links that a message names
 

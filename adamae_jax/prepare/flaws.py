@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from adamae_jax.data.transform import Flaw
+from adamae_jax.prepare.transform import Flaw
 
 
 def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:

@@ -20,15 +20,15 @@ from pathlib import Path
 from absl import flags
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.parallel import num_cores
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
-from adamae_jax.data.transform import Recipe
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
 from adamae_jax.prepare.build import Engine, Output, build
 from adamae_jax.prepare.find import find_source
 from adamae_jax.prepare.mounts import Mount
+from adamae_jax.prepare.pool import num_cores
 from adamae_jax.prepare.reading import MAX_SECONDS
+from adamae_jax.prepare.transform import Recipe
 
 _SOURCES = ("source", "tfds", "embedded")
 # Which options say something about which of the sources.

@@ -17,10 +17,10 @@ from pathlib import Path
 import fsspec
 
 from adamae_jax.data import storage
-from adamae_jax.data.frame_folders import FrameFolders
-from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import SKIPPED, Flaw, Recipe, Result, transform
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.frame_folders import FrameFolders
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import SKIPPED, Flaw, Recipe, Result, transform
 
 _PRIVATE = "tmp-"  # what the names of folders begin with that belong to one worker
 _MARGIN_S = 900.0  # for a process to start on a slow file system, and to write what it has read

@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Callable, Generator, Iterable
 
-from adamae_jax.data.parallel import ordered_map
-from adamae_jax.data.sources import Item
-from adamae_jax.data.transform import SKIPPED, Flaw, Result
+from adamae_jax.prepare.pool import ordered_map
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import SKIPPED, Flaw, Result
 
 # A video of ten seconds takes one or two; an hour of 1080p, about so many.
 MAX_SECONDS = 1800.0

@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,54 +23,10 @@ MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
 LOCK = ".lock"
 
-# Fields that say how a run is carried out, not what it computes: they may change on a restart.
-EXECUTION = (
-    "log_every",
-    "checkpoint_every",
-    "eval_every",
-    "pictures_every",
-    "keep_checkpoints",
-    "compilation_cache_dir",
-    "data.dir",  # the same data may lie elsewhere: its fingerprint is compared
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch",
-    "data.timeout_s",
-    "data.on_error",
-    "data.max_bad_fraction",
-    "mesh",
-    "model.remat",
-    "model.unroll",
-    "model.attention",
-    "eval",
-)
-
 
 def damaged_name() -> str:
     """The file for the damaged records that this process meets: of several, each has its own."""
     return f"{DAMAGED}_{jax.process_index()}.txt" if jax.process_count() > 1 else f"{DAMAGED}.txt"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs (as parsed JSON) describe different runs."""
-    first, second = _flatten(stored), _flatten(wanted)
-
-    def is_execution(name: str) -> bool:
-        return any(name == field or name.startswith(f"{field}.") for field in EXECUTION)
-
-    return [
-        f"{name} (the run: {first.get(name)!r}, asked for: {second.get(name)!r})"
-        for name in sorted(first.keys() | second.keys())
-        if not is_execution(name) and first.get(name) != second.get(name)
-    ]
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -92,14 +48,13 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if path.is_file():
         try:
             # On today's tree of fields: a field that is newer than the run has its default.
-            stored = json.loads(configs.to_json(configs.from_json(path.read_text())))
+            stored = configs.from_json(path.read_text())
         except (OSError, ValueError, UserError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
                 "--workdir"
             ) from error
-        different = differences(stored, json.loads(configs.to_json(config)))
-        if different:
+        if different := configs.differences(stored, config):
             raise UserError(
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
                 "Give another --workdir, or the same config"
@@ -173,36 +128,41 @@ def seconds_so_far(workdir: Path, step: int) -> float:
     return seconds[-1] if seconds else 0.0
 
 
-def summarize(workdir: Path, steps: int, foreground_source: str) -> dict[str, Any]:
+def summarize(
+    workdir: Path,
+    steps: int,
+    headline: str,
+    more: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> dict[str, Any]:
     """Writes ``summary.json`` from what the run has logged, and returns it.
 
-    The reconstruction losses are means over the logged steps among the first and the last 5%: over
-    all of those where ``log_every`` is 1.
+    Args:
+      workdir: of the run.
+      steps: that it was trained for.
+      headline: the figure whose means over the logged steps among the first and the last 5% are
+        given: over all of those where ``log_every`` is 1.
+      more: from the last figures of each evaluation, by name, to what else is written.
     """
     lines = read_metrics(workdir)
-    logged = [line for line in lines if "loss_reconstruction" in line]
+    logged = [line for line in lines if headline in line]
     evaluated: dict[str, Any] = {}
     for line in lines:
         evaluated |= {name: value for name, value in line.items() if name.startswith("eval_")}
     edge = max(1, math.ceil(0.05 * steps))
 
     def mean(chosen: list[dict[str, Any]]) -> float | None:
-        values = [line["loss_reconstruction"] for line in chosen]
-        usable = [value for value in values if value is not None]
+        usable = [line[headline] for line in chosen if line[headline] is not None]
         return sum(usable) / len(usable) if usable else None
 
-    seconds = logged[-1]["seconds"] if logged else 0.0
     rates = sorted(line["clips_per_second"] for line in logged if line.get("clips_per_second"))
     summary = {
         "steps": steps,
-        "seconds": seconds,
+        "seconds": logged[-1]["seconds"] if logged else 0.0,
         "clips_per_second": rates[len(rates) // 2] if rates else None,
-        "loss_reconstruction_first": mean([line for line in logged if line["step"] <= edge]),
-        "loss_reconstruction_last": mean([line for line in logged if line["step"] > steps - edge]),
-        "foreground_lift": evaluated.pop("eval_foreground_lift", None),
-        "foreground_lift_random": evaluated.pop("eval_foreground_lift_random", None),
-        "foreground_source": foreground_source,
+        f"{headline}_first": mean([line for line in logged if line["step"] <= edge]),
+        f"{headline}_last": mean([line for line in logged if line["step"] > steps - edge]),
         **evaluated,
+        **more(evaluated),
     }
     write_atomically(workdir / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return summary

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from adamae_jax.data import array_records, storage, writer
+from adamae_jax.data import array_records, storage
 from adamae_jax.data.array_records import ArrayRecordReader
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import train_batches
@@ -20,6 +20,7 @@ from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS, WRITERS, records
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import writer
 from tests.data.fixtures import flip_byte, small_records, stored_frames, within
 
 pytest.importorskip("array_record")

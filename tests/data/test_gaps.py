@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adamae_jax.data.encoding import read_video
 from adamae_jax.data.gaps import Gaps
 from adamae_jax.data.video_file import VideoFile
+from adamae_jax.prepare.encoding import read_video
 from tests.data.videos import RATE, blot, cut, frame_pixels, make_video
 
 FRAMES = 200

@@ -10,11 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from adamae_jax.data import header, schema, writer
+from adamae_jax.data import header, schema
 from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.header import compose, header_checksum, read_header, varint_lengths
 from adamae_jax.data.payload import HeldPayload
 from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.prepare import writer
 from tests.data.fixtures import canonical, sealed, stored_frames
 
 FRAMES = [bytes([number]) * size for number, size in enumerate([200, 3, 127, 128, 0, 300])]

@@ -14,13 +14,13 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from adamae_jax.data import writer
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.pipeline import eval_batches, train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import writer
 from tests.data.fixtures import flip_byte
 
 SIZES = [(24, 40), (32, 24), (48, 48), (16, 56), (40, 40)]

@@ -51,7 +51,7 @@ def test_dataset_without_labels_and_masks(tmp_path: Path) -> None:
 
 
 def test_reads_what_the_writer_writes(tmp_path: Path) -> None:
-    from adamae_jax.data import writer
+    from adamae_jax.prepare import writer
 
     frames = [(b"jpeg %d" % number) * 100 for number in range(3)]
     examples = [writer.make_example(f"v{number}", frames, 25.0, 8, 16) for number in range(4)]

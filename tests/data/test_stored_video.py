@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jaxtyping import UInt8
 
-from adamae_jax.data import schema, stored_video, writer
-from adamae_jax.data.encoding import EncodedVideo, encode_h264, read_video
+from adamae_jax.data import schema, stored_video
 from adamae_jax.data.examples import VideoLayout
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.stored_video import StoredVideo, exact_keyframes
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.data.video_file import Upright, VideoFile
+from adamae_jax.prepare import writer
+from adamae_jax.prepare.encoding import EncodedVideo, encode_h264, read_video
 from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
 
 

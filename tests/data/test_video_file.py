@@ -11,8 +11,8 @@ import simplejpeg
 from jaxtyping import Int, UInt8
 
 from adamae_jax.data import storage
-from adamae_jax.data.encoding import read_video
 from adamae_jax.data.video_file import UnreadableVideoError, VideoFile
+from adamae_jax.prepare.encoding import read_video
 from tests.data.videos import (
     QUARTERS,
     RATE,

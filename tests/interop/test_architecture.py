@@ -122,12 +122,6 @@ def test_what_is_given_is_no_guess() -> None:
     assert found.config.model.norm_epsilon == 1e-5
 
 
-def test_a_fixed_table_fits_any_clip() -> None:
-    """VideoMAE's checkpoints hold no position table: other clips may be said."""
-    data = infer(arrays(published("videomae", "B")), ImportOptions(32, (160, 320))).config.data
-    assert (data.num_frames, tuple(data.image_size)) == (32, (160, 320))
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -141,12 +135,6 @@ def test_a_table_over_all_tokens_needs_half_a_word(given: ImportOptions, expecte
     shapes["encoder.pos_embed_probs"] = (1, 1600, 768)
     data = infer(arrays(shapes), given).config.data
     assert (data.num_frames, tuple(data.image_size)) == expected
-
-
-def test_frames_that_tubelets_do_not_divide_are_named() -> None:
-    message = "--num_frames=1 does not fit encoder.pos_embed_probs, which has 1568 places"
-    with pytest.raises(UserError, match=message):
-        infer(arrays(published("adamae", "B")), ImportOptions(num_frames=1))
 
 
 def test_kinds_are_told_apart() -> None:
@@ -221,14 +209,6 @@ def test_segments_have_no_rate() -> None:
         infer(classifier, ImportOptions(sampling_rate=9))
     data = infer(classifier, ImportOptions(sampling_rate=9, frame_sampling="dense")).config.data
     assert (data.sampling_rate, data.frame_sampling) == (9, "dense")
-
-
-@pytest.mark.parametrize(
-    "given", [ImportOptions(sampling_rate=2), ImportOptions(frame_sampling="dense")]
-)
-def test_an_image_is_no_clip(given: ImportOptions) -> None:
-    with pytest.raises(UserError, match=r"--(sampling_rate|frame_sampling)=.* of this model .mae."):
-        infer(arrays(published("mae", "B")), given)
 
 
 @example(11, 11, 1.37)  # in floating point, 11 * (15 / 11) is less than 15

@@ -15,8 +15,6 @@ from adamae_jax.models.initializers import uniform_fan_in
 from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
 from adamae_jax.objectives import Objective, Pretraining
 from tests import helpers
-from tests.parity import reference_weights
-from tests.parity.parts import autoencoder_of
 
 MODEL = Autoencoder(helpers.GEOMETRY, helpers.ENCODER, helpers.DECODER)
 STRATEGY = Strategy(mask_ratio=0.75, depth=2)
@@ -144,37 +142,3 @@ def test_positions_tell_whose_names_a_model_has(
     positions: str, geometry: ClipGeometry, dialect: str
 ) -> None:
     assert systems.dialect_of(positions, geometry).family == dialect
-
-
-def shapes_of(table: authors.Table, tree: Any) -> dict[str, tuple[int, ...]]:
-    """Names of theirs and their shapes, for random values of ours."""
-    return {name: array.shape for name, array in table.to_authors(helpers.filled(tree)).items()}
-
-
-@pytest.mark.parametrize("system", ["VideoMAE", "MAE-ST", "MAE"])
-def test_the_names_of_the_family_are_the_authors(system: str) -> None:
-    """Against the list that the comparisons with the authors' files have been made with."""
-    sizes = {
-        "image_size": [8, 12],
-        "patch_size": 4,
-        "encoder": {"dim": 16, "depth": 2, "heads": 2},
-        "decoder": {"dim": 12, "depth": 1, "heads": 3},
-        "num_classes": 5,
-        "norm_eps": 1e-6,
-    }
-    video = {**sizes, "num_frames": 4, "tubelet_size": 2, "predicted_frames": 2}
-    separable = {**video, "cls_token": True, "separable_pos_embed": True}
-    if system == "VideoMAE":
-        del video["predicted_frames"]
-        model = autoencoder_of(video, "videomae", layer_scale=0.1)
-        expected = reference_weights.videomae_shapes(video, "scaled")
-    elif system == "MAE-ST":
-        model = autoencoder_of(separable, "mae_st", predicted_frames=2)
-        expected = reference_weights.mae_shapes(separable)
-    else:
-        model = autoencoder_of(sizes, "mae")
-        expected = reference_weights.mae_shapes(sizes)
-    clip, order = model.geometry.clip_shape, jnp.arange(model.geometry.num_tokens)[None]
-    arguments = (jnp.zeros((1, *clip)), order[:, :2], order[:, 2:])
-    tree = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
-    assert shapes_of(authors.autoencoder_table(model), tree) == expected

@@ -172,19 +172,6 @@ def test_what_was_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
 
 
-def test_how_clips_are_cut_is_taken_from_the_recipe_or_said(tmp_path: Path) -> None:
-    """The model directory says it to every job."""
-    file = tmp_path / "file.safetensors"
-    files.write_safetensors(file, exports.to_authors(loaded("mae_st")))
-    data = pretrained.load(bring(file, tmp_path / "ours", *given("mae_st"))).config.data
-    assert (data.frame_sampling, data.sampling_rate, data.crop) == (
-        *("time_scaled", 4, "random_resized"),
-    )
-    own = ("--sampling_rate=2", "--frame_sampling=dense", *given("mae_st"))
-    data = pretrained.load(bring(file, tmp_path / "other", *own)).config.data
-    assert (data.frame_sampling, data.sampling_rate) == ("dense", 2)
-
-
 def test_labels_and_license_are_given_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +271,12 @@ def test_published_checkpoints_of_mae_st_come_in(tmp_path: Path) -> None:
     table = np.random.default_rng(0).normal(size=(1, 1 + 96, 12)).astype(np.float32)
     file = tmp_path / "file.safetensors"
     files.write_safetensors(file, {**theirs, "decoder_pos_embed": table})
-    found = pretrained.load(bring(file, tmp_path / "ours", "--num_heads=2", "--image_size=16,24"))
+    own = ("--num_heads=2", "--image_size=16,24")
+    classifier = bring(file, tmp_path / "classifier", *own, "--num_classes=3")
+    export(classifier, tmp_path / "classifier.safetensors")
+    found = pretrained.load(bring(file, tmp_path / "ours", *own))
+    with pytest.raises(UserError, match="no model with model.class_token='shared'"):
+        export(tmp_path / "ours", tmp_path / "ours.safetensors")
     model = found.config.model
     assert (model.positions, model.class_token) == ("learned", "shared")
     assert (model.decoder.depth, model.decoder.num_heads, model.predicted_frames) == (1, 1, 4)

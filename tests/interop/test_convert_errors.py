@@ -1,7 +1,6 @@
 """What can go wrong in a conversion: one clear message, and nothing left behind."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,6 @@ def test_what_the_weights_do_not_say_is_asked_for(tmp_path: Path, case: str) -> 
 
 CONTRADICTIONS = {
     "heads": ("videomae", ["--num_heads=3"], "3 attention heads do not divide the width 16"),
-    "sampler": ("adamae", ["--sampler_num_heads=5"], "5 .*width 16: give --sampler_num_heads"),
     "size": ("mae_st", ["--image_size=8,12"], "--image_size=8,12 does not fit pos_embed_spatial"),
     "image": ("mae", ["--image_size=16,4"], None),
     "frames": ("mae_st", ["--num_frames=4"], "--num_frames=4 does not fit pos_embed_temporal"),
@@ -124,14 +122,12 @@ CONTRADICTIONS = {
     "part": ("mae_st_joint", ["--num_frames=10"], "--num_frames=10 .* does not fit pos_embed"),
     "odd": ("videomae", ["--num_frames=5"], "num_frames 5 is not a positive multiple"),
     "still": ("mae", ["--num_frames=4"], "--num_frames=4 says nothing of this model"),
+    "rate": ("mae", ["--sampling_rate=2"], "--sampling_rate=2 says nothing of this model .mae."),
     "other": ("videomae", ["--sampler_num_heads=4"], "--sampler_num_heads=4 says nothing of this"),
     "ratio": ("adamae", ["--mask_ratio=0.999"], "mask_ratio 0.999 leaves no visible token"),
-    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio 0.0 is outside \(0, 1\)"),
-    "nothing": ("videomae", ["--image_size=0,12"], "--image_size=0,12 should be positive"),
+    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio is 0.0: it must be a finite number"),
     "images": ("mae", ["--to_num_frames=2"], "--to_num_frames=2: the model is one of images"),
-    "negative": ("mae_st", ["--to_image_size=-8,8"], "--to_image_size=-8,8 should be positive"),
     "words": ("videomae", ["--image_size=big"], "--image_size=big should be height,width"),
-    "three": ("videomae", ["--image_size=8,12,3"], "--image_size=8,12,3 should be height,width"),
     "vit": (
         "mae",
         ["--pretrained_vit=x"],
@@ -148,12 +144,6 @@ def test_what_is_given_must_fit(tmp_path: Path, case: str) -> None:
     if message is None:  # it fits: 4 x 1 patches are as many as 2 x 2, but the table is another
         message = "pos_embed is not the fixed table"
     refused(tmp_path, theirs(name), message, *given(name), *flags)
-
-
-def test_of_a_classifier_nothing_is_said_that_it_lacks(tmp_path: Path) -> None:
-    for flag in ("--decoder_num_heads=3", "--mask_ratio=0.9"):
-        message = f"{flag} says nothing of this classifier"
-        refused(tmp_path, theirs("videomae", True), message, *given("videomae", True), flag)
 
 
 def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
@@ -229,10 +219,6 @@ def test_a_model_that_describes_itself_is_given_no_sizes(tmp_path: Path) -> None
     exports.write_authors(loaded("videomae"), file)
     with pytest.raises(UserError, match="describes its model itself: leave --num_heads, --image_"):
         bring(file, tmp_path / "ours", "--num_heads=2", "--image_size=8,12")
-    assert not (tmp_path / "ours").exists()
-
-
-def test_a_hugging_face_config_is_not_contradicted(tmp_path: Path) -> None:
     exports.write_hugging_face(loaded("videomae"), tmp_path / "theirs")
     (tmp_path / "theirs" / sources.DESCRIPTION_FILE).unlink()
     with pytest.raises(UserError, match="says that num_heads is 2, not 4: leave --num_heads out"):
@@ -254,39 +240,12 @@ def test_a_description_that_is_stale_is_refused(tmp_path: Path) -> None:
     assert ours.label_names == ("crawling", *LABELS[1:])
 
 
-def test_a_truncated_file_leaves_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "file.safetensors"
-    exports.write_authors(loaded("mae"), file)
-    data = file.read_bytes()
-    for length in (0, 1, 8, 100, len(data) // 2, len(data) - 1):
-        file.write_bytes(data[:length])
-        with pytest.raises(UserError, match="is no whole .safetensors file"):
-            bring(file, tmp_path / "ours")
-        assert not (tmp_path / "ours").exists()
-
-
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", "{}", "[" * 100_000])
 def test_a_description_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "file.safetensors"
     files.write_safetensors(file, theirs("mae"), {sources.DESCRIPTION: text})
     with pytest.raises(UserError, match="description|what it says of the model is no JSON"):
         bring(file, tmp_path / "ours")
-
-
-def test_without_torch_a_pth_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"missing.pth does not exist"):
-        bring(tmp_path / "missing.pth", tmp_path / "ours")
-    (tmp_path / "file.pth").touch()
-    message = r"PyTorch cannot be imported.*-e '.\[interop\]'.*safetensors"
-    with pytest.raises(UserError, match=message):
-        bring(tmp_path / "file.pth", tmp_path / "ours")
-    ours = written(tmp_path / "model", "mae")
-    with pytest.raises(UserError, match=message):
-        export(ours, tmp_path / "theirs.pth")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth", "model"]
 
 
 def test_sources_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
@@ -314,20 +273,6 @@ def test_sources_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere.safetensors does not exist"):
         bring(tmp_path / "nowhere.safetensors", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_a_mixture_of_families_has_no_names(tmp_path: Path) -> None:
-    config = config_of("videomae")
-    with config.unlocked():
-        config.model.attention_bias = "qkv"
-        config.model.class_token = "shared"
-    model = loaded("videomae")
-    mixed = type(model)(
-        *(model.variables, config, 0),
-        pretraining=model.pretraining,  # type: ignore[attr-defined, call-arg]
-    )
-    with pytest.raises(UserError, match="model.class_token='shared', model.attention_bias='qkv'"):
-        exports.to_authors(mixed)
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:

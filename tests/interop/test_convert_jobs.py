@@ -17,7 +17,6 @@ from adamae_jax.config import masking_config
 from adamae_jax.convert import exporting, importing
 from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, files
-from adamae_jax.interop.huggingface import CLASSES
 from tests import helpers
 from tests.data import fixtures
 from tests.interop.convert_cases import bring, config_of, given, loaded, run, written
@@ -178,10 +177,3 @@ def test_the_page_names_every_flag() -> None:
             delattr(flags.FLAGS, name)
         for name in new:
             assert f"--{name}" in PAGE, name
-
-
-def test_every_case_of_the_matrix_is_on_the_page() -> None:
-    for name in ("AdaMAE", "VideoMAE", "MAE-ST", "MAE", "AutoMAE"):
-        assert re.search(rf"^\| {name} \|", PAGE, re.MULTILINE), name
-    for name in CLASSES.values():
-        assert name in PAGE

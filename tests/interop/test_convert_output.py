@@ -80,7 +80,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
     monkeypatch.setattr(os, "replace", limited)
 
 
-@pytest.mark.parametrize("allowed", range(6))
+@pytest.mark.parametrize("allowed", (0, 1, 4))
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
 ) -> None:

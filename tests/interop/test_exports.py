@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from adamae_jax import experiment, pretrained
-from adamae_jax.config import masking_config, set_family
+from adamae_jax import experiment
+from adamae_jax.config import flatten, masking_config, set_family
 from adamae_jax.errors import UserError
-from adamae_jax.interop import architecture, exports, sources
+from adamae_jax.interop import architecture, exports
 from adamae_jax.interop.weight_reader import ImportOptions
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 from tests import helpers
@@ -58,13 +57,6 @@ WORDS = {
     # Which first token a classifier leaves out depends on both.
     "model.class_token": r"model with .*(class_token|skip_first_patch)=",
 }
-# Likewise in the remarks of an export for Hugging Face.
-REMARKS = {
-    "model.norm_epsilon": "epsilon",
-    "model.decoder_norm_epsilon": "epsilon 1e-05 in the decoder's norm|decoder's norm, this model",
-    "classifier.norm_epsilon": "in (fc_norm|videomae.layernorm)",
-    "masking.mask_ratio": "give --mask_ratio=0.6",
-}
 # Changing these changes no array.
 SAME_ARRAYS = re.compile(
     r"model\.(decoder_)?norm_epsilon|model\.\w+\.num_heads|objective\.|masking\.mask_ratio|"
@@ -85,9 +77,12 @@ UNUSED = re.compile(
 
 def flat(config: ConfigDict) -> dict[str, Any]:
     """The fields that say what a model is, by path."""
-    parts = {part: config[part].to_dict() for part in pretrained.MODEL_FIELDS}
-    fields = {path.replace("/", "."): value for path, value in pretrained.flatten(parts).items()}
-    return {name: value for name, value in fields.items() if name not in exports.NOT_COMPUTED}
+    parts = ("model.", "masking.", "objective.", "classifier.")
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name.startswith(parts) and name not in exports.NOT_COMPUTED
+    }
 
 
 def changed(config: ConfigDict, field: str, value: Any) -> ConfigDict:
@@ -205,37 +200,6 @@ def test_each_choice_is_in_the_weights_or_said_or_refused(case: Case, field: str
         found = architecture.infer(state, exports.import_options(model)).config
         assert field in "".join(remarks) or kept(field, found, model.config), remarks
         exports.table_of(found).from_authors(state)  # the same names, all accounted for
-
-
-def check_hugging_face(model: Loaded) -> None:
-    exports.check(model)
-    exports.class_of(model)
-
-
-DIRECTORY_CHOICES = [
-    choice
-    for choice in choices([("videomae", False), ("mae", False), ("videomae", True)])
-    if SAME_ARRAYS.match(choice.values[1])
-]
-
-
-@pytest.mark.parametrize(("case", "field"), DIRECTORY_CHOICES)
-def test_each_choice_is_in_a_directory_or_said_or_refused(
-    tmp_path: Path, case: Case, field: str
-) -> None:
-    for number, model in enumerate(variants(case, field, check_hugging_face)):
-        directory = tmp_path / str(number)
-        try:
-            remarks = exports.write_hugging_face(model, directory)
-        except UserError as error:
-            assert re.search(words(field), str(error))
-            continue
-        (directory / sources.DESCRIPTION_FILE).unlink()
-        source = sources.read(directory)
-        found = architecture.infer(source.state, source.options).config
-        said = re.search(REMARKS.get(field, field), "".join(remarks))
-        label = field.removeprefix("objective.")
-        assert said or label in "".join(remarks) or kept(field, found, model.config), remarks
 
 
 def adaptive_images() -> ConfigDict:

@@ -93,7 +93,9 @@ def test_there_and_back_is_exact(tmp_path: Path, originals: Path, name: str) -> 
         assert found.config.model.decoder_norm_epsilon == last
         found.config.model.decoder_norm_epsilon = 1e-6
     assert_same_config(found.config, expected.config)
-    exports.write_hugging_face(found, tmp_path / "again")
+    remarks = exports.write_hugging_face(found, tmp_path / "again")
+    asked = "without the description beside the weights, give --mask_ratio=0.75"
+    assert (asked in remarks) == (name == "videomae")
     for path in (originals / name).iterdir():
         if path.name != "README.md":
             assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name

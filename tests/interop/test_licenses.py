@@ -1,10 +1,7 @@
 """The licence of weights that a model holds goes wherever the model goes."""
 
-import contextlib
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +11,8 @@ from adamae_jax import config as configs
 from adamae_jax import experiment, licenses, pretrain, pretrained
 from adamae_jax.interop import exports, files
 from adamae_jax.masking.adversarial import Strategy
-from adamae_jax.training import rundir
+from adamae_jax.training import rundir, trainer
+from adamae_jax.training.checkpoints import RunCheckpoints
 from tests import helpers
 from tests.data import fixtures
 from tests.interop.convert_cases import LICENSE, bring, config_of, export, given, loaded
@@ -32,12 +30,12 @@ def image_mae(directory: Path, license: str) -> Path:
     return directory
 
 
-def automae_config(frozen: Path, steps: int = 1) -> ConfigDict:
+def automae_config(frozen: Path) -> ConfigDict:
     """An AutoMAE that is to be trained."""
     config = config_of("automae")
     with config.unlocked():
         config.masking.options.pretrained = str(frozen)
-        config.steps, config.batch_size, config.eval_every = steps, 8, 0
+        config.steps, config.batch_size, config.eval_every = 3, 8, 0
         config.compilation_cache_dir = ""
     return config
 
@@ -57,58 +55,38 @@ def test_a_run_has_the_license_of_what_it_holds_frozen(tmp_path: Path) -> None:
     assert licenses.of(run) == "mit"
 
 
-class Untrained:
-    """In the place of `pretrain.Run`: a run whose model is that of before its first step."""
-
-    def __init__(self, config: ConfigDict, workdir: Path, pretraining: Any, *others: Any) -> None:
-        self.checkpoints: Any = others[2]
-        variables = helpers.variables(pretraining)
-        self.metrics = self.progress = contextlib.nullcontext()
-        self.state = SimpleNamespace(
-            params=variables["params"], model_state=variables["state"], frozen=variables["frozen"]
-        )
-
-    def train(self) -> Any:
-        return self.state
-
-
-def untrained(directory: Path, monkeypatch: pytest.MonkeyPatch, config: ConfigDict) -> Path:
-    """The workdir of a run over a dataset of its own, begun or gone on with."""
-    data = directory / "data"
-    if not data.exists():
-        fixtures.write_dataset(data, {"train": moving_waves(4), "validation": moving_waves(1)})
-    config.data.dir = str(data)
-    monkeypatch.setattr(pretrain, "Run", Untrained)
-    monkeypatch.setattr(rundir, "summarize", lambda *_: {})
-    pretrain.pretrain(config, directory / "run")
-    return directory / "run"
-
-
 def test_a_run_keeps_it_from_when_it_read_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its checkpoints, of which a damaged one is passed over, and in what is made of them."""
-    frozen = image_mae(tmp_path / "mae", LICENSE)
+    frozen, run = image_mae(tmp_path / "mae", LICENSE), tmp_path / "run"
+    config = automae_config(frozen)
+    fixtures.write_dataset(
+        tmp_path / "data", {"train": moving_waves(4), "validation": moving_waves(1)}
+    )
+    config.data.dir = str(tmp_path / "data")
 
-    class KilledError(Exception):
-        """In the place of a SIGKILL."""
+    def killed(begun: trainer.Run) -> None:
+        """Two checkpoints, while another model comes to lie where the weights came from."""
+        image_mae(frozen, "mit")
+        (run / "config.json").write_text(configs.to_json(begun.config))
+        path = run / rundir.CHECKPOINTS
+        with RunCheckpoints(path, keep=3, metadata=begun.metadata) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, {"params": {"a": np.zeros(1)}})
 
-    def train(self: Untrained) -> Any:
-        image_mae(frozen, "mit")  # another model may lie in their place while the run goes on
-        for step in (1, 2):
-            self.checkpoints.save(step, {"params": {"a": np.zeros(1)}})
-        raise KilledError
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Untrained, "train", train)
-        untrained(tmp_path, patch, automae_config(frozen, steps=3))
+    run.mkdir()
+    monkeypatch.setattr(trainer, "train", killed)
+    pretrain.pretrain(config, run)
     shutil.rmtree(frozen)
-    run = tmp_path / "run"
     assert licenses.of(run) == LICENSE
     (run / rundir.CHECKPOINTS / "2" / "state" / "digests.json").write_text("{}")
     assert licenses.of(run) == LICENSE
     image_mae(frozen, "mit")
-    untrained(tmp_path, monkeypatch, automae_config(frozen, steps=3))
+    monkeypatch.setattr(
+        trainer, "train", lambda gone_on: gone_on.export(helpers.variables(gone_on.task))
+    )
+    pretrain.pretrain(config, run)
     assert pretrained.load(run / rundir.MODEL).license == LICENSE
     file = export(run / rundir.MODEL, tmp_path / "exported.safetensors")
     assert files.read_metadata(file)["license"] == LICENSE

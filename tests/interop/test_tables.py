@@ -107,10 +107,6 @@ def test_weights_that_do_not_fit_are_listed(given: dict[str, np.ndarray], messag
         TABLE.from_authors(given, SHAPES)
 
 
-def test_a_constant_may_be_off_by_another_library_s_rounding() -> None:
-    TABLE.from_authors(without(pos_embed=FIXED + 1e-6))
-
-
 def test_our_parameters_that_do_not_fit_are_listed() -> None:
     ours = TABLE.from_authors(state())
     with pytest.raises(UserError, match="missing token; not used extra/bias$"):

@@ -1,0 +1,244 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamae_jax.errors import UserError
+from adamae_jax.prepare import frame_folders, progress
+from adamae_jax.prepare.find import Found
+from adamae_jax.prepare.frame_folders import FrameFolders, find_folders, natural_order
+from adamae_jax.prepare.sources import Item, Source
+
+NAMES = st.text("ab_0123456789.", min_size=1, max_size=8)
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Makes files that hold their own names; those that end in a slash are folders."""
+    for name in names:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text(name)
+    return folder
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 6)), unique_by=lambda n: n[0]))
+def test_frames_are_shown_in_the_order_of_their_numbers(numbers: list[tuple[int, int]]) -> None:
+    """However many zeros stand in front of them, and whatever their suffixes are."""
+    suffixes = (".jpg", ".PNG", ".webp")
+    names = [f"cam2_{n:0{width}d}x{suffixes[n % 3]}" for n, width in numbers]
+    shown = FrameFolders().select(names)
+    assert shown == [name for _, name in sorted(zip(numbers, names, strict=True))]
+
+
+@given(st.lists(NAMES, unique=True), st.randoms())
+def test_every_machine_has_the_same_order(names: list[str], random: object) -> None:
+    ordered = sorted(names, key=natural_order)
+    random.shuffle(names)  # type: ignore[attr-defined]
+    assert sorted(names, key=natural_order) == ordered
+    assert len({str(natural_order(name)) for name in names}) == len(names)
+
+
+def test_natural_order() -> None:
+    names = ["a10", "a2", "a", "a2b10", "b\udcff1", "a02", "b", "a2b1", "a1"]
+    assert sorted(names, key=natural_order) == [
+        "a", "a1", "a02", "a2", "a2b1", "a2b10", "a10", "b", "b\udcff1"
+    ]  # fmt: skip
+
+
+def test_which_files_are_frames(tmp_path: Path) -> None:
+    fill(tmp_path, "10.jpg", "9.PNG", "._9.jpg", "9.txt", "8.jpg/", "11")
+    (tmp_path / "12.jpg").symlink_to("nowhere")  # reading it will show that it is missing
+    paths = FrameFolders().paths(str(tmp_path))
+    assert paths == [str(tmp_path / name) for name in ("9.PNG", "10.jpg", "12.jpg")]
+    tsn = ["img_2.jpg", "flow_x_1.jpg", "img_1.jpg", "flow_y_1.jpg", "img_1.txt", "IMG_3.jpg"]
+    assert FrameFolders("img_*").select(tsn) == ["img_1.jpg", "img_2.jpg"]
+
+
+def test_folders_that_hold_frames_are_found(tmp_path: Path) -> None:
+    fill(
+        tmp_path, "v1/1.jpg", "a/v2/1.png", "a/v2/more/0.jpg", "a/list.txt", "b/notes.txt",
+        ".trash/v/1.jpg", "poster.jpg", "v3/.1.jpg", "a/v4/", "val/empty/",
+    )  # fmt: skip
+    # Empty folders count beside others that hold frames.
+    every = ["a/v2", "a/v2/more", "a/v4", "v1", "v3"]
+    assert find_folders(tmp_path, FrameFolders()) == (every, [])
+    assert find_folders(tmp_path, FrameFolders("*.png")) == (["a/v2", "a/v4"], [])
+    with pytest.raises(UserError, match=r"holds no folder with images called 'x\*': with --fr"):
+        find_folders(tmp_path, FrameFolders("x*"))
+    with pytest.raises(UserError, match="holds no folder with images: with --frame_folders, give"):
+        find_folders(tmp_path / "v1", FrameFolders())
+
+
+def test_linked_folders_are_found_or_refused(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", "a/1.jpg", ".store/v/1.jpg")
+    for link, target in {"c": "a", "d": "nowhere", "e": ".store/v", "list.txt": "gone"}.items():
+        (source / link).symlink_to(target)
+    (source / "a" / "2.jpg").symlink_to("gone.jpg")  # a frame that is missing, no folder
+    found = find_folders(source, FrameFolders())
+    assert found == (["a", "d", "e"], ["c (a link to a, which is found anyway)"])
+    (source / "b").symlink_to(fill(tmp_path / "b", "1.jpg"))
+    with pytest.raises(UserError, match=r"^b lies outside of --source=.*leads to .*/b\), and link"):
+        find_folders(source, FrameFolders())
+
+
+def state(folder: Path) -> str:
+    return FrameFolders().look(str(folder), folder.parent).state
+
+
+def test_a_folder_that_changes_has_another_state(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "v", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "note.txt")
+    states = [state(folder)]
+    os.utime(folder / "2.jpg", (0, 0))
+    os.utime(folder, (0, 0))
+    (folder / "note.txt").write_text("longer than before")
+    fill(folder, ".thumbs.jpg", "thumbs/1.jpg")
+    assert state(folder) == states[0]
+    changes = [
+        lambda: (folder / "1.jpg").write_text("longer"),
+        lambda: (folder / "4.jpg").write_text("longer"),
+        lambda: (folder / "5.jpg").write_text("longer"),
+        lambda: (folder / "3.jpg").rename(folder / "03.jpg"),
+        lambda: (folder / "03.jpg").unlink(),
+        lambda: (folder / "1.jpg").unlink(),
+        lambda: (folder / "1.jpg").symlink_to("nowhere"),
+    ]
+    for change in changes:
+        change()
+        states.append(state(folder))
+    assert len(set(states)) == len(states)
+    for name in (b"1\xfe.jpg", b"1\xff.jpg"):  # names need not be text
+        odd = tmp_path / str(name[1])
+        odd.mkdir()
+        Path(os.fsdecode(os.fsencode(odd) + b"/" + name)).write_text("")
+        states.append(state(odd))
+    assert len(set(states)) == len(states)
+    assert FrameFolders().look(str(tmp_path / "absent"), tmp_path) == ("", None)
+    (tmp_path / "empty").mkdir()
+    assert state(tmp_path / "empty")
+
+
+def test_the_sizes_of_two_frames_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more, which would take hours for the millions of images of a dataset."""
+    folder = fill(tmp_path / "v", *(f"{number:02d}.jpg" for number in range(30)))
+    asked: list[str] = []
+    stat = os.stat
+
+    def note(path: str) -> os.stat_result:
+        asked.append(os.path.basename(path))
+        return stat(path)
+
+    monkeypatch.setattr(os, "stat", note)
+    assert state(folder)
+    assert sorted(asked) == ["00.jpg", "29.jpg"]
+
+
+TSN = ["img_00001.jpg", "img_00002.jpg", "flow_x_00001.jpg", "flow_y_00001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason", "pattern"),
+    [
+        (TSN, "images of 3 kinds (flow_x_00001.jpg, flow_y_00001.jpg, img_00001.jpg)",
+         "img_[0-9]*"),
+        (["cover.jpg", "1.jpg", "2.jpg"], "images of 2 kinds (1.jpg, cover.jpg)", "[0-9]*"),
+        (["1_left.jpg", "2_right.png"], "images of 2 kinds (1_left.jpg, 2_right.png)",
+         "[0-9]*_right.*"),
+        (["a.jpg", "b.jpg"], "images of 2 kinds (a.jpg, b.jpg)", "*.jpg"),
+        ([f"{n}_1.jpg" for n in range(9)],
+         "images of 9 kinds (0_1.jpg, 1_1.jpg, 2_1.jpg, 3_1.jpg, ...)", "8_[0-9]*"),
+        (["1.jpg", "2.jpg", "01.png"], "frame 1 twice (01.png, 1.jpg)", "*.png"),
+        (["1.jpg", "2.jpg", "01.jpg"], "frame 1 twice (01.jpg, 1.jpg)", "*.jpg"),
+    ],
+)  # fmt: skip
+def test_images_of_several_kinds_need_a_pattern(
+    tmp_path: Path, names: list[str], reason: str, pattern: str
+) -> None:
+    folder = fill(tmp_path / "v", *names)
+    assert FrameFolders().look(str(folder), tmp_path).odd == (f"holds {reason}", pattern)
+    assert FrameFolders("*.*").look(str(folder), tmp_path).odd is None
+
+
+PARTS = st.sampled_from(["a", "b", "1", "2", "01", "_", ""])
+
+
+@given(st.lists(st.tuples(PARTS, PARTS, PARTS, PARTS), min_size=1, max_size=6), st.booleans())
+def test_the_quick_look_agrees_with_the_careful_one(
+    parts: list[tuple[str, ...]], one_suffix: bool
+) -> None:
+    names = sorted({f"{''.join(part)}.{('jpg', 'png')[i % 2 > one_suffix]}" for i, part in
+                    enumerate(parts)})  # fmt: skip
+    kinds = {frame_folders._around_number(name)[::2] for name in names}
+    numbers = [frame_folders._around_number(name)[1] for name in names]
+    sound = len(kinds) == 1 and len(set(numbers)) == len(numbers)
+    if frame_folders._differ_in_number(names):
+        assert sound
+    assert (frame_folders._odd(names) is None) == sound
+
+
+def test_frames_stay_below_the_source(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "source" / "v", "1.jpg")
+    fill(tmp_path, "2.jpg")
+    (folder / "2.jpg").symlink_to("1.jpg")
+    (folder / "4.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    FrameFolders().look(str(folder), tmp_path / "source")
+    (folder / "3.jpg").symlink_to(tmp_path / "2.jpg")
+    with pytest.raises(UserError, match=r"v/3.jpg lies outside of --source=.* \(it leads to .*/2"):
+        FrameFolders().look(str(folder), tmp_path / "source")
+
+
+def found(root: Path) -> Found:
+    """All folders right in the root as videos."""
+    items = tuple(Item(path.name, str(path)) for path in sorted(root.iterdir()))
+    return Found(root, Source(items, ()), 0, frame_folders=FrameFolders())
+
+
+def test_all_folders_with_odd_images_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start, and not one at each start."""
+    frames = tmp_path / "frames"
+    for number in range(14):
+        names = [f"img_{frame}.jpg" for frame in range(3)]
+        names += ["cover.jpg"] * (number > 1) + ["img_01.jpg"] * (number == 13)
+        for name in names:
+            (frames / f"v{number:02d}" / name).parent.mkdir(parents=True, exist_ok=True)
+            (frames / f"v{number:02d}" / name).write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        found(frames).fingerprint()
+    message, odd = str(caught.value), "holds images of 2 kinds (cover.jpg, img_0.jpg)"
+    assert message.startswith(f"12 folders are no videos: v02 {odd}; v03 {odd}; v04 {odd}; ")
+    assert message.count(odd) == 10
+    assert message.endswith(
+        "; and 2 more: remove what is no frame, or say which are the frames, in quotes: "
+        "--frame_names='img_[0-9]*', for instance"
+    )
+    assert capsys.readouterr().err.splitlines() == [f"looking at 14 folders of frames in {frames}"]
+    for folder in frames.iterdir():
+        (folder / "cover.jpg").unlink(missing_ok=True)
+    with pytest.raises(UserError) as caught:
+        found(frames).fingerprint()
+    assert str(caught.value) == (
+        "the folder v13 holds frame 1 twice (img_01.jpg, img_1.jpg): remove what is no frame, or "
+        "say which are the frames, in quotes: --frame_names='*.jpg', for instance"
+    )
+
+
+def test_looking_at_folders_tells_how_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    state = found(tmp_path).fingerprint()
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        f"looking at 3 folders of frames in {tmp_path}",
+        *(f"{number} of 3 folders looked at" for number in (1, 2, 3)),
+    ]
+    (tmp_path / "1" / "1.jpg").write_bytes(b"")
+    assert found(tmp_path).fingerprint()["items"] != state["items"]

@@ -1,0 +1,274 @@
+"""`prepare` from folders of frames, to what training reads."""
+
+import csv
+import errno
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+from adamae_jax.data import schema, storage
+from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from adamae_jax.prepare import beam, build
+from adamae_jax.prepare.frame_folders import FrameFolders
+from adamae_jax.prepare.mounts import Mount, transform_fetched
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.verify import verify
+from tests.data.videos import frame_pixels
+from tests.prepare.test_beam import here
+from tests.prepare.test_job import interrupt, run, snapshot
+
+SIDES = (48, 64)
+
+
+def make_folder(
+    folder: Path, num_frames: int = 20, name: str = "img_{}.jpg", first: int = 1
+) -> Path:
+    """Frames that get brighter with their number; the names have no zeros in front."""
+    folder.mkdir(parents=True)
+    for number in range(num_frames):
+        image = Image.fromarray(frame_pixels(number, *SIDES))
+        image.save(folder / name.format(number + first), quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("frames")
+    for number in range(4):
+        make_folder(root / ("walk", "run")[number % 2] / f"v {number}", 18 + number)
+    return root
+
+
+def facts(output: Path, split: str) -> dict[str, tuple[int, int, float]]:
+    dataset = Dataset(output, split)
+    records = [dataset[number] for number in range(len(dataset))]
+    return {record.id: (record.label, len(record.frames), record.rate) for record in records}
+
+
+def flaws(output: Path) -> list[list[str]]:
+    with open(output / "skipped.csv", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
+def test_folders_become_videos(source: Path, tmp_path: Path, codec: str) -> None:
+    output = tmp_path / "a"
+    run(
+        f"--source={source}", "--frame_folders", "--class_folders", "--rate=12.5",
+        f"--codec={codec}", f"--output={output}",
+    )  # fmt: skip
+    assert Dataset(output, "train").label_names == ("run", "walk")
+    found = facts(output, "train") | facts(output, "validation")
+    assert found == {
+        f"{('walk', 'run')[number % 2]}/v {number}": (1 - number % 2, 18 + number, 12.5)
+        for number in range(4)
+    }
+    verify(output, 1.0)
+    record = Dataset(output, "validation")[0]
+    number = len(record.frames)
+    shown = decode_frames(record.frames, np.arange(number), SIDES).astype(int)
+    made = np.stack([frame_pixels(frame, *SIDES) for frame in range(number)]).astype(int)
+    for frame, pixels in enumerate(shown):
+        distances = abs(pixels - made).mean((1, 2, 3))
+        assert distances.argmin() == frame and distances[frame] < 6
+
+
+def test_split_folders(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "frames" / "train")
+    shutil.copytree(source / "run", tmp_path / "frames" / "val" / "run")
+    (tmp_path / "frames" / "val" / "run" / "empty").mkdir()
+    run(
+        f"--source={tmp_path / 'frames'}", "--frame_folders", "--class_folders",
+        "--max_skipped=0.2", f"--output={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert facts(tmp_path / "a", "validation") == {
+        "val/run/v 1": (0, 19, 0.0), "val/run/v 3": (0, 21, 0.0)
+    }  # fmt: skip
+    assert len(facts(tmp_path / "a", "train")) == 4
+    assert flaws(tmp_path / "a") == [["val/run/empty", "skipped", "0", "holds no images"]]
+
+
+def test_lists_of_folders(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("walk/v 0 16 0\nrun/v 1 25 1\nwalk/none 30 0\n")
+    (tmp_path / "val.csv").write_text("path,total_frames,label\nwalk/v 2,20,0\n")
+    lists = [f"--list=train={tmp_path / 'train.txt'}", f"--list=validation={tmp_path / 'val.csv'}"]
+    arguments = [f"--source={source}", *lists, f"--output={tmp_path / 'a'}", "--max_skipped=0.3"]
+    with pytest.raises(UserError, match="line 1: 'walk/v 0 16 0' has .* add --frame_folders"):
+        run(*arguments)
+    run(*arguments, "--frame_folders", "--rate=30")
+    assert facts(tmp_path / "a", "train") == {"walk/v 0": (0, 16, 30.0), "run/v 1": (1, 19, 30.0)}
+    assert facts(tmp_path / "a", "validation") == {"walk/v 2": (0, 20, 30.0)}
+    assert flaws(tmp_path / "a") == [
+        ["run/v 1", "truncated", "19", "after 19 frames: its list says that there are 25"],
+        ["walk/none", "skipped", "0", "cannot be opened: No such file or directory"],
+    ]
+    (tmp_path / "val.csv").write_text("path,total_frames,label\nwalk/v 2,19,0\n")
+    with pytest.raises(UserError, match="made with other arguments .items is"):
+        run(*arguments, "--frame_folders", "--rate=30")
+
+
+def test_optical_flow_beside_the_frames(tmp_path: Path) -> None:
+    """As TSN keeps it."""
+    source = tmp_path / "frames"
+    for video_name, shift in (("a", 1), ("b", 0)):
+        folder = make_folder(source / video_name, 17, "img_{:05d}.jpg", shift)
+        for name in ("flow_x_00001.jpg", "flow_y_00001.jpg"):
+            shutil.copy(folder / "img_00001.jpg", folder / name)
+    arguments = [f"--source={source}", "--frame_folders", f"--output={tmp_path / 'a'}"]
+    with pytest.raises(UserError, match=r"say which .*: --frame_names='img_\[0-9\]\*'"):
+        run(*arguments)
+    assert os.listdir(tmp_path) == ["frames"]
+    run(*arguments, "--frame_names=img_[0-9]*")
+    found = facts(tmp_path / "a", "train") | facts(tmp_path / "a", "validation")
+    assert found == {"a": (-1, 17, 0.0), "b": (-1, 17, 0.0)}
+    with pytest.raises(UserError, match="frame_folders is"):
+        run(*arguments, "--frame_names=img*.jpg")
+
+
+def test_a_killed_job_goes_on_unless_the_folders_have_changed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = tmp_path / "frames"
+    shutil.copytree(source, frames)
+    arguments = [f"--source={frames}", "--frame_folders", f"--output={tmp_path / 'a'}"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "write_flaws", interrupt)
+        run(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "transform", interrupt)  # nothing is read again
+        run(*arguments)
+    before = snapshot(tmp_path / "a")
+    run(*arguments)
+    assert snapshot(tmp_path / "a") == before
+    (frames / "walk" / "v 0" / "img_18.jpg").unlink()
+    with pytest.raises(UserError, match="made with other arguments .items is"):
+        run(*arguments)
+
+
+def test_an_outage_ends_the_job_and_leaves_nothing_cut_off(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [f"--source={source}", "--frame_folders", f"--output={tmp_path / 'a'}"]
+    read, calls = storage.read_file, itertools.count()
+
+    def fail_once(path: str) -> bytes:
+        if next(calls) == 30:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read(path)
+
+    monkeypatch.setattr(storage, "read_file", fail_once)
+    with pytest.raises(UserError, match=r"cannot be read, again and again \(.*error: .*\): see to"):
+        run(*arguments)
+    assert not (tmp_path / "a").exists()
+    run(*arguments)
+    found = facts(tmp_path / "a", "train") | facts(tmp_path / "a", "validation")
+    assert sorted(count for _, count, _ in found.values()) == [18, 19, 20, 21]
+    assert not flaws(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frame_folders", "--images"], "--frame_folders and --images contradict each other"),
+        (["--frame_folders", "--codec=original"], "--codec=original must be one of: jpeg, h264"),
+        (["--frame_folders", "--rate=-1"], "--rate=-1.0 must be frames per second"),
+        (["--frame_folders", "--list=train=out.txt"], "line 1: '../v' lies outside of --source"),
+        (["--frame_folders", "--list=train=link.txt"], "'link' lies outside of --source"),
+        (["--rate=25"], "--rate means nothing with --source without --frame_folders"),
+        (["--frame_names=img_*"], "--frame_names means nothing with --source without --frame_fo"),
+        (["--frame_folders", "--frame_names=x*"], "holds no folder with images called 'x*'"),
+        ([], "holds no videos: give the folder that holds them, or add --frame_folders"),
+    ],
+)
+def test_bad_arguments(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source, "frames")
+    if "--list=train=link.txt" in arguments:
+        Path("frames/link").symlink_to(source / "walk" / "v 0")
+    Path("out.txt").write_text("../v 20 1\n")
+    Path("link.txt").write_text("link 20 1\n")
+    with pytest.raises(UserError) as caught:
+        run("--source=frames", "--output=output", *arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("output").exists()
+
+
+def test_other_sources_know_no_frame_folders(tmp_path: Path) -> None:
+    for kind in ("tfds", "embedded"):
+        with pytest.raises(UserError, match=f"--frame_folders means nothing with --{kind}"):
+            run(f"--{kind}=demo", "--frame_folders", f"--output={tmp_path / 'a'}")
+
+
+def test_workers_of_beam_that_know_a_bucket_by_its_address(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they work, nothing is mounted."""
+    bucket, mounted = tmp_path / "bucket", tmp_path / "mounted"
+    shutil.copytree(source, bucket / "frames")
+    (bucket / "frames" / "walk" / "v 0" / "img_9.jpg").write_bytes(b"")
+    mounted.symlink_to(bucket)
+    (tmp_path / "list.csv").write_text("path,total_frames\nwalk/v 0,18\nrun/v 1,30\nrun/v 3,17\n")
+
+    def elsewhere(*arguments: object) -> None:
+        mounted.unlink()
+        here(*arguments)  # type: ignore[arg-type]
+        mounted.symlink_to(bucket)
+
+    monkeypatch.setattr(beam, "_run", elsewhere)
+    monkeypatch.setattr(beam, "_PROCESSES", 0)
+    options = ["--frame_folders", "--min_frames=4", f"--list=train={tmp_path / 'list.csv'}"]
+    run(f"--source={bucket / 'frames'}", f"--output={tmp_path / 'a'}", *options)
+    run(
+        f"--source={mounted / 'frames'}", f"--output={mounted / 'b'}", *options,
+        "--beam_runner=DirectRunner", f"--beam_mount={mounted}=file://{bucket}",
+    )  # fmt: skip
+    assert {name: count for name, (_, count, _) in facts(bucket / "b", "train").items()} == {
+        "walk/v 0": 8, "run/v 1": 19, "run/v 3": 17
+    }  # fmt: skip
+    assert flaws(bucket / "b") == flaws(tmp_path / "a") and len(flaws(tmp_path / "a")) == 2
+    assert facts(bucket / "b", "train") == facts(tmp_path / "a", "train")
+
+
+def test_only_the_frames_of_a_folder_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "v", 12)
+    (folder / "flow_x_1.jpg").write_bytes(b"")
+    mount = Mount(str(tmp_path), f"file://{tmp_path}")
+    recipe = Recipe(min_frames=4, frame_folders=FrameFolders("img_*"))
+    item = Item("v", str(folder), num_frames=5)
+    (tmp_path / "scratch").mkdir()
+    fetched: list[str] = []
+    get_file = LocalFileSystem.get_file
+
+    def noted(system: LocalFileSystem, source: str, copy: str, **more: Any) -> None:
+        fetched.append(os.path.basename(source))
+        get_file(system, source, copy, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", noted)
+    assert transform_fetched(recipe, mount, tmp_path / "scratch", item) == transform(recipe, item)
+    assert fetched == [f"img_{number}.jpg" for number in range(1, 6)]
+    assert not os.listdir(tmp_path / "scratch")
+    absent = transform_fetched(recipe, mount, tmp_path, Item("w", str(tmp_path / "w")))
+    assert absent.flaw is not None
+    assert absent.flaw.reason == f"file://{tmp_path}/w is empty or does not exist"
+
+
+def test_the_record_says_how_folders_were_read(source: Path, tmp_path: Path) -> None:
+    run(f"--source={source}", "--frame_folders", f"--output={tmp_path / 'a'}", "--rate=10")
+    record = json.loads((tmp_path / "a" / "prepare.json").read_text())
+    assert record["arguments"]["frame_folders"] == {"names": "", "rate": 10.0}
