@@ -116,7 +116,7 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
     kind, state = class_of(loaded), to_authors(loaded)
     beside: StateDict = {}
     if isinstance(loaded, Pretrained):
-        names = authors.masking_table(loaded.pretraining).names
+        names = authors.masking_table(loaded.task).names
         beside = {name: state.pop(name) for name in names}
     huggingface.write(directory, kind, state, loaded.config, loaded.label_names)
     remarks = _class_remarks(kind, loaded)

@@ -124,17 +124,22 @@ def _with_mae_st_names(state: StateDict) -> tuple[StateDict, ImportOptions]:
     blocks, projection = "pred_head.transforms.0.", "pred_head.projections.0."
     if f"{projection}weight" not in state:
         return state, ImportOptions()
-    layers = [int(name.removeprefix(blocks).split(".")[0]) for name in state if blocks in name]
-    norm = f"{blocks}{max(layers, default=0)}."
+    matches = (re.match(r"pred_head\.transforms\.0\.(\d+)\.", name) for name in state)
+    last = max((int(match[1]) for match in matches if match), default=0)
+    norm = f"{blocks}{last}."  # after the last block
     renamed: StateDict = {}
     for name, array in state.items():
         for old, new in ((norm, "decoder_norm."), (projection, "decoder_pred.")):
             name = name.replace(old, new)
         renamed[name.replace(blocks, "decoder_blocks.")] = array
     spatial, temporal = (renamed.pop(f"pos_embed_{axis}", None) for axis in ("spatial", "temporal"))
-    if spatial is not None and temporal is not None and spatial.ndim == temporal.ndim == 3:
-        width = spatial.shape[-1]
-        table = (temporal[0, :, None] + spatial[0, None]).reshape(1, -1, width)
+    if spatial is not None and temporal is not None:
+        try:
+            table = temporal[0, :, None] + spatial[0, None]
+        except (IndexError, ValueError) as error:
+            shapes = f"{spatial.shape} and {temporal.shape}"
+            raise UserError(f"pos_embed_spatial and pos_embed_temporal are {shapes}") from error
+        table = table.reshape(1, -1, table.shape[-1])
         first = renamed.pop("pos_embed_class", table[:, :0])
         renamed["pos_embed"] = np.concatenate([first, table], axis=1)
     decoder_width = len(renamed.get("decoder_norm.weight", ()))

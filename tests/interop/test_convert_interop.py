@@ -198,7 +198,7 @@ def random_noise(model: Pretrained) -> np.ndarray:
 def mask_from(model: Pretrained, noise: np.ndarray) -> TokenMask:
     """The tokens with the smallest noise are seen."""
     order = np.argsort(noise, axis=1)
-    count = model.pretraining.strategy.num_visible(model.model.geometry.grid)
+    count = model.task.strategy.num_visible(model.model.geometry.grid)
     visible, masked = np.sort(order[:, :count], axis=1), np.sort(order[:, count:], axis=1)
     return TokenMask(visible=jnp.asarray(visible), masked=jnp.asarray(masked))
 
@@ -208,7 +208,7 @@ def our_loss(model: Pretrained, video: np.ndarray, mask: TokenMask) -> tuple[Any
 
     @jax.jit
     def compute(params: Any) -> tuple[Any, Any]:
-        task = model.pretraining
+        task = model.task
         pixels = objectives.normalize_pixels(jnp.asarray(video), task.objective)
         placed = task.mask_inputs(params, pixels)[1]
         outcome = task.reconstruct(params, jnp.asarray(video), placed, mask)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -117,13 +116,12 @@ def built(config: ConfigDict, like: Loaded, same_arrays: bool) -> Loaded:
     if not isinstance(like, Finetuned):
         task = experiment.pretraining(config)
         variables: Any = like.variables if same_arrays else helpers.variables(task)
-        return Pretrained(variables, config, 0, pretraining=task)
-    classifier = experiment.classifier(config)
+        return Pretrained(variables, config, task, 0)
+    classification = experiment.classification(config)
     if same_arrays:
-        return Finetuned(like.variables, config, 0, classifier=classifier)
-    clip = jnp.zeros((1, *classifier.geometry.clip_shape))
-    shapes = jax.eval_shape(classifier.init, jax.random.key(0), clip)
-    return Finetuned(helpers.filled(shapes), config, 0, classifier=classifier)
+        return Finetuned(like.variables, config, classification, 0)
+    shapes = jax.eval_shape(classification.init, jax.random.key(0))
+    return Finetuned(helpers.filled(shapes), config, classification, 0)
 
 
 def variants(case: Case, field: str, check: Callable[[Loaded], Any]) -> Iterator[Loaded]:
