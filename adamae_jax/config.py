@@ -75,7 +75,7 @@ def _data() -> ConfigDict:
     data.num_workers = 0  # worker processes; 0: threads of the main process
     data.num_threads = 8  # reading threads, of each worker or of the main process
     data.prefetch = 4  # batches kept ready
-    data.timeout_s = 25.0  # a worker that is silent for so long is taken for hung: the run ends
+    data.timeout_s = 300.0  # reading that gives no batch for so long is taken for hung
     data.on_error = "replace"  # a bad record is replaced by another and counted; or "raise"
     # Share of the dataset that may be damaged; more ends the run. Above 0, one record always may.
     data.max_bad_fraction = 0.01

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, frozen, licenses, pictures, pretrained
 from adamae_jax import config as configs
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.mixture import parts_of
 from adamae_jax.data.records import Dataset
@@ -191,9 +191,7 @@ class Run:
         if self.first_step == 0:
             self.metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self.draw(0, self.state, "start")
-        damage = TrainingDamage(
-            len(self.data.train), config.data.max_bad_fraction, self.damaged, jax.process_count()
-        )
+        damage = TrainingDamage(self.data.train, config.data.max_bad_fraction, self.damaged)
         with self.data.train_batches(self.first_step) as batches:
             state = loop.Loop(
                 train_step=train_step,
@@ -252,7 +250,9 @@ class Run:
         if not every or (step % every and step != self.config.steps):
             return {}
         assert self.data.validation is not None  # it is opened wherever eval_every is set
-        damage = EvaluationDamage(self.config.data.max_bad_fraction, self.damaged)
+        damage = EvaluationDamage(
+            self.data.validation, self.config.data.max_bad_fraction, self.damaged
+        )
         put = functools.partial(loop.device_put, mesh=self.mesh, names=EVAL_ARRAYS)
         with self.data.eval_batches(self.data.validation, options.num_examples) as batches:
             figures = evaluation.run(self.evaluate_sums, state, watched(batches, damage.see), put)
@@ -272,7 +272,7 @@ class Run:
             (parts_of(self.data.train)[0][0], options.knn_examples),
             (self.data.validation, options.num_examples),
         ):
-            damage = EvaluationDamage(self.config.data.max_bad_fraction, self.damaged)
+            damage = EvaluationDamage(dataset, self.config.data.max_bad_fraction, self.damaged)
             with self.data.eval_batches(dataset, count) as batches:
                 seen = watched(batches, damage.see)
                 sides.append(knn.collect(self.features, state.params["autoencoder"], seen, put))
@@ -290,10 +290,10 @@ class Run:
             self.draw(step, state, None)
 
     @functools.cached_property
-    def _drawn_clips(self) -> pipeline.Batch:
+    def _drawn_clips(self) -> Batch:
         assert self.data.validation is not None
         spec = experiment.clip_spec(self.config)
-        return pipeline.first_clips(self.data.validation, spec, PICTURE_CLIPS)
+        return first_clips(self.data.validation, spec, PICTURE_CLIPS)
 
     def draw(self, step: int, state: TrainState, prefix: str | None) -> None:
         """Draws a few held-out clips: to TensorBoard and, with a prefix, as files."""

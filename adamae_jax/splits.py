@@ -9,9 +9,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
-from adamae_jax.data import pipeline
+from adamae_jax.data import batches
 from adamae_jax.data.clips import check_clips, short_videos
-from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
+from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_of
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.training.checkpoints import read_metadata
@@ -94,14 +95,17 @@ class Data:
             return {}
         repeats = self.config.data.repeats
         videos = self.config.batch_size // repeats
-        order = Order(self.train, self.config.seed)
-        turns = order.turns_of_parts((step - 1) * videos, videos)
-        return {f"clips_part_{part}": float(repeats * turn) for part, turn in enumerate(turns)}
+        order = record_order(self.train, self.config.seed)
+        parts = [self.train.part_of(order[(step - 1) * videos + slot]) for slot in range(videos)]
+        return {
+            f"clips_part_{part}": float(repeats * parts.count(part))
+            for part in range(len(self.train.datasets))
+        }
 
-    def train_batches(self, first_step: int) -> pipeline.Batches:
+    def train_batches(self, first_step: int) -> batches.Batches:
         """The training stream from a step on."""
         config = self.config
-        return pipeline.train_batches(
+        return batches.train_batches(
             self.train,
             experiment.clip_spec(config),
             seed=config.seed,
@@ -112,19 +116,19 @@ class Data:
             num_workers=config.data.num_workers,
             num_threads=config.data.num_threads,
             prefetch=config.data.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
             on_error=config.data.on_error,
             timeout_s=config.data.timeout_s,
         )
 
-    def eval_batches(self, dataset: Dataset, num_examples: int) -> pipeline.Batches:
+    def eval_batches(self, dataset: Dataset, num_examples: int) -> batches.Batches:
         """The first clips of a dataset, in order; 0 examples for all.
 
         Worker processes read them as in training, where there is enough for them to do.
         """
         count = min(num_examples or len(dataset), len(dataset)) // jax.process_count()
-        return pipeline.eval_batches(
+        return batches.eval_batches(
             dataset,
             experiment.clip_spec(self.config),
             batch_size=self.config.eval.batch_size,
@@ -132,15 +136,15 @@ class Data:
             num_workers=min(self.config.data.num_workers, count // VIDEOS_PER_WORKER),
             num_threads=self.config.data.num_threads,
             timeout_s=self.config.data.timeout_s,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
         )
 
 
 def watched(
-    batches: Iterable[pipeline.Batch], see: Callable[[pipeline.Batch], None]
-) -> Iterator[pipeline.Batch]:
+    stream: Iterable[batches.Batch], see: Callable[[batches.Batch], None]
+) -> Iterator[batches.Batch]:
     """The same batches, each shown to a watcher before it is used."""
-    for batch in batches:
+    for batch in stream:
         see(batch)
         yield batch

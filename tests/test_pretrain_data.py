@@ -15,7 +15,7 @@ from PIL import Image
 
 from adamae_jax import pretrain, splits
 from adamae_jax.config import masking_config
-from adamae_jax.data import pipeline, storage
+from adamae_jax.data import batches, storage
 from adamae_jax.data.batches import Batches
 from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
@@ -241,7 +241,7 @@ def test_evaluations_have_workers_where_there_is_enough_to_read(
     data = Data.open(config)
     started: list[int] = []
     monkeypatch.setattr(
-        pipeline, "eval_batches", lambda *_, num_workers, **options: started.append(num_workers)
+        batches, "eval_batches", lambda *_, num_workers, **options: started.append(num_workers)
     )
     monkeypatch.setattr(splits, "VIDEOS_PER_WORKER", 8)
     data.eval_batches(parts_of(data.train)[0][0], 0)  # all 16

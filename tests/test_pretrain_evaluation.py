@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adamae_jax import pretrain
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import Batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.splits import Data
@@ -54,7 +54,7 @@ def test_an_evaluation_that_does_not_see_all_videos_ends_the_run(
     """Neither the held-out losses nor, of the training videos, the bank of neighbours."""
     eval_batches = Data.eval_batches
 
-    def shortened(self: Data, dataset: Dataset, num_examples: int) -> pipeline.Batches:
+    def shortened(self: Data, dataset: Dataset, num_examples: int) -> Batches:
         return eval_batches(self, dataset, 7 if dataset.split == split else num_examples)
 
     monkeypatch.setattr(Data, "eval_batches", shortened)

@@ -8,20 +8,29 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from adamae_jax.data.crops import CROPS, Box, choose_box, spread_boxes
-from adamae_jax.data.cutting import INTERPOLATIONS, cut_frame, cut_masks, reduction
+from adamae_jax.data.crops import (
+    CROPS,
+    INTERPOLATIONS,
+    Box,
+    choose_box,
+    cut_frame,
+    cut_masks,
+    reduction,
+    spread_boxes,
+)
+from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_foreground, each_frame
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
+    Views,
     dense_frames,
     segment_frames,
     stretched_frames,
     time_scaled_frames,
+    view_frames,
 )
-from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.data.views import Views, view_frames
 from adamae_jax.errors import UserError
 
 _LOOKED_AT = 8  # videos, to see whether all are short
@@ -42,7 +51,7 @@ class ClipSpec:
         crop_area: lowest and highest area of a ``random_resized`` crop, as shares of the frame's.
         crop_aspect: lowest and highest width / height of a ``random_resized`` crop.
         interpolation: how crops are resized: ``bilinear``, ``bicubic`` (both with antialiasing) or
-            ``bilinear_without_antialias``; see `adamae_jax.data.cutting.cut_frame`.
+            ``bilinear_without_antialias``; see `adamae_jax.data.crops.cut_frame`.
         horizontal_flip: whether every other training clip, at random, is mirrored.
         frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (pre-training of
             VideoMAE and AdaMAE), ``stretched`` too, but reaches to both ends of the
@@ -307,7 +316,8 @@ def _rate(record: Record) -> float:
     if not 0 < record.rate < math.inf:
         raise BadRecordError(
             f"its frame rate is {record.rate}, unknown, but frame_sampling 'time_scaled' needs it: "
-            "prepare the dataset from files that state their rate, or use frame_sampling 'dense'"
+            "prepare the dataset from files that state their rate, or use frame_sampling 'dense'",
+            Damage.NO_RATE,
         )
     return record.rate
 

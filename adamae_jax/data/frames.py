@@ -8,9 +8,9 @@ import simplejpeg
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.stored_video import StoredVideo
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.damage import BadRecordError, Damage
+from adamae_jax.data.payload import StoredFrames
+from adamae_jax.data.video_file import StoredVideo
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # PIL's names; all but those with 16 bits
@@ -33,9 +33,11 @@ def encoded_size(image: bytes) -> tuple[int, int]:
         else:
             size = simplejpeg.decode_jpeg_header(image)[:2]
     except _DECODING_ERRORS as error:
-        raise BadRecordError(f"no JPEG or PNG ({error})") from error
+        raise BadRecordError(f"no JPEG or PNG ({error})", Damage.FRAMES) from error
     if size[0] * size[1] > MAX_PIXELS:
-        raise BadRecordError(f"of size {size}, which is more than {MAX_PIXELS} pixels")
+        raise BadRecordError(
+            f"of size {size}, which is more than {MAX_PIXELS} pixels", Damage.FRAMES
+        )
     return size
 
 
@@ -81,15 +83,17 @@ def each_frame(
         try:
             size = encoded_size(image)
         except BadRecordError as error:
-            raise BadRecordError(f"frame {number} is {error}") from error
+            raise BadRecordError(f"frame {number} is {error}", Damage.FRAMES) from error
         if size != frame_size:
-            raise BadRecordError(f"frame {number} is of size {size}, not {frame_size}")
+            raise BadRecordError(
+                f"frame {number} is of size {size}, not {frame_size}", Damage.FRAMES
+            )
         if buffer is None:  # not before a header has said that frames are so large
             buffer = np.empty((*small, 3), np.uint8)
         try:
             pixels = _decode(image, buffer, repeat_colours=of_video)
         except _DECODING_ERRORS as error:
-            raise BadRecordError(f"frame {number} is damaged ({error})") from error
+            raise BadRecordError(f"frame {number} is damaged ({error})", Damage.FRAMES) from error
         yield number, pixels
 
 
@@ -143,9 +147,12 @@ def decode_foreground(png: bytes, num_frames: int) -> UInt8[np.ndarray, "n h w"]
             if image.mode != "L" or image.height % num_frames:
                 raise BadRecordError(
                     f"its foreground is {image.mode} of height {image.height}, "
-                    f"not grey (L) with {num_frames} masks"
+                    f"not grey (L) with {num_frames} masks",
+                    Damage.FOREGROUND,
                 )
             stacked = np.asarray(image)
     except _DECODING_ERRORS as error:
-        raise BadRecordError(f"its foreground is no sound PNG ({error})") from error
+        raise BadRecordError(
+            f"its foreground is no sound PNG ({error})", Damage.FOREGROUND
+        ) from error
     return stacked.reshape(num_frames, -1, stacked.shape[1])

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.shard_files import WRITERS
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.mounts import Mount, delivered, remove_stale, transform_fetched
 from adamae_jax.prepare.reading import read_items
+from adamae_jax.prepare.shard_files import WRITERS
 from adamae_jax.prepare.shards import (
     Journal,
     Limits,

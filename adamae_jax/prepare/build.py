@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam, writer
 from adamae_jax.prepare import output as folders

@@ -14,9 +14,10 @@ import simplejpeg
 from jaxtyping import UInt8
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.outages import is_outage
-from adamae_jax.data.stored_video import StoredVideo, digest, exact_keyframes
-from adamae_jax.data.video_file import UnreadableVideoError, Upright, VideoFile, shown_size
+from adamae_jax.data.storage import is_outage
+from adamae_jax.data.video_file import StoredVideo, UnreadableVideoError, Upright, shown_size
+from adamae_jax.prepare.keyframes import digest, exact_keyframes
+from adamae_jax.prepare.video_file import VideoFile
 
 # All frames of a video are one record, and the protocol buffers that hold it end at 2 GiB.
 MAX_BYTES = 1 << 30
@@ -91,7 +92,7 @@ def read_video(
     """
     if codec == schema.CODEC_ORIGINAL:
         return _keep(path, max_bytes, alone)
-    with VideoFile(path, alone) as video:
+    with VideoFile(path) as video:
         upright = Upright(short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
         pixels = map(upright, video.frames())
         encoded = ENCODERS[codec](pixels, video.rate, max_bytes)
@@ -152,7 +153,7 @@ def _keep(path: str | os.PathLike[str], max_bytes: int, alone: bool) -> EncodedV
         if is_outage(error):
             raise
         raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
-    with VideoFile(data, alone) as video:
+    with VideoFile(data) as video:
         seen = _survey(video)
     stored = StoredVideo(data, video.num_frames, seen.times, seen.keyframes)
     return EncodedVideo(

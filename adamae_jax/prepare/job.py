@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
 from adamae_jax.prepare.build import Engine, Output, build

@@ -21,7 +21,7 @@ from typing import Any
 import google_crc32c
 
 from adamae_jax.data import schema
-from adamae_jax.data.outages import FAILING, FULL
+from adamae_jax.data.storage import FAILING, FULL
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.shards import JOURNAL_NAME, shard_from_json
 

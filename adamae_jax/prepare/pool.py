@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from multiprocessing import connection
 from typing import Any, Generic, TypeVar
 
-from adamae_jax.data.workers import describe_end, init_worker, without_main_module
+from adamae_jax.data.workers import init_worker
 from adamae_jax.errors import WorkerDeathError
 
 Item = TypeVar("Item")
@@ -144,8 +144,7 @@ class _Worker(Generic[Item, Result]):
         """Starts it, with the function and that for retries; it says when it is ready."""
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_work, args=(*functions, theirs), daemon=True)
-        with without_main_module():
-            self.process.start()
+        self.process.start()
         theirs.close()
         self.ready = False
         self.task: _Task[Item, Result] | None = None
@@ -240,8 +239,9 @@ class _Pool(Generic[Item, Result]):
         task = worker.task
         if self._on_death is None or not worker.ready:
             raise WorkerDeathError(
-                f"worker process {describe_end(worker.process)}: use a smaller --num_workers, or "
-                "look for its message above"
+                f"worker process {worker.process.pid} ended with exit code "
+                f"{worker.process.exitcode} (-9: killed, mostly for lack of memory): use a smaller "
+                "--num_workers, or look for its message above"
             )
         if task is None:
             return

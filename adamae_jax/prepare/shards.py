@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adamae_jax.data.shard_files import WRITERS, RecordWriter, payloads
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.prepare.shard_files import WRITERS, RecordWriter, payloads
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import SKIPPED, Flaw, Result
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.outages import is_outage
+from adamae_jax.data.storage import is_outage
 from adamae_jax.prepare.encoding import ENCODERS, MAX_BYTES, EncodedVideo
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item, printable

@@ -15,7 +15,7 @@ from PIL import Image
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
-from adamae_jax.data.outages import is_outage
+from adamae_jax.data.storage import is_outage
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import writer
 from adamae_jax.prepare.encoding import JPEG_QUALITY, EncodedVideo, read_video

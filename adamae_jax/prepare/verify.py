@@ -18,16 +18,16 @@ import numpy as np
 from absl import flags
 
 from adamae_jax.data import storage
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Layout
 from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.payload import StoredFrames
 from adamae_jax.data.records import layout_of
-from adamae_jax.data.shard_files import records
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores, ordered_map
 from adamae_jax.prepare.progress import count, progress, some
+from adamae_jax.prepare.shard_files import records
 from adamae_jax.prepare.tfds_source import dataset_info
 
 _DIGEST_BYTES = 16

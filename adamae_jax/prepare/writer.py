@@ -21,7 +21,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from adamae_jax.data import schema
-from adamae_jax.data.header import compose, header_checksum
+from adamae_jax.data.payload import compose, header_checksum
 from adamae_jax.prepare import synthetic
 from adamae_jax.prepare.encoding import EncodedVideo
 from adamae_jax.prepare.pool import ordered_map

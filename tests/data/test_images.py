@@ -14,11 +14,11 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 
+from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import eval_batches, train_batches
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import writer
 from tests.data.fixtures import flip_byte
@@ -220,7 +220,7 @@ def test_reading_images_does_not_import_tensorflow(jpegs: Path) -> None:
     code = (
         "import sys\n"
         "from adamae_jax.data.clips import ClipSpec\n"
-        "from adamae_jax.data.pipeline import first_clips\n"
+        "from adamae_jax.data.batches import first_clips\n"
         "from adamae_jax.data.records import Dataset\n"
         f"dataset = Dataset({str(jpegs)!r}, 'train')\n"
         "batch = first_clips(dataset, ClipSpec(1, 1, (16, 16)), 5)\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from adamae_jax.data import storage
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.verify import verify
 from tests.data.fixtures import (

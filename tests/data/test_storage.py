@@ -16,8 +16,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adamae_jax.data import storage, tfrecord
+from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from tests.data.fixtures import NAME, small_records, stored_frames, write_dataset

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from adamae_jax.data import storage
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.shard_files import TFRECORD
+from adamae_jax.data.schema import TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam
 from adamae_jax.prepare.mounts import Mount, transform_fetched

@@ -11,10 +11,10 @@ from absl import flags
 from PIL import Image
 
 from adamae_jax.data import schema
+from adamae_jax.data.batches import eval_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import eval_batches
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
+from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import job, progress
 from adamae_jax.prepare.verify import verify

@@ -168,20 +168,6 @@ def test_a_video_that_hangs_is_left_out(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_damage_that_asks_for_absurd_memory_is_damage(tmp_path: Path, num_workers: int) -> None:
-    """As known from its second attempt, while nothing else is read."""
-    path = make_video(tmp_path / "videos" / "a.mp4")
-    make_video(tmp_path / "videos" / "b.mp4")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"stts") + 8] = 0x80  # over two thousand million entries of a table
-    path.write_bytes(data)
-    run(
-        f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'data'}", "--max_skipped=0.5",
-        "--validation_fraction=0", num_workers=num_workers,
-    )  # fmt: skip
-    _, row = (tmp_path / "data" / "skipped.csv").read_text(encoding="utf-8").splitlines()
-    assert row == "a.mp4,skipped,0,cannot be opened: Cannot allocate memory"
 
 
 def test_only_useless_videos(tmp_path: Path) -> None:

@@ -94,12 +94,12 @@ def test_datasets_of_another_schema_are_named_and_not_continued(
         (folder / "half").write_text("12")
         raise ValueError
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(UserError, match=r"another version of adamae_jax \(its schema is 2, not 3"):
+    with pytest.raises(UserError, match=r"another version of adamae_jax \(its schema is 3, not 4"):
         already_written(tmp_path / "a", ARGUMENTS)
     record = json.loads((tmp_path / "a" / RECORD_NAME).read_text())
     del record["schema"]
     (tmp_path / "a" / RECORD_NAME).write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"its schema is 1, not 3"):
+    with pytest.raises(UserError, match=r"its schema is 1, not 4"):
         already_written(tmp_path / "a", ARGUMENTS)
     with workspace(tmp_path / "b", resume=ARGUMENTS) as folder:
         assert not list(folder.iterdir())
@@ -239,7 +239,7 @@ def test_shards_of_another_version_are_not_destroyed(
     folder = leave(tmp_path / "x", ARGUMENTS, *DONE[:1])
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     with (
-        pytest.raises(UserError, match=r" 1 finished shard \(2.6 MB\) .*schema is 2, not 3\)"),
+        pytest.raises(UserError, match=r" 1 finished shard \(2.6 MB\) .*schema is 3, not 4\)"),
         workspace(tmp_path / "x", ARGUMENTS),
     ):
         pass

@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adamae_jax.data.shard_files import (
-    ARRAY_RECORD,
-    FILE_FORMATS,
-    TFRECORD,
-    WRITERS,
-    TFRecordWriter,
-    payloads,
-)
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS, TFRECORD
+from adamae_jax.prepare.shard_files import WRITERS, TFRecordWriter, payloads
 from adamae_jax.prepare.shards import (
     JOURNAL_NAME,
     Journal,

@@ -10,11 +10,11 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from adamae_jax.data import shard_files, storage
+from adamae_jax.data import storage
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import shard_files, writer
 from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored, tfds_source
 from tests.data.fixtures import flip_byte, video
 
