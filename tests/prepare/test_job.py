@@ -168,8 +168,6 @@ def test_a_video_that_hangs_is_left_out(tmp_path: Path) -> None:
     ]
 
 
-
-
 def test_only_useless_videos(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
