@@ -102,20 +102,17 @@ class VideoFile:
             a whole video.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | bytes, alone: bool = False):
+    def __init__(self, file: str | os.PathLike[str] | bytes):
         """Opens a file by its path, or one that is held in memory.
 
         Args:
             file: path or bytes.
-            alone: that nobody else takes memory, so that it is damage if FFmpeg finds too little:
-                a number in the file that lies, as a rule.
 
         Raises:
             UnreadableVideoError: it cannot be opened, or has no video that can be decoded.
             OSError: the storage fails, which says nothing of the file.
             MemoryError: there is too little memory for it.
         """
-        self._alone = alone
         self._source = file if isinstance(file, bytes) else _opened(file)
         try:
             self.container = _open(self._source)
@@ -216,7 +213,7 @@ class VideoFile:
 
     def _check_reading(self, error: av.error.FFmpegError | None = None) -> None:
         """Raises an error where what FFmpeg has seen, or says, is not what the file holds."""
-        if isinstance(error, av.error.MemoryError) and not self._alone:
+        if isinstance(error, av.error.MemoryError):
             raise error
         failure = self._source.failure if isinstance(self._source, _Reader) else None
         if failure and is_outage(failure):

@@ -14,6 +14,7 @@ DIR, and the same command continues where it was; with other options it does not
 shards that are finished are left as they are, as is a whole dataset.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +23,12 @@ from absl import flags
 from adamae_jax.data import schema, storage
 from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import embedded
-from adamae_jax.prepare.build import Engine, Output, build
-from adamae_jax.prepare.find import find_source
-from adamae_jax.prepare.mounts import Mount
+from adamae_jax.prepare import embedded, examples
+from adamae_jax.prepare.build import MAX_SECONDS, Engine, Output, Plan, build
+from adamae_jax.prepare.find import Found, find_source
 from adamae_jax.prepare.pool import num_cores
-from adamae_jax.prepare.reading import MAX_SECONDS
-from adamae_jax.prepare.transform import Recipe
+from adamae_jax.prepare.sources import text_of
+from adamae_jax.prepare.transform import Recipe, reader
 
 _SOURCES = ("source", "tfds", "embedded")
 # Which options say something about which of the sources.
@@ -38,7 +38,7 @@ _FILE_OPTIONS = (
 )  # fmt: skip
 _RECIPE_OPTIONS = (
     "codec", "short_side", "min_frames", "max_skipped", "shard_mb", "file_format", "beam_runner",
-    "beam_options", "beam_mount", "max_seconds_per_video",
+    "beam_options", "max_seconds_per_video",
 )  # fmt: skip
 _FOREIGN = {
     "source": ("seed",),
@@ -103,10 +103,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("file_format", TFRECORD, f"of the shards: {' or '.join(FILE_FORMATS)}", values)
     text("beam_runner", None, "let Apache Beam do the work: DirectRunner, for instance", values)
     text("beam_options", "", "of Apache Beam, in one string: '--region=... --project=...'", values)
-    text(
-        "beam_mount", None,
-        "FOLDER=ADDRESS: the mounted bucket that Beam's workers know by its address only", values,
-    )  # fmt: skip
     number("num_workers", num_cores(), "processes that read or make clips", flag_values=values)
 
 
@@ -164,17 +160,29 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
             why = "images" if found.images else "--codec=original"
             raise UserError(f"--{name} means nothing with {why}: leave it out")
     output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
-    for name in ("beam_options", "beam_mount"):
-        if values[name].present and values.beam_runner is None:
-            raise UserError(f"--{name} means nothing without --beam_runner: leave it out")
+    if values["beam_options"].present and values.beam_runner is None:
+        raise UserError("--beam_options means nothing without --beam_runner: leave it out")
     engine = Engine(
-        values.num_workers,
-        values.beam_runner,
-        values.beam_options,
-        _mount(values, found.root, destination),
-        values.max_seconds_per_video,
+        values.num_workers, values.beam_runner, values.beam_options, values.max_seconds_per_video
     )
-    build(found, recipe, output, engine)
+    if destination.resolve().is_relative_to(found.root.resolve()):
+        raise UserError(f"--output={destination} lies inside --source={found.root}: choose another")
+    build(_plan(found, recipe), output, engine)
+
+
+def _plan(found: Found, recipe: Recipe) -> Plan:
+    names = found.source.label_names
+    return Plan(
+        name="images" if recipe.images else "videos",
+        thing="image" if recipe.images else "video",
+        source=text_of(str(found.root)),
+        items=found.source.items,
+        read=reader(recipe),
+        features=examples.image_features(names)
+        if recipe.images
+        else examples.features(names, codec=recipe.codec),
+        arguments={**found.fingerprint(), **dataclasses.asdict(recipe)},
+    )
 
 
 def _check_frame_options(values: flags.FlagValues) -> None:
@@ -188,15 +196,3 @@ def _check_frame_options(values: flags.FlagValues) -> None:
             raise UserError(
                 f"--{name} means nothing with --source without --frame_folders: leave it out"
             )
-
-
-def _mount(values: flags.FlagValues, *folders: Path) -> Mount | None:
-    """What Beam's workers reach by address, after making sure that it holds all folders."""
-    if values.beam_mount is None:
-        return None
-    if values.tfds is not None:
-        raise UserError("--beam_mount means nothing with --tfds: copy the dataset to a folder")
-    mount = Mount.parse(values.beam_mount)
-    for folder in folders:
-        mount.address_of(folder)
-    return mount

@@ -1,13 +1,11 @@
 """Checks a dataset: python -m adamae_jax.prepare verify DIR.
 
 Reads every record of every shard, checks the checksums of files, records and frames, their
-structure, decodes a sample, and prints one table, with a note if records share their ids. Ends with
-status 2 where anything is wrong.
+structure, decodes a sample, and prints one table. Ends with status 2 where anything is wrong.
 """
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -27,10 +25,8 @@ from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores, ordered_map
-from adamae_jax.prepare.progress import count, progress, some
+from adamae_jax.prepare.progress import progress, some
 from adamae_jax.prepare.tfds_source import dataset_info
-
-_DIGEST_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +39,6 @@ class ShardReport:
         decoded: of the records.
         payload_bytes: of the sound records.
         problems: what is wrong, one sentence each.
-        names: of each shard, a digest of every id, one after the other; of ten million records
-            these fit in memory, the ids would not.
     """
 
     records: int = 0
@@ -52,17 +46,15 @@ class ShardReport:
     decoded: int = 0
     payload_bytes: int = 0
     problems: tuple[str, ...] = ()
-    names: tuple[bytes, ...] = ()
 
     def __add__(self, other: "ShardReport") -> "ShardReport":
-        """What two hold together."""
+        """Returns what two hold together."""
         return ShardReport(
             self.records + other.records,
             self.frames + other.frames,
             self.decoded + other.decoded,
             self.payload_bytes + other.payload_bytes,
             self.problems + other.problems,
-            self.names + other.names,
         )
 
 
@@ -81,7 +73,6 @@ def check_shard(
     sound = frames = decoded = num_bytes = 0
     number = -1
     problems: list[str] = []
-    names = bytearray()
     try:
         for number, payload in enumerate(records(path, file_format)):
             try:
@@ -100,16 +91,11 @@ def check_shard(
                 continue
             sound, frames = sound + 1, frames + len(record.frames)
             num_bytes += len(payload)
-            names += _digest(record.id) if record.id else b""
         if number + 1 != expected:
             problems.append(f"{path}: {number + 1} records, but dataset_info.json says {expected}")
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
-    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems), (bytes(names),))
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems))
 
 
 def verify(
@@ -142,7 +128,6 @@ def verify(
         ("split", "shards", "records", "frames", "MB", "decoded", "problems")
     ]
     problems = _wrong_files(directory)
-    names: list[bytes] = []
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
         reports = ordered_map(check, shards, num_workers)
@@ -150,18 +135,11 @@ def verify(
         total = functools.reduce(ShardReport.__add__, told, ShardReport())
         rows.append(_row(name, len(shards), total))
         problems += total.problems
-        names += total.names
     print(_table(rows))
     if problems:
         raise UserError(
             f"{directory} is damaged: {some(problems)}: copy the dataset again, or remove the "
             "folder and prepare it anew"
-        )
-    if shared := _repeated(b"".join(names)):
-        # Ids that TFDS has handed on are not ours to refuse.
-        print(
-            f"note: {count(shared, 'record')} with the id of another one: whatever goes by ids "
-            "cannot tell them apart"
         )
     print(f"{directory} is sound")
 
@@ -196,12 +174,6 @@ def _checksum(path: Path) -> int | None:
         return int(google_crc32c.value(path.read_bytes()))
     except OSError:
         return None
-
-
-def _repeated(names: bytes) -> int:
-    """How many digests have been there before."""
-    digests = np.frombuffer(names, np.dtype(("V", _DIGEST_BYTES)))
-    return len(digests) - len(np.unique(digests))
 
 
 def _row(split: str, num_shards: int, total: ShardReport) -> tuple[str, ...]:

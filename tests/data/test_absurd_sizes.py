@@ -12,7 +12,7 @@ from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.stored_video import StoredVideo
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.data.video_file import UnreadableVideoError, VideoFile
-from adamae_jax.prepare.encoding import read_video
+from adamae_jax.prepare.encode import read_video
 from tests.data.videos import RATE, frame_pixels
 
 # How 64x48 stands in the headers of videos whose frames have no size of their own.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adamae_jax.data.gaps import Gaps
 from adamae_jax.data.video_file import VideoFile
-from adamae_jax.prepare.encoding import read_video
+from adamae_jax.prepare.encode import read_video
 from tests.data.videos import RATE, blot, cut, frame_pixels, make_video
 
 FRAMES = 200

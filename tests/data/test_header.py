@@ -15,7 +15,7 @@ from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.header import compose, header_checksum, read_header, varint_lengths
 from adamae_jax.data.payload import HeldPayload
 from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import examples as writing
 from tests.data.fixtures import canonical, sealed, stored_frames
 
 FRAMES = [bytes([number]) * size for number, size in enumerate([200, 3, 127, 128, 0, 300])]
@@ -121,7 +121,7 @@ def test_two_examples_on_end_are_one() -> None:
 
 
 def test_the_writer_puts_frames_last() -> None:
-    payload = writer.serialize(writer.make_example("a", FRAMES, 25, 24, 32, foreground=b"png"))
+    payload = writing.serialize(writing.make_example("a", FRAMES, 25, 24, 32, foreground=b"png"))
     assert payload.endswith(FRAMES[-1])
     whole = tf_example_pb2.Example.FromString(payload)
     assert list(whole.features.feature[schema.FRAMES].bytes_list.value) == FRAMES

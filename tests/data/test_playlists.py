@@ -13,7 +13,7 @@ from av.container import InputContainer
 
 from adamae_jax.data import schema
 from adamae_jax.data.video_file import UnreadableVideoError
-from adamae_jax.prepare.encoding import read_video
+from adamae_jax.prepare.encode import read_video
 from tests.data.videos import make_video
 
 PLAYLISTS = {

@@ -18,8 +18,8 @@ from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.stored_video import StoredVideo, exact_keyframes
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.data.video_file import Upright, VideoFile
-from adamae_jax.prepare import writer
-from adamae_jax.prepare.encoding import EncodedVideo, encode_h264, read_video
+from adamae_jax.prepare import examples as writing
+from adamae_jax.prepare.encode import EncodedVideo, encode_h264, read_video
 from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
 
 
@@ -244,7 +244,7 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])
 def test_through_the_record(tmp_path: Path, codec: str) -> None:
     video = read_video(make_video(tmp_path / "a.mp4", 20, codec="libx264"), codec)
-    payload = writer.serialize(writer.video_example("a", 1, codec, video))
+    payload = writing.serialize(writing.video_example("a", 1, codec, video))
     record = VideoLayout(has_foreground=False).parse(payload)
     assert (record.id, record.label, len(record.frames), record.rate) == ("a", 1, 20, 25.0)
     frames = decode_frames(record.frames, np.array([3, 17]), (record.height, record.width))

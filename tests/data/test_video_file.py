@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 
 from adamae_jax.data import storage
 from adamae_jax.data.video_file import UnreadableVideoError, VideoFile
-from adamae_jax.prepare.encoding import read_video
+from adamae_jax.prepare.encode import read_video
 from tests.data.videos import (
     QUARTERS,
     RATE,
@@ -251,26 +251,6 @@ def test_too_little_memory_is_no_damage(
         read_video(path)
 
 
-def test_too_little_memory_where_nobody_else_takes_any_is_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What this process takes is none of the file's."""
-    kinds: list[type[MemoryError]] = [av.error.MemoryError, av.error.MemoryError, MemoryError]
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise kinds.pop(0)(errno.ENOMEM, "Cannot allocate memory")
-
-    path = make_video(tmp_path / "a.mkv")
-    whole = read_video(path)
-    monkeypatch.setattr(VideoFile, "_missing_frames", fail)
-    kept = read_video(path, alone=True)
-    assert kept.frames == whole.frames
-    assert kept.damage == f"after {whole.num_frames} frames (1.20 s): Cannot allocate memory"
-    assert read_video(path, "original", alone=True).num_frames == whole.num_frames
-    with pytest.raises(MemoryError):
-        read_video(path, alone=True)
-
-
 def test_a_count_that_lies_takes_no_memory(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4")
     data = bytearray(path.read_bytes())
@@ -278,8 +258,6 @@ def test_a_count_that_lies_takes_no_memory(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(MemoryError):
         read_video(path)
-    with pytest.raises(UnreadableVideoError, match="cannot be opened: Cannot allocate memory"):
-        read_video(path, alone=True)
 
 
 def test_playlists_reach_nothing(tmp_path: Path) -> None:

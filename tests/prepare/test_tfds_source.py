@@ -14,7 +14,7 @@ from adamae_jax.data import shard_files, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import examples as writing
 from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored, tfds_source
 from tests.data.fixtures import flip_byte, video
 
@@ -35,14 +35,14 @@ def write(folder: Path, features: Mapping[str, Any], splits: dict[str, list[Any]
     """A dataset as TFDS leaves it: its own description, and examples with these features."""
     folder.mkdir()
     for split, examples in splits.items():
-        path = folder / writer.shard_name("other", split, "tfrecord", 0, 1)
+        path = folder / writing.shard_name("other", split, "tfrecord", 0, 1)
         shard = shard_files.TFRecordWriter(path)
         for example in examples:
-            shard.write(writer.serialize(example))
+            shard.write(writing.serialize(example))
         shard.close()
     sizes = {split: [(len(examples), 1)] for split, examples in splits.items()}
     described = tfds.features.FeaturesDict(features)
-    writer.write_metadata(folder, described, sizes, "tfrecord", "other", "Somebody else's.")
+    writing.write_metadata(folder, described, sizes, "tfrecord", "other", "Somebody else's.")
     return folder
 
 

@@ -16,10 +16,11 @@ from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import transform as module
+from adamae_jax.prepare.flaws import Flaw
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
-from adamae_jax.prepare.transform import Flaw, Recipe, transform
+from adamae_jax.prepare.transform import Recipe, transform
 from tests.data.fixtures import video
 from tests.data.videos import blot, make_audio, make_video
 from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write
@@ -154,7 +155,7 @@ def test_records_of_tfds_keep_their_rate(tmp_path: Path, codec: str) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(b"x", "after 4 frames: what follows is no image"), (None, "after 4 frames: .*truncated")],
+    [(b"x", "after 4 frames: it is no image"), (None, "after 4 frames: .*truncated")],
 )
 def test_records_of_tfds_are_kept_up_to_their_damage(
     tmp_path: Path, broken: bytes | None, reason: str
@@ -172,7 +173,7 @@ def test_records_of_tfds_are_kept_up_to_their_damage(
     source, stored = tfds_source(write(tmp_path / "b", VIDEO, {"train": [example]}))
     result = transform(Recipe(min_frames=1, stored=stored), source.items[0])
     assert result.flaw is not None
-    assert result.flaw.reason == "nothing can be decoded (after 0 frames: what follows is no image)"
+    assert result.flaw.reason == "nothing can be decoded (after 0 frames: it is no image)"
 
 
 def test_records_of_tfds_have_frames_of_one_size(tmp_path: Path) -> None:
