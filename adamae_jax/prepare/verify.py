@@ -4,12 +4,12 @@ Reads every record of every shard, checks the checksums of files, records and fr
 structure, decodes a sample, and prints one table. Ends with status 2 where anything is wrong.
 """
 
-import dataclasses
 import functools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -29,33 +29,22 @@ from adamae_jax.prepare.progress import progress, some
 from adamae_jax.prepare.tfds_source import dataset_info
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardReport:
+class ShardReport(NamedTuple):
     """What a shard holds.
 
     Attributes:
-        records: that are sound.
-        frames: of these.
-        decoded: of the records.
-        payload_bytes: of the sound records.
+        records: how many are sound.
+        frames: how many these have.
+        num_bytes: of them.
+        decoded: of how many records some frames were decoded.
         problems: what is wrong, one sentence each.
     """
 
-    records: int = 0
-    frames: int = 0
-    decoded: int = 0
-    payload_bytes: int = 0
-    problems: tuple[str, ...] = ()
-
-    def __add__(self, other: "ShardReport") -> "ShardReport":
-        """Returns what two hold together."""
-        return ShardReport(
-            self.records + other.records,
-            self.frames + other.frames,
-            self.decoded + other.decoded,
-            self.payload_bytes + other.payload_bytes,
-            self.problems + other.problems,
-        )
+    records: int
+    frames: int
+    num_bytes: int
+    decoded: int
+    problems: tuple[str, ...]
 
 
 def check_shard(
@@ -95,7 +84,7 @@ def check_shard(
             problems.append(f"{path}: {number + 1} records, but dataset_info.json says {expected}")
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
-    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems))
+    return ShardReport(sound, frames, num_bytes, decoded, tuple(problems))
 
 
 def verify(
@@ -131,10 +120,13 @@ def verify(
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
         reports = ordered_map(check, shards, num_workers)
-        told = progress(reports, 0, len(shards), f"shards of {name}")
-        total = functools.reduce(ShardReport.__add__, told, ShardReport())
-        rows.append(_row(name, len(shards), total))
-        problems += total.problems
+        told = list(progress(reports, 0, len(shards), f"shards of {name}"))
+        wrong = [problem for report in told for problem in report.problems]
+        sums = np.array([report[:-1] for report in told], np.int64).reshape(-1, 4).sum(0)
+        sound, frames, num_bytes, decoded = map(int, sums)
+        counts = len(shards), sound, frames, f"{num_bytes / 1e6:.1f}", decoded, len(wrong)
+        rows.append((name, *map(str, counts)))
+        problems += wrong
     print(_table(rows))
     if problems:
         raise UserError(
@@ -174,11 +166,6 @@ def _checksum(path: Path) -> int | None:
         return int(google_crc32c.value(path.read_bytes()))
     except OSError:
         return None
-
-
-def _row(split: str, num_shards: int, total: ShardReport) -> tuple[str, ...]:
-    numbers = (num_shards, total.records, total.frames, f"{total.payload_bytes / 1e6:.1f}")
-    return (split, *map(str, (*numbers, total.decoded, len(total.problems))))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

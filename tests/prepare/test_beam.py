@@ -170,7 +170,7 @@ def test_what_goes_wrong_with_beam_is_said(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = options(source, tmp_path / "a")
-    with pytest.raises(UserError, match="--beam_options means nothing without --beam_runner"):
+    with pytest.raises(UserError, match="--beam_options means nothing with no --beam_runner"):
         run(*arguments, "--beam_options=--x=1")
     with monkeypatch.context() as patch:
         patch.setattr(beam, "_run", lambda *arguments: None)

@@ -173,12 +173,12 @@ def test_an_outage_ends_the_job_and_leaves_nothing_cut_off(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--frame_folders", "--images"], "--frame_folders and --images contradict each other"),
+        (["--frame_folders", "--images"], "--images means nothing with --frame_folders"),
         (["--frame_folders", "--codec=original"], "--codec=original must be one of: jpeg, h264"),
         (["--frame_folders", "--rate=-1"], "--rate=-1.0 must be frames per second"),
         (["--frame_folders", "--list=train=out.txt"], "line 1: '../v' lies outside of --source"),
-        (["--rate=25"], "--rate means nothing with --source without --frame_folders"),
-        (["--frame_names=img_*"], "--frame_names means nothing with --source without --frame_fo"),
+        (["--rate=25"], "--rate means nothing with videos, without --frame_folders"),
+        (["--frame_names=img_*"], "--frame_names means nothing with videos, without --frame_fo"),
         (["--frame_folders", "--frame_names=x*"], "holds no folder with images called 'x*'"),
         ([], "holds no videos: give the folder that holds them, or add --frame_folders"),
     ],

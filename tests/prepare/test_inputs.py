@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from absl import flags
 from PIL import Image
 
 from adamae_jax.data import schema
@@ -16,7 +15,6 @@ from adamae_jax.data.pipeline import eval_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import job
 from adamae_jax.prepare.verify import verify
 from tests.data.videos import make_video
 from tests.prepare.test_job import run
@@ -201,21 +199,6 @@ def test_datasets_of_tfds(tmp_path: Path) -> None:
     assert Dataset(tmp_path / "b", "test").label_names == ("walk", "run")
 
 
-def test_a_dataset_that_is_prepared_again_keeps_names_and_rates(
-    source: Path, tmp_path: Path
-) -> None:
-    run(f"--source={source}", f"--output={tmp_path / 'a'}")
-    run(f"--tfds={tmp_path / 'a'}", f"--output={tmp_path / 'b'}", "--short_side=16", "--rate=7")
-    known = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        dataset = Dataset(folder, "train")
-        records = [dataset[number] for number in range(len(dataset))]
-        known.append(sorted((record.id, record.rate) for record in records))
-    assert known[0] == known[1]
-    with pytest.raises(UserError, match="--rate=-1.0 must be"):
-        run(f"--tfds={tmp_path / 'a'}", f"--output={tmp_path / 'c'}", "--rate=-1")
-
-
 @pytest.mark.parametrize("codec", schema.CODECS)
 def test_codecs_are_read_by_training_and_by_tfds(source: Path, tmp_path: Path, codec: str) -> None:
     output = tmp_path / "a"
@@ -291,16 +274,6 @@ def test_bad_arguments(
     images.unlink()
     assert message in str(caught.value)
     assert not Path("output").exists() and not Path(".output.unfinished").exists()
-
-
-def test_what_a_job_does_unless_it_is_told_otherwise(source: Path, tmp_path: Path) -> None:
-    values = flags.FlagValues()
-    job.define_flags(values)
-    values(["prepare"])
-    assert (values.max_skipped, values.shard_mb, values.short_side) == (0.01, 256, 256)
-    run(f"--source={source}", f"--output={tmp_path / 'a'}")
-    arguments = json.loads((tmp_path / "a" / "prepare.json").read_text())["arguments"]
-    assert (arguments["shard_mb"], arguments["short_side"]) == (256, 256)
 
 
 def test_splits_of_few_videos(source: Path, tmp_path: Path) -> None:

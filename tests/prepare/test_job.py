@@ -1,5 +1,4 @@
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -331,11 +330,6 @@ def test_fractions_are_taken_as_they_are_written() -> None:
     assert [share.most_skipped(100) for share in shares] == list(range(101))
 
 
-def test_many_things_are_not_all_named() -> None:
-    assert progress.some(["a", "b"]) == "a; b"
-    assert progress.some(["a"] * 33).endswith("a; a; and 3 more")
-
-
 def test_a_log_tells_how_it_goes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,12 +341,3 @@ def test_a_log_tells_how_it_goes(
         "8 of 10 clips read, 0.2/s, 00:10 left",
         "10 of 10 clips read, 0.2/s, 00:00 left",
     ]
-
-
-def test_importing_twice_is_harmless() -> None:
-    importlib.reload(job)
-    importlib.reload(job)
-    values = flags.FlagValues()
-    job.define_flags(values)
-    assert "embedded" in values
-    assert "embedded" not in flags.FLAGS

@@ -143,27 +143,6 @@ def test_frames_stand_upright(tmp_path: Path, suffix: str) -> None:
     assert features(result.payload)[schema.HEIGHT] == [32]
 
 
-def test_one_frame_of_a_folder_is_held_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_frames(tmp_path / "v", video(0))
-    events: list[str] = []
-
-    def note(place: Any, name: str) -> None:
-        work = getattr(place, name)
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            events.append(name)
-            return work(*arguments, **options)
-
-        monkeypatch.setattr(place, name, noted)
-
-    note(storage, "read_file")
-    note(simplejpeg, "encode_jpeg")
-    of_folder(folder)
-    assert events == ["read_file", "encode_jpeg"] * 6
-
-
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
 def test_what_is_no_fault_of_an_item_is_an_error(

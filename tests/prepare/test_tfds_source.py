@@ -1,4 +1,3 @@
-import errno
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from adamae_jax.data import shard_files, storage
+from adamae_jax.data import shard_files
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
@@ -101,20 +100,6 @@ def test_the_folder_is_left_as_it_is(tmp_path: Path) -> None:
         assert [len(tfds_source(folder)[0].items) for folder in folders] == [2, 3]
     assert sorted(path.name for path in folders[0].iterdir()) == before
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
-
-
-def test_reading_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, features = tfds_source(write(tmp_path / "a", VIDEO, {"train": clips(1)}))
-    real, failures = storage.open_file, iter([OSError(errno.EIO, "for a moment")])
-
-    def fail_once(path: str) -> storage.RangedFile:
-        if error := next(failures, None):
-            raise error
-        return real(path)
-
-    monkeypatch.setattr(storage, "open_file", fail_once)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    assert read_stored(source.items[0], features).label == 0
 
 
 def test_images_without_labels(tmp_path: Path) -> None:

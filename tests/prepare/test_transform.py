@@ -15,7 +15,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import transform as module
 from adamae_jax.prepare.flaws import Flaw
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
@@ -88,14 +87,6 @@ def test_damaged_videos_are_kept_and_named(tmp_path: Path) -> None:
     assert result.flaw.reason.startswith(f"after {count} frames")
 
 
-def test_whatever_happens_becomes_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise KeyError("two\nlines")
-
-    monkeypatch.setattr(module, "read_video", fail)
-    assert "\n" not in flaw(tmp_path / "a.mp4").reason
-
-
 def break_reading(
     monkeypatch: pytest.MonkeyPatch, error: Exception, first: int = 0, name: str = "read_file"
 ) -> None:
@@ -141,16 +132,6 @@ def test_records_of_tfds(tmp_path: Path, codec: str) -> None:
     if codec == schema.CODEC_JPEG:
         red = [simplejpeg.decode_jpeg(f)[..., 0].mean() for f in values[schema.FRAMES]]
         assert np.allclose(red, 10 * np.arange(6) + 5, atol=5)
-
-
-@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
-def test_records_of_tfds_keep_their_rate(tmp_path: Path, codec: str) -> None:
-    described = {**VIDEO, "fps": np.float32, "id": tfds.features.Text()}
-    example = {**clips(1)[0], "fps": 29.97, "id": "a/b"}
-    source, stored = tfds_source(write(tmp_path / "a", described, {"train": [example]}))
-    values = features(transform(Recipe(codec, 16, 6, stored=stored), source.items[0]).payload)
-    assert values[schema.RATE] == [np.float32(29.97)]
-    assert values[schema.ID] == [b"a/b"]
 
 
 @pytest.mark.parametrize(
