@@ -163,13 +163,14 @@ def _check_listed(entries: Sequence[Entry], root: Path, max_skipped: float) -> N
         f"{sum(there)} of the {count(len(paths), 'file')} that the lists name are in "
         f"--source={root}; the first that is not there is {text_of(paths[there.index(False)])}"
     )
-    missing = math.ceil(1000 * (1 - sum(there) / len(paths))) / 1000
+    missing = there.count(False) / len(paths)
     if any(there) and missing <= max_skipped:
         _say(words)
         return
+    enough = math.ceil(1000 * missing) / 1000
     raise UserError(
         f"only {words}: correct --source, or the paths in the lists"
-        + (f"; or allow that so many are left out, --max_skipped={missing:g}" * any(there))
+        + (f"; or allow that so many are left out, --max_skipped={enough:g}" * any(there))
     )
 
 

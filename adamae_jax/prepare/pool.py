@@ -161,14 +161,19 @@ def _events(workers: list[_Worker], wait: bool) -> list[tuple[_Worker, str | Non
 
 
 def _replace_result(worker: _Worker, loss: str, on_loss: Callable[[Any, str], Any] | None) -> None:
-    if worker.task is not None and on_loss is not None:
-        worker.task.finish(on_loss(worker.task.item, loss))
-    elif worker.task is not None or not worker.ready:
+    if not worker.ready:
         raise WorkerDeathError(
-            f"a worker process could not go on: an item {loss} (negative: killed by that signal, "
-            "-9 mostly for lack of memory): use a smaller --num_workers, or look for its message "
-            "above"
+            f"a worker process could not start (exit code {worker.process.exitcode}): look for its "
+            "message above, or use a smaller --num_workers"
         )
+    if worker.task is None:
+        return  # it was idle, and another one takes its place
+    if on_loss is None:
+        raise WorkerDeathError(
+            f"an item {loss} (negative: killed by that signal, -9 mostly for lack of memory): use "
+            "a smaller --num_workers, or look for its message above"
+        )
+    worker.task.finish(on_loss(worker.task.item, loss))
 
 
 def _serve(function: Callable[[Any], Any], pipe: connection.Connection) -> None:

@@ -91,7 +91,7 @@ def test_a_failure_reaches_the_caller_and_is_no_loss() -> None:
 
 
 def test_a_dead_worker_is_an_error_where_nobody_takes_the_loss() -> None:
-    with pytest.raises(WorkerDeathError, match=r"exit code 0\).* smaller --num_workers"):
+    with pytest.raises(WorkerDeathError, match=r"ended .*exit code 0.* smaller --num_workers"):
         list(ordered_map(work, range(9), 1))
 
 
