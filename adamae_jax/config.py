@@ -16,6 +16,21 @@ from adamae_jax import masking
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import SIZES
 
+# A regular expression, searched in the parameter's path, and the mesh axes of its last dimensions,
+# "." for one that stays whole. The first rule that matches counts. Leading dimensions that a rule
+# does not name, such as the stacked layers', are never split, and no dimension is that an axis
+# does not divide.
+MESH_RULES = (
+    r"/qkv_kernel$ fsdp . tensor .",
+    r"/qkv_bias$ . tensor .",
+    r"/attention/projection/kernel$ tensor fsdp",
+    r"/fc1/kernel$ fsdp tensor",
+    r"/fc1/bias$ tensor",
+    r"/fc2/kernel$ tensor fsdp",
+    r"/(discriminator|generator)/ .",
+    r"/kernel$ fsdp .",
+    r"/position_table$ fsdp .",
+)
 SAMPLES_PER_RATE = 256  # learning rates are given for a batch of this many clips
 
 
@@ -43,8 +58,10 @@ def default_config() -> ConfigDict:
     config.classifier = _classifier()
     config.optimizer = _optimizer()
     config.eval = _evaluation()
-    # Devices along each mesh axis; -1: all that are left. Batches are sharded over `data`.
-    config.mesh = ConfigDict({"data": -1})
+    # Devices along each mesh axis; -1: all that are left. The batch is split over data and fsdp,
+    # parameters over fsdp and tensor.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh_rules = MESH_RULES  # which dimensions of which parameters are split
     return config.lock()
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from adamae_jax import masking
+from adamae_jax.classification import Classification
 from adamae_jax.config import SAMPLES_PER_RATE
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
@@ -20,9 +21,9 @@ from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS, check_positions
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
+from adamae_jax.task import MODEL, Task
 from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
-from adamae_jax.training.state import ADVERSARY, MODEL
 
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
@@ -211,7 +212,16 @@ def pretraining(config: ConfigDict) -> Pretraining:
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
     )
     strategy.check(model.geometry.grid, model.encoder_spec.width)
-    return Pretraining(model, strategy, objective(config))
+    return Pretraining(model, strategy, objective(config), config.eval.random_draws)
+
+
+def classification(config: ConfigDict) -> Classification:
+    """The classifier of an experiment and its objective.
+
+    Raises:
+      UserError: for whatever does not fit together.
+    """
+    return Classification(classifier(config), objective(config))
 
 
 def objective(config: ConfigDict) -> Objective:
@@ -322,8 +332,8 @@ def check_device(config: ConfigDict) -> None:
         )
 
 
-def optimizers(config: ConfigDict) -> dict[str, Optimizer]:
-    """The optimisers of a resolved config; an adversary gets Adam without decay.
+def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
+    """The optimiser of each of a task's groups, for a resolved config; an adversary's has no decay.
 
     The learning rates of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
     """
@@ -339,7 +349,7 @@ def optimizers(config: ConfigDict) -> dict[str, Optimizer]:
         config.steps,
     )
     shared = {"b1": options.b1, "b2": options.b2, "eps": options.eps}
-    return {
+    of_group = {
         MODEL: adamw(
             schedule,
             **shared,
@@ -349,6 +359,7 @@ def optimizers(config: ConfigDict) -> dict[str, Optimizer]:
         ),
         ADVERSARY: adamw(schedule, **shared, weight_decay=0.0, decay=()),
     }
+    return {group: of_group[group] for group in task.groups}
 
 
 def clip_spec(config: ConfigDict) -> "ClipSpec":

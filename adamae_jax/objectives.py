@@ -1,6 +1,7 @@
 """From clips, predictions and masks to losses: what pretraining minimises."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import einops
@@ -9,14 +10,24 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
-from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask, Variables
+from adamae_jax.diagnostics import (
+    marked_tokens,
+    mask_figures,
+    random_visible_share,
+    visible_share,
+)
+from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.encoder import gather_tokens
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import to_tubelets
+from adamae_jax.task import MODEL, Batch, Task, TaskLoss, Variables, fold
+from adamae_jax.task import microbatches as split_batch
 
+ADVERSARY = "adversary"  # the group of a strategy's adversary
+CONTEXT = "context"  # in a prepared batch: see `MaskingStrategy.context`
 # What a purpose folds into an example's key.
-MASKING, ADVERSARY = 0, 1
+MASKING_DRAW, ADVERSARY_DRAW = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +55,8 @@ class Objective:
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-class Outcome(struct.PyTreeNode):
-    """What a clip batch gave.
+class ForwardOutput(struct.PyTreeNode):
+    """Predictions and losses of a batch of clips.
 
     Attributes:
       loss: the total that is minimised, per example.
@@ -152,18 +163,33 @@ def sampling_loss(
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining:
-    """One masked autoencoder with one masking strategy and one objective.
+class Pretraining(Task):
+    """The task of pretraining: one masked autoencoder, one masking strategy, one objective.
 
     Attributes:
       model: the autoencoder.
       strategy: which tokens it sees.
       objective: how it is judged.
+      random_draws: random masks per clip that evaluation compares the strategy's with.
     """
 
     model: Autoencoder
     strategy: MaskingStrategy
     objective: Objective
+    random_draws: int = 64
+
+    name = "pretraining"
+    headline = "loss_reconstruction"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """An adversary, where the strategy has one, is updated before the model."""
+        return (MODEL,) if self.strategy.adversary is None else (ADVERSARY, MODEL)
+
+    def group_of(self, path: str) -> str:
+        """The strategy names the parameters of its adversary."""
+        own = f"masking/{self.strategy.adversary}/"
+        return ADVERSARY if path.startswith(own) else MODEL
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Initial variables: ``params`` and, where the strategy has them, ``state``, ``frozen``."""
@@ -194,6 +220,70 @@ class Pretraining:
             placed,
         )
 
+    def prepare(
+        self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
+    ) -> Batch:
+        """Adds what the strategy can say of the clips before an adversary's update and the model's.
+
+        Where there is one update alone, it computes what it needs.
+        """
+        del keys
+        if self.strategy.adversary is None:
+            return batch
+        parts = jax.lax.map(
+            lambda video: self.context(variables["frozen"], video),
+            split_batch({"video": batch["video"]}, microbatches)["video"],
+        )
+        joined = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), parts)
+        return {**batch, CONTEXT: joined}
+
+    def loss(
+        self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
+    ) -> TaskLoss:
+        """The adversary's loss, or that of the autoencoder and the rest of the strategy."""
+        video, context = batch["video"], batch.get(CONTEXT)
+        if group == ADVERSARY:
+            loss, state = self.adversary_loss(variables, video, keys, train, context)
+            figures = {}
+        else:
+            output = self.forward(variables, video, keys, train, context)
+            loss, state = output.loss, output.mask.state
+            figures = output.terms | mask_figures(output.mask, batch, self.model.geometry)
+        state = variables["state"] if state is None else state
+        return TaskLoss(loss, jnp.ones_like(loss), figures, state)
+
+    def evaluate(
+        self, variables: Variables, batch: Batch, keys: ExampleKeys
+    ) -> dict[str, Float[Array, "b"]]:
+        """The losses, and how often marked tokens are visible, under random masks too."""
+        output = self.forward(variables, batch["video"], keys, False)
+        marked = marked_tokens(batch, self.model.geometry)
+        shares = {
+            "foreground": marked.astype(jnp.float32).mean(-1),
+            "foreground_visible": visible_share(marked, output.mask),
+            "foreground_visible_random": random_visible_share(
+                marked, self.model.geometry.grid, self.strategy.mask_ratio, keys, self.random_draws
+            ),
+        }
+        return output.terms | shares
+
+    def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
+        """The mean of the latents of all tokens, of length one."""
+        pixels = normalize_pixels(batch["video"], self.objective)
+        params = {"params": variables["params"]["autoencoder"]}
+        latents = self.model.apply(params, pixels, method="features").mean(1)
+        return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
+
+    def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Foreground lift: how much more often a visible token is marked than any token is."""
+        metrics = dict(means)
+        share = metrics.pop("foreground", None)
+        for kind in ("", "_random"):
+            visible = metrics.pop(f"foreground_visible{kind}", None)
+            if visible is not None:
+                metrics[f"foreground_lift{kind}"] = visible / share
+        return metrics
+
     def context(self, frozen: Any, video: UInt8[Array, "b T H W C"]) -> Any:
         """What the strategy can say of clips before anything is updated; None for most."""
         model = self.model
@@ -209,7 +299,7 @@ class Pretraining:
         keys: ExampleKeys,
         train: bool,
         context: Any = None,
-    ) -> Outcome:
+    ) -> ForwardOutput:
         """Masks, encodes, decodes and judges a batch of clips.
 
         Args:
@@ -222,7 +312,7 @@ class Pretraining:
         params = variables["params"]["autoencoder"]
         pixels = normalize_pixels(video, self.objective)
         inputs, placed = self.mask_inputs(params, pixels, context)
-        mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING), train)
+        mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING_DRAW), train)
         return self.reconstruct(params, video, placed, mask)
 
     def reconstruct(
@@ -231,7 +321,7 @@ class Pretraining:
         video: UInt8[Array, "b T H W C"],
         placed: Float[Array, "b n d"],
         mask: TokenMask,
-    ) -> Outcome:
+    ) -> ForwardOutput:
         """Encodes, decodes and judges under a given mask."""
         model = self.model
         latents = model.apply(
@@ -255,7 +345,7 @@ class Pretraining:
 
     def judge(
         self, predictions: Float[Array, "b k p"], targets: Float[Array, "b k p"], mask: TokenMask
-    ) -> Outcome:
+    ) -> ForwardOutput:
         """Predictions and targets to losses."""
         errors = token_errors(predictions, targets, self.objective.loss)
         terms = {"loss_reconstruction": errors.mean(-1)}
@@ -266,7 +356,7 @@ class Pretraining:
         for name, value in mask.aux.items():
             terms[f"loss_{name}"] = value
             total = total + value
-        return Outcome(total, terms, mask, predictions, targets, errors)
+        return ForwardOutput(total, terms, mask, predictions, targets, errors)
 
     def adversary_loss(
         self,
@@ -281,13 +371,8 @@ class Pretraining:
         pixels = normalize_pixels(video, self.objective)
         inputs, _ = self.mask_inputs(params, pixels, context)
         return self.strategy.adversary_loss(
-            masking_variables(variables), inputs, fold(keys, ADVERSARY), train
+            masking_variables(variables), inputs, fold(keys, ADVERSARY_DRAW), train
         )
-
-
-def fold(keys: ExampleKeys, number: int | Int[Array, ""]) -> ExampleKeys:
-    """Folds a number into every example's key."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def masking_variables(variables: Variables) -> Variables:

@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from adamae_jax.errors import UserError
-from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import ClipGeometry, from_tubelets
 from adamae_jax.objectives import Pretraining, predicted_pixels
+from adamae_jax.task import Variables
 
 # Arrays of a few clips, see `compute`.
 Panels = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from adamae_jax import cli, experiment, pictures, pretrained
 from adamae_jax.data import pipeline
 from adamae_jax.data.mixture import open_first
 from adamae_jax.errors import UserError
-from adamae_jax.training.step import example_keys
+from adamae_jax.task import example_keys
 
 
 def define_flags() -> None:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     batch = pipeline.first_clips(open_first(data_dir, split), spec, values.num_clips)
     # The keys of no step: pictures of several checkpoints differ by the model alone.
     slot = jnp.asarray(batch["example_index"])
-    keys = example_keys(values.seed, jnp.zeros((), jnp.int32), slot)
+    keys = example_keys(values.seed, 0, slot)
     panels = pictures.compute(loaded.pretraining, loaded.variables, batch["video"], keys)
     output = values.output or Path(values.workdir) / "pictures"
     try:

@@ -20,7 +20,7 @@ from adamae_jax.data.crops import choose_box
 from adamae_jax.data.examples import VideoLayout
 from adamae_jax.errors import UserError
 from adamae_jax.training.optimizers import decay_mask
-from adamae_jax.training.state import split_params
+from adamae_jax.training.state import select_group
 from tests.data import fixtures
 from tests.helpers import named
 
@@ -136,7 +136,8 @@ def test_length_and_rates(recipe: tuple[str, ConfigDict]) -> None:
     expected = RECIPES[name]
     found = (config.batch_size, config.steps, config.optimizer.warmup_steps)
     assert found == (expected.batch, expected.steps, expected.warmup)
-    rate = experiment.optimizers(config)["model"].learning_rate
+    task = experiment.pretraining(config)
+    rate = experiment.optimizers(config, task)["model"].learning_rate
     found_rates = [float(rate(jnp.asarray(step))) for step in expected.rates]
     np.testing.assert_allclose(found_rates, list(expected.rates.values()), rtol=2e-5, atol=1e-12)
 
@@ -218,7 +219,7 @@ def test_decay(recipe: tuple[str, ConfigDict]) -> None:
     method = name.rpartition("_")[0]
     pretraining = experiment.pretraining(config)
     params = jax.eval_shape(pretraining.init, jax.random.key(0))["params"]
-    own, _ = split_params(params, pretraining.strategy.adversary)
+    own = select_group(params, pretraining, "model")
     decayed = named(decay_mask(own, tuple(config.optimizer.decay)))
     found = {path.removeprefix("autoencoder/") for path, decays in decayed.items() if decays}
     assert found == DECAYED[method]

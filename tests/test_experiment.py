@@ -12,7 +12,7 @@ from adamae_jax import config as config_lib
 from adamae_jax import experiment
 from adamae_jax.errors import UserError
 from adamae_jax.masking import adaptive, tube
-from adamae_jax.training.state import ADVERSARY, MODEL
+from adamae_jax.task import Task
 from tests import helpers
 
 
@@ -191,12 +191,18 @@ def test_learning_rates_grow_with_the_batch() -> None:
     """The released recipe: 1.5e-4 and 1e-5 for 256 clips, at 2048."""
     own = config(batch_size=2048, steps=800)
     own.optimizer.warmup_steps = 41
-    rate = experiment.optimizers(own)[MODEL].learning_rate
+    rate = experiment.optimizers(own, experiment.pretraining(own))["model"].learning_rate
     assert float(rate(jnp.asarray(0))) == 0.0
     assert float(rate(jnp.asarray(40))) == pytest.approx(1.2e-3, rel=1e-5)
     halfway = float(rate(jnp.asarray(41 + (800 - 41) // 2)))
     assert halfway == pytest.approx((1.2e-3 + 8e-5) / 2, rel=1e-2)
     assert float(rate(jnp.asarray(799))) == pytest.approx(8e-5, rel=1e-3)
+
+
+class TwoGroups(Task):
+    """A task with an adversary."""
+
+    groups = ("adversary", "model")
 
 
 def test_the_options_of_adamw_arrive() -> None:
@@ -213,11 +219,14 @@ def test_the_options_of_adamw_arrive() -> None:
     )
     params = {"a": {"kernel": jnp.asarray([2.0])}, "b": {"bias": jnp.asarray([2.0])}}
     grads = jax.tree.map(lambda p: jnp.full_like(p, 30.0), params)
-    both = experiment.optimizers(own)
+    both = experiment.optimizers(own, TwoGroups())
     clipped = 1 / np.sqrt(2)
     for name, expected in (
-        (MODEL, (2 - 0.1 * (clipped / (clipped + 1) + 0.5 * 2), 2 - 0.1 * clipped / (clipped + 1))),
-        (ADVERSARY, (2 - 0.1 * 30 / 31, 2 - 0.1 * 30 / 31)),
+        (
+            "model",
+            (2 - 0.1 * (clipped / (clipped + 1) + 0.5 * 2), 2 - 0.1 * clipped / (clipped + 1)),
+        ),
+        ("adversary", (2 - 0.1 * 30 / 31, 2 - 0.1 * 30 / 31)),
     ):
         optimizer = both[name]
         updated, _ = optimizer.update(

@@ -12,7 +12,7 @@ import pytest
 from adamae_jax import masking, objectives
 from adamae_jax.masking import TokenMask, adaptive
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Objective, Outcome, Pretraining
+from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
 from tests import helpers
 from tests.models.test_tubelets import tubelets_by_hand
 
@@ -21,7 +21,7 @@ VIDEO_ARRAY = jnp.asarray(VIDEO)
 KEYS = helpers.example_keys(3)
 
 
-def forward(task: Pretraining, variables: Any, train: bool = True) -> Outcome:
+def forward(task: Pretraining, variables: Any, train: bool = True) -> ForwardOutput:
     """One pass, compiled."""
     return jax.jit(lambda variables: task.forward(variables, VIDEO_ARRAY, KEYS, train))(variables)
 
@@ -130,7 +130,9 @@ def test_the_sampling_loss_takes_the_error_as_given() -> None:
 Gradients = dict[str, np.ndarray]
 
 
-def gradients(task: Pretraining, variables: Any, term: Callable[[Outcome], jax.Array]) -> Gradients:
+def gradients(
+    task: Pretraining, variables: Any, term: Callable[[ForwardOutput], jax.Array]
+) -> Gradients:
     """The gradient of one term with respect to every parameter, by path."""
 
     def loss(params: Any) -> jax.Array:

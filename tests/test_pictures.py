@@ -13,14 +13,14 @@ from PIL import Image
 from adamae_jax import masking, pictures
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
-from adamae_jax.objectives import Objective, Outcome, Pretraining
+from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
 from tests import helpers
 
 GRID = helpers.GEOMETRY.grid
 NAMES = ["adaptive", "random", "tube", "frame"]
 
 
-def computed(pretraining: Pretraining, count: int = 2) -> tuple[pictures.Panels, Outcome]:
+def computed(pretraining: Pretraining, count: int = 2) -> tuple[pictures.Panels, ForwardOutput]:
     """Panels, and what the model answers to the same clips and keys."""
     variables = jax.jit(pretraining.init)(jax.random.key(0))
     video, keys = helpers.clips(count), helpers.example_keys(count)
@@ -38,7 +38,7 @@ def per_token(values: np.ndarray) -> np.ndarray:
 class Perfect(Pretraining):
     """Predicts exactly what was asked for."""
 
-    def reconstruct(self, *args: Any) -> Outcome:
+    def reconstruct(self, *args: Any) -> ForwardOutput:
         outcome = super().reconstruct(*args)
         return self.judge(outcome.targets, outcome.targets, outcome.mask)
 

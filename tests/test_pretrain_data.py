@@ -1,5 +1,6 @@
 """What becomes of a run when its data is several datasets, or its storage has bad moments."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -13,14 +14,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adamae_jax import pretrain, splits
+from adamae_jax import pretrain, run_data
 from adamae_jax.config import masking_config
 from adamae_jax.data import pipeline, storage
-from adamae_jax.data.batches import Batches
-from adamae_jax.data.mixture import parts_of
 from adamae_jax.errors import UserError
-from adamae_jax.splits import Data
-from adamae_jax.training import rundir
+from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.training import rundir, trainer
+from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
 from tests.data import fixtures
 from tests.prepare.test_job import run as prepare
@@ -85,7 +85,7 @@ def mixed(
     workdir = tmp_path_factory.mktemp("mixed") / "run"
     failures = 0
     with pytest.MonkeyPatch.context() as patch:
-        read, log = os.pread, pretrain.Run.log
+        read, log = os.pread, trainer.Loop._log
         calls = itertools.count()
 
         def failing(descriptor: int, count: int, offset: int) -> bytes:
@@ -95,16 +95,16 @@ def mixed(
                 raise OSError(errno.EIO, "the cable is loose")
             return read(descriptor, count, offset)
 
-        def killed(self: pretrain.Run, step: int, figures: dict[str, float]) -> None:
+        def killed(self: trainer.Loop, step: int, figures: dict[str, float]) -> None:
             if step == 4:
                 raise KilledError
             log(self, step, figures)
 
         patch.setattr(os, "pread", failing)
         patch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
-        patch.setattr(pretrain.Run, "draw", lambda *arguments: None)
+        patch.setattr(pretrain, "drawing", lambda *_: None)
         with patch.context() as death:
-            death.setattr(pretrain.Run, "log", killed)
+            death.setattr(trainer.Loop, "_log", killed)
             with pytest.raises(KilledError):
                 tiny_run(workdir, f"{parts[0]}:3,{parts[1]}:1", compiled)
         summary = tiny_run(workdir, f"{parts[0]}:0.75,{parts[1]}:0.25", compiled)
@@ -179,16 +179,16 @@ def test_images_and_videos_are_no_mixture_of_clips(parts: list[Path], tmp_path: 
 def test_storage_that_keeps_failing_ends_the_run(
     parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_batches = Data.train_batches
+    open_batches = RunData.train_batches
 
     def failing(descriptor: int, count: int, offset: int) -> bytes:
         raise OSError(errno.EIO, "the cable is out")
 
-    def break_and_open(self: Data, first_step: int) -> Batches:
+    def break_and_open(self: RunData, first_step: int) -> Any:
         monkeypatch.setattr(os, "pread", failing)
         return open_batches(self, first_step)
 
-    monkeypatch.setattr(Data, "train_batches", break_and_open)
+    monkeypatch.setattr(RunData, "train_batches", break_and_open)
     monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
     with pytest.raises(UserError, match="cannot be read any more: .*cable is out.*small-train"):
         tiny_run(tmp_path / "run", parts[0], "", eval_every=0)
@@ -198,16 +198,17 @@ LEAVING = """
 import atexit, sys, threading
 import jax
 from absl import flags
-from adamae_jax import cli, pretrain
+from adamae_jax import cli, peers, pretrain
 from adamae_jax.errors import UserError
 atexit.register(threading.Event().wait)  # as JAX does, for the other processes
 jax.process_count, jax.process_index = (lambda: 2), (lambda: 1)
+peers.multihost_utils.broadcast_one_to_all = lambda number: number
 def fail(config, workdir):
     raise {"user": UserError("too much is damaged"), "ours": ValueError("a bug")}[sys.argv[1]]
 pretrain.pretrain = fail
 flags.DEFINE_string("workdir", "", "")
 flags.DEFINE_string("config", "", "")
-cli.run(pretrain.main, sys.argv[:1] + ["--config=tests/configs/tiny.py"])
+cli.run(pretrain.main, ["pretrain", "--config=tests/configs/tiny.py", f"--workdir={sys.argv[2]}"])
 """
 
 
@@ -219,10 +220,10 @@ cli.run(pretrain.main, sys.argv[:1] + ["--config=tests/configs/tiny.py"])
     ],
 )
 def test_one_of_several_processes_waits_for_nobody_with_an_error(
-    error: str, status: int, message: str
+    error: str, status: int, message: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LEAVING, error],
+        [sys.executable, "-c", LEAVING, error, str(tmp_path / "run")],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -230,6 +231,8 @@ def test_one_of_several_processes_waits_for_nobody_with_an_error(
         check=False,
     )
     assert (done.returncode, message in done.stderr) == (status, True), done.stderr
+    (word,) = (tmp_path / "run").iterdir()
+    assert word.read_text() in done.stderr
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(0, 0), (3, 2)])
@@ -238,14 +241,20 @@ def test_evaluations_have_workers_where_there_is_enough_to_read(
 ) -> None:
     config: ConfigDict = tiny.get_config()
     config.update_from_flattened_dict({"data.dir": str(parts[0]), "data.num_workers": workers})
-    data = Data.open(config)
+    mesh, train = create_mesh({"data": -1}), open_training(config)
     started: list[int] = []
-    monkeypatch.setattr(
-        pipeline, "eval_batches", lambda *_, num_workers, **options: started.append(num_workers)
-    )
-    monkeypatch.setattr(splits, "VIDEOS_PER_WORKER", 8)
-    data.eval_batches(parts_of(data.train)[0][0], 0)  # all 16
-    data.eval_batches(parts_of(data.train)[0][0], 7)
+
+    def record(*_: Any, num_workers: int, **options: Any) -> Any:
+        started.append(num_workers)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(pipeline, "eval_batches", record)
+    monkeypatch.setattr(run_data, "VIDEOS_PER_WORKER", 8)
+    for count in (0, 7):  # 0: all 16
+        config.eval.knn_examples = count
+        data = RunData(config, mesh, Path(), train, open_validation(config))
+        with data.neighbours():
+            pass
     assert started == [expected, 0]
 
 
@@ -260,12 +269,14 @@ def test_videos_shorter_than_the_clips_are_told_at_the_start(
     parts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(splits.logging, "warning", lambda text, *values: told.append(text % values))
+    monkeypatch.setattr(
+        run_data.logging, "warning", lambda text, *values: told.append(text % values)
+    )
     config: ConfigDict = tiny.get_config()
     config.update_from_flattened_dict({"data.dir": f"{parts[0]}:1,{parts[1]}:1"})
-    Data.open(config)
+    open_training(config)
     assert not told
     config.data.sampling_rate = 3
-    Data.open(config)
+    open_training(config)
     for part, warning in zip(parts, told, strict=True):
         assert f"{part} have 10 frames at most, a clip needs 12" in warning

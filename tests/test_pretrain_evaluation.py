@@ -1,15 +1,17 @@
 """What a run's evaluations count: every held-out video once, and those that cannot be read."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adamae_jax import pretrain
-from adamae_jax.data import pipeline
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
-from adamae_jax.splits import Data
-from adamae_jax.training import metrics
+from adamae_jax.run_data import HeldOutClips, RunData
+from adamae_jax.training import metrics, trainer
 from tests.data import fixtures
 from tests.test_pretrain_data import tiny_run
 
@@ -35,9 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_but_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that does nothing, for it takes longest to compile; no pictures, no TensorFlow."""
-    monkeypatch.setattr(pretrain, "jit_train_step", lambda *_: lambda state, batch: (state, {}))
-    monkeypatch.setattr(pretrain.Run, "draw", lambda *_: None)
-    monkeypatch.setattr(pretrain.Run, "_actions", lambda self: [])
+    monkeypatch.setattr(trainer, "jit_train_step", lambda *_: lambda state, batch: (state, {}))
+    monkeypatch.setattr(pretrain, "drawing", lambda *_: None)
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)
 
 
@@ -52,12 +53,14 @@ def test_an_evaluation_that_does_not_see_all_videos_ends_the_run(
     data: Path, compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     """Neither the held-out losses nor, of the training videos, the bank of neighbours."""
-    eval_batches = Data.eval_batches
+    evaluated = RunData._evaluated
 
-    def shortened(self: Data, dataset: Dataset, num_examples: int) -> pipeline.Batches:
-        return eval_batches(self, dataset, 7 if dataset.split == split else num_examples)
+    @contextlib.contextmanager
+    def shortened(self: RunData, dataset: Dataset, most: int) -> Iterator[HeldOutClips]:
+        with evaluated(self, dataset, 7 if dataset.split == split else most) as clips:
+            yield dataclasses.replace(clips, num_examples=8)
 
-    monkeypatch.setattr(Data, "eval_batches", shortened)
+    monkeypatch.setattr(RunData, "_evaluated", shortened)
     changes = SHORT | {"eval.knn": split == "train"}
     with pytest.raises(UserError, match="an evaluation of 8 clips has counted 7: "):
         tiny_run(tmp_path / "run", data, compiled, **changes)

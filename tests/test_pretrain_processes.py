@@ -245,8 +245,7 @@ def run_here(workdir: Path, data: Path) -> None:
     config: ConfigDict = names["get_config"]()
     config.data.dir = str(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.Run, "draw", lambda *arguments: None)
-        patch.setattr(pretrain.Run, "_actions", lambda self: [])
+        patch.setattr(pretrain, "drawing", lambda *_: None)
         patch.setattr(metrics, "_summary_writer", lambda directory: None)  # TensorFlow
         pretrain.pretrain(config, workdir)
 

@@ -24,7 +24,7 @@ from adamae_jax.data import pipeline
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import synthetic
-from adamae_jax.training.step import example_keys
+from adamae_jax.task import example_keys
 from tests.data import fixtures
 from tests.helpers import named
 from tests.runs import ROOT, embedded_clips, environment, lines

@@ -26,7 +26,8 @@ from adamae_jax import cli, experiment
 from adamae_jax import config as configs
 from adamae_jax.benchmark.flops import matmul_flops
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.training.mesh import batch_sharding, check_batch, create_mesh, replicated
+from adamae_jax.training import partitioning
+from adamae_jax.training.partitioning import check_batch, create_mesh
 from adamae_jax.training.state import create_state
 from adamae_jax.training.step import jit_train_step, make_train_step
 
@@ -110,21 +111,23 @@ def measure(config: ConfigDict, steps: int, warmup: int) -> Report:
       UserError: for what is wrong with the config or does not fit the devices.
     """
     pretraining = experiment.pretraining(config)
-    mesh = create_mesh(config.mesh)
+    mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Only the schedule depends on the number of videos.
     config = configs.resolve(config, config.data.num_examples or config.batch_size)
-    optimizers = experiment.optimizers(config)
+    optimizers = experiment.optimizers(config, pretraining)
     # A program from the cache would make compilation look free.
     jax.config.update("jax_enable_compilation_cache", False)
 
     create = functools.partial(create_state, pretraining, optimizers, config.seed)
-    state = jax.jit(create, out_shardings=replicated(mesh))()
+    abstract = jax.eval_shape(create)
+    shardings = partitioning.state_sharding(abstract, mesh, config.mesh_rules)
+    state = jax.jit(create, out_shardings=shardings)()
     batch = random_batch(pretraining.model.geometry, config.batch_size, mesh)
     step = make_train_step(
         pretraining, optimizers, seed=config.seed, accumulation=config.optimizer.accumulation
     )
-    traced = jit_train_step(step, mesh).trace(state, batch)
+    traced = jit_train_step(step, mesh, shardings).trace(state, batch)
     lowered = traced.lower()
     begin = time.perf_counter()
     compiled = lowered.compile()
@@ -169,7 +172,7 @@ def random_batch(geometry: ClipGeometry, batch_size: int, mesh: Mesh) -> Mapping
         "video": generator.integers(0, 256, shape, np.uint8),
         "slot": np.arange(batch_size, dtype=np.int32),
     }
-    return jax.device_put(batch, batch_sharding(mesh))
+    return partitioning.put_batch(batch, mesh)
 
 
 def peak_memory(compiled: Any, mesh: Mesh) -> tuple[int, str]:

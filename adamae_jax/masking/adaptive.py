@@ -54,11 +54,8 @@ def sample_without_replacement(
     exactly the distribution of drawing one after the other without replacement.
     """
 
-    def draw(key: Array, row: Float[Array, "n"]) -> Bool[Array, "n"]:
-        _, chosen = jax.lax.top_k(row + jax.random.gumbel(key, row.shape), count)
-        return jnp.zeros(row.shape, bool).at[chosen].set(True)
-
-    return jax.vmap(draw)(rng, log_probs)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(rng)
+    return base.largest(log_probs + noise, count)
 
 
 def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]:

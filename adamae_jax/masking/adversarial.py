@@ -218,14 +218,9 @@ class Strategy(base.MaskingStrategy):
         """
         count = self._visible_patches(grid)
 
-        def largest(values: Float[Array, "frames p"]) -> Float[Array, "frames p"]:
-            _, chosen = jax.lax.top_k(values, count)
-            rows = jnp.arange(len(values))[:, None]
-            return jnp.zeros(values.shape).at[rows, chosen].set(1.0)
-
-        picked = largest(soft) + soft - jax.lax.stop_gradient(soft)
+        picked = base.largest(soft, count) + soft - jax.lax.stop_gradient(soft)
         noise = uniform + self.mask_factor * picked
-        visible = largest(-jax.lax.stop_gradient(noise))
+        visible = base.largest(-jax.lax.stop_gradient(noise), count).astype(jnp.float32)
         # Row-major over (time, height, width): the frames of a clip are one after the other.
         tokens = grid[0] * soft.shape[-1]
         return noise.reshape(-1, tokens), visible.reshape(-1, tokens)

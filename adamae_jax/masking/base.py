@@ -168,11 +168,15 @@ def mask_from_visible(is_visible: Bool[Array, "b n"], num_visible: int) -> dict[
     return {"visible": order[:, :num_visible], "masked": order[:, num_visible:]}
 
 
+def largest(values: Float[Array, "b n"], count: int) -> Bool[Array, "b n"]:
+    """Marks the ``count`` largest values of each row; of equal ones, those that come first.
+
+    By a sort, which stays on the devices that hold the rows: `jax.lax.top_k` gathers all rows.
+    """
+    order = jnp.argsort(-values, axis=-1, stable=True)[:, :count]
+    return jax.vmap(lambda row: jnp.zeros(values.shape[1], bool).at[row].set(True))(order)
+
+
 def random_subset(rng: ExampleKeys, size: int, count: int) -> Bool[Array, "b n"]:
     """Marks ``count`` of ``size`` places, uniformly at random without replacement."""
-
-    def draw(key: Array) -> Bool[Array, "n"]:
-        _, chosen = jax.lax.top_k(jax.random.uniform(key, (size,)), count)
-        return jnp.zeros(size, bool).at[chosen].set(True)
-
-    return jax.vmap(draw)(rng)
+    return largest(jax.vmap(lambda key: jax.random.uniform(key, (size,)))(rng), count)

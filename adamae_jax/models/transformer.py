@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from adamae_jax.errors import UserError
 from adamae_jax.models.initializers import INITIALIZATIONS, Initialization
+from adamae_jax.models.sharding import BATCH, TENSOR, constrain
 
 # One key per example: what is random for an example never depends on its neighbours, so that a
 # batch may be cut over hosts, devices and microbatches without changing anything.
@@ -116,6 +117,7 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", spec.init.qkv, (spec.width, 3, *head_shape))
         fused = x.astype(spec.dtype) @ kernel.reshape(spec.width, -1).astype(spec.dtype)
         fused = fused.reshape(*x.shape[:2], 3, *head_shape)
+        fused = constrain(fused, BATCH, None, None, TENSOR)
         query, key, value = (fused[:, :, index] for index in range(3))
         if spec.attention_bias:
             shape = (len(spec.attention_bias), *head_shape)
@@ -152,6 +154,7 @@ class Mlp(nn.Module):
         init, dtype = self.spec.init.dense, self.spec.dtype
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         x = nn.Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
+        x = constrain(x, BATCH, None, TENSOR)
         x = nn.gelu(x, approximate=False)
         return nn.Dense(self.spec.width, kernel_init=init, dtype=dtype, name="fc2")(x)
 
@@ -203,6 +206,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """A scan body: carries the tokens; ``layer`` is the block's index in its stack."""
         spec = self.spec
+        x = constrain(x, BATCH)
 
         def branch_keys(branch: int) -> ExampleKeys | None:
             if keys is None:

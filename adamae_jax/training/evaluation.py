@@ -1,8 +1,6 @@
-"""Validation on held-out clips: reconstruction, and where the masks lie."""
+"""Evaluation on held-out clips: figures of the task, averaged over all of them."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,115 +9,73 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from adamae_jax.errors import UserError
-from adamae_jax.masking.base import MaskInputs
-from adamae_jax.masking.random import Strategy as RandomMasking
-from adamae_jax.objectives import Pretraining, fold, normalize_pixels
-from adamae_jax.training.mesh import batch_sharding, replicated
-from adamae_jax.training.state import TrainState
-from adamae_jax.training.step import Batch, example_keys, marked_tokens, visible_share
+from adamae_jax.task import Batch, Task, Variables, example_keys, fold
+from adamae_jax.training.partitioning import put_batch, replicated
 
-# Folded into the keys of validation, so that its draws are not those of training.
+# Folded into the keys of evaluation, so that its draws are not those of training.
 _HELD_OUT = 0x5EED
 
+HostBatch = Mapping[str, np.ndarray]
 Sums = dict[str, Float[Array, ""]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """Sums over held-out clips, one compiled program for all batches.
+def compile_sums(task: Task, mesh: Mesh, seed: int) -> Callable[[Variables, Batch], Sums]:
+    """Returns the jitted sums of a task's figures over the valid clips of a batch.
 
-    Attributes:
-      pretraining: what is evaluated.
-      mesh: the devices; batches are sharded over its data axis.
-      seed: of the draws.
-      random_draws: random masks per clip for the lift of random masking, measured beside.
+    Args:
+      task: what is evaluated.
+      mesh: the devices.
+      seed: of whatever is random; a clip's draws depend on it and on the clip's index alone.
     """
 
-    pretraining: Pretraining
-    mesh: Mesh
-    seed: int
-    random_draws: int
-
-    def compile(self) -> Callable[[Any, Batch], Sums]:
-        """The jitted sums of one batch; its variables are handed in, not captured."""
-        return jax.jit(
-            self._sums,
-            in_shardings=(replicated(self.mesh), batch_sharding(self.mesh)),
-            out_shardings=replicated(self.mesh),
-        )
-
-    def _sums(self, variables: Any, batch: Batch) -> Sums:
-        video, valid = batch["video"], batch["valid"].astype(jnp.float32)
-        zero = jnp.zeros((), jnp.int32)
-        keys = fold(example_keys(self.seed, zero, batch["example_index"]), _HELD_OUT)
-        outcome = self.pretraining.forward(variables, video, keys, False)
-        is_marked = marked_tokens(batch, self.pretraining.model.geometry)
-        figures = {
-            **outcome.terms,
-            "marked": is_marked.astype(jnp.float32).mean(-1),
-            "marked_visible": visible_share(is_marked, outcome.mask),
-            "marked_visible_random": self._random_share(video, is_marked, keys),
-        }
-        sums = {name: (value * valid).sum() for name, value in figures.items()}
+    def sums(variables: Variables, batch: Batch) -> Sums:
+        valid = batch["valid"].astype(jnp.float32)
+        keys = fold(example_keys(seed, 0, batch["example_index"]), _HELD_OUT)
+        figures = task.evaluate(variables, batch, keys)
+        totals = {name: (value * valid).sum() for name, value in figures.items()}
         unreadable = batch["unreadable"].astype(jnp.float32).sum()
-        return {**sums, "count": valid.sum(), "unreadable": unreadable}
+        return {**totals, "examples": valid.sum(), "unreadable": unreadable}
 
-    def _random_share(self, video: Array, is_marked: Array, keys: Array) -> Float[Array, "b"]:
-        """The share of marked tokens under random masks of the same ratio."""
-        random = RandomMasking(self.pretraining.strategy.mask_ratio)
-        grid = self.pretraining.model.geometry.grid
-        pixels = normalize_pixels(video, self.pretraining.objective)
-        inputs = MaskInputs(pixels, jnp.zeros((len(video), 0, 0)), grid)
-
-        def share(draw: Array) -> Float[Array, "b"]:
-            return visible_share(is_marked, random({}, inputs, fold(keys, 1 + draw), False))
-
-        return jax.lax.map(share, jnp.arange(self.random_draws)).mean(0)
+    return jax.jit(sums, out_shardings=replicated(mesh))
 
 
 def run(
-    sums_of: Callable[[Any, Batch], Sums],
-    state: TrainState,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    put: Callable[[Mapping[str, np.ndarray]], Batch],
+    task: Task,
+    sums_of: Callable[[Variables, Batch], Sums],
+    variables: Variables,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
 ) -> dict[str, float]:
-    """Evaluates the state on held-out batches.
+    """Evaluates variables on held-out batches.
 
     Args:
-      sums_of: from `Evaluator.compile`.
-      state: the run.
+      task: what is evaluated.
+      sums_of: from `compile_sums`.
+      variables: ``params``, ``state`` and ``frozen``.
       batches: this process's batches, with ``valid`` false where padded or ``unreadable``.
-      put: hands a host's batch to the devices.
+      mesh: the devices.
 
     Returns:
-      Means over the clips: ``eval_loss_reconstruction`` and the like, ``foreground_lift``,
-      ``foreground_lift_random`` (NaN where nothing is marked), and the numbers ``eval_examples``
-      and ``eval_unreadable``.
+      The task's figures averaged over all clips (NaN where nothing defines one) under names that
+      start with ``eval_``, and the numbers ``eval_examples`` and ``eval_unreadable``.
 
     Raises:
       UserError: where not one clip can be read.
     """
-    variables = {"params": state.params, "state": state.model_state, "frozen": state.frozen}
     totals: dict[str, float] = {}
     for batch in batches:
-        for name, value in jax.device_get(sums_of(variables, put(batch))).items():
+        for name, value in jax.device_get(sums_of(variables, put_batch(batch, mesh))).items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    count = totals.pop("count", 0.0)
+    count, unreadable = totals.pop("examples", 0.0), totals.pop("unreadable", 0.0)
     if not count:
         raise UserError(
             "none of the held-out clips can be read: look at the warnings above, and make the "
             "dataset anew with `python -m adamae_jax.prepare`"
         )
-    marked = totals.pop("marked", 0.0)
-    visible = totals.pop("marked_visible", 0.0)
-    random = totals.pop("marked_visible_random", 0.0)
-    unreadable = totals.pop("unreadable", 0.0)
-    figures = {f"eval_{name}": value / count for name, value in totals.items()}
-    figures["eval_foreground_lift"] = visible / marked if marked else float("nan")
-    figures["eval_foreground_lift_random"] = random / marked if marked else float("nan")
-    figures["eval_examples"] = count
-    figures["eval_unreadable"] = unreadable
-    return figures
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = {name: np.float64(value) / count for name, value in totals.items()}
+        figures = {f"eval_{name}": float(v) for name, v in task.summarize(means).items()}
+    return {**figures, "eval_examples": count, "eval_unreadable": unreadable}
 
 
 def check_count(found: int, expected: int) -> None:

@@ -1,20 +1,20 @@
 """k-nearest-neighbour accuracy of the encoder's features: a cheap look at what they know."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from adamae_jax.objectives import Pretraining, normalize_pixels
-from adamae_jax.training.mesh import batch_sharding, replicated
+from adamae_jax.task import Batch, Task, Variables
+from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.partitioning import put_batch, replicated, to_host
 
 TEMPERATURE = 0.07  # of the votes' weights, as is usual for self-supervised features
 
-FeatureStep = Callable[[Any, Array], Float[Array, "b d"]]
+FeatureStep = Callable[[Variables, Batch], Float[Array, "b d"]]
 
 
 class Labelled(NamedTuple):
@@ -38,45 +38,29 @@ class Labelled(NamedTuple):
         return len(self.labels) + self.unreadable + self.unlabelled
 
 
-def compile_features(pretraining: Pretraining, mesh: Mesh) -> FeatureStep:
-    """The jitted ``(autoencoder parameters, uint8 clips) -> features``, of length one.
-
-    A clip's feature is the mean of the latents of all its tokens.
-    """
-
-    def features(params: Any, video: Array) -> Float[Array, "b d"]:
-        pixels = normalize_pixels(video, pretraining.objective)
-        latents = pretraining.model.apply({"params": params}, pixels, method="features").mean(1)
-        return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
-
-    return jax.jit(
-        features,
-        in_shardings=(replicated(mesh), batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
-    )
+def compile_features(task: Task, mesh: Mesh) -> FeatureStep:
+    """Returns the jitted features of a task: one vector of length one per clip."""
+    return jax.jit(task.features, out_shardings=replicated(mesh))
 
 
 def collect(
-    features: FeatureStep,
-    params: Any,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    put: Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]],
+    features: FeatureStep, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh
 ) -> Labelled:
-    """Features and labels of all valid, labelled clips, on every host.
+    """Returns features and labels of all valid, labelled clips, on every host.
 
     Args:
       features: from `compile_features`.
-      params: the autoencoder's.
+      variables: the task's.
       batches: this process's batches with ``video``, ``label``, ``valid`` and ``unreadable``.
-      put: hands a host's batch to the devices.
+      mesh: the devices.
     """
     found, labels = [], []
     unreadable = unlabelled = 0
     for batch in batches:
-        on_device = put(batch)
-        rows = np.asarray(features(params, on_device["video"]))
+        on_devices = put_batch(batch, mesh)
+        rows = np.asarray(features(variables, on_devices))
         label, valid, torn = (
-            _everywhere(on_device[name]) for name in ("label", "valid", "unreadable")
+            to_host(on_devices[name]) for name in ("label", "valid", "unreadable")
         )
         kept = valid & (label >= 0)
         found.append(rows[kept])
@@ -84,15 +68,6 @@ def collect(
         unreadable += int(torn.sum())
         unlabelled += int((valid & ~kept).sum())
     return Labelled(np.concatenate(found), np.concatenate(labels), unreadable, unlabelled)
-
-
-def _everywhere(array: Array) -> np.ndarray:
-    """A sharded array on the host, also where other hosts hold a part of it."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def accuracy(bank: Labelled, held_out: Labelled, neighbours: int) -> float:

@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,36 +173,41 @@ def seconds_so_far(workdir: Path, step: int) -> float:
     return seconds[-1] if seconds else 0.0
 
 
-def summarize(workdir: Path, steps: int, foreground_source: str) -> dict[str, Any]:
+def summarize(
+    workdir: Path,
+    steps: int,
+    headline: str,
+    more: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> dict[str, Any]:
     """Writes ``summary.json`` from what the run has logged, and returns it.
 
-    The reconstruction losses are means over the logged steps among the first and the last 5%: over
-    all of those where ``log_every`` is 1.
+    Args:
+      workdir: of the run.
+      steps: that it was trained for.
+      headline: the figure whose means over the logged steps among the first and the last 5% are
+        given: over all of those where ``log_every`` is 1.
+      more: from the last figures of each evaluation, by name, to what else is written.
     """
     lines = read_metrics(workdir)
-    logged = [line for line in lines if "loss_reconstruction" in line]
+    logged = [line for line in lines if headline in line]
     evaluated: dict[str, Any] = {}
     for line in lines:
         evaluated |= {name: value for name, value in line.items() if name.startswith("eval_")}
     edge = max(1, math.ceil(0.05 * steps))
 
     def mean(chosen: list[dict[str, Any]]) -> float | None:
-        values = [line["loss_reconstruction"] for line in chosen]
-        usable = [value for value in values if value is not None]
+        usable = [line[headline] for line in chosen if line[headline] is not None]
         return sum(usable) / len(usable) if usable else None
 
-    seconds = logged[-1]["seconds"] if logged else 0.0
     rates = sorted(line["clips_per_second"] for line in logged if line.get("clips_per_second"))
     summary = {
         "steps": steps,
-        "seconds": seconds,
+        "seconds": logged[-1]["seconds"] if logged else 0.0,
         "clips_per_second": rates[len(rates) // 2] if rates else None,
-        "loss_reconstruction_first": mean([line for line in logged if line["step"] <= edge]),
-        "loss_reconstruction_last": mean([line for line in logged if line["step"] > steps - edge]),
-        "foreground_lift": evaluated.pop("eval_foreground_lift", None),
-        "foreground_lift_random": evaluated.pop("eval_foreground_lift_random", None),
-        "foreground_source": foreground_source,
+        f"{headline}_first": mean([line for line in logged if line["step"] <= edge]),
+        f"{headline}_last": mean([line for line in logged if line["step"] > steps - edge]),
         **evaluated,
+        **more(evaluated),
     }
     write_atomically(workdir / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return summary

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import struct, traverse_util
 from jaxtyping import Array, Int
 
-from adamae_jax.objectives import Pretraining
+from adamae_jax.task import Task, Variables
 from adamae_jax.training.optimizers import Optimizer
 
-MODEL, ADVERSARY = "model", "adversary"  # the optimisers' names
+COUNTERS = ("skipped", "replaced")
 
 
 class TrainState(struct.PyTreeNode):
@@ -19,11 +19,10 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: updates made or skipped so far.
-      params: ``autoencoder`` and ``masking``.
-      opt_state: state of each optimiser, by name.
-      model_state: the strategy's state that is not trained, such as spectral-norm vectors.
-      frozen: networks that are never trained.
-      ema: averaged parameters, where kept.
+      params: the parameters of all groups.
+      opt_state: state of each group's optimiser, by the group's name.
+      model_state: variables that training changes but no optimiser, such as spectral-norm vectors.
+      frozen: variables that never change.
       counters: since the start, ``skipped``: updates that were not finite; ``replaced``: clips
         that stood in for damaged records.
     """
@@ -33,41 +32,40 @@ class TrainState(struct.PyTreeNode):
     opt_state: dict[str, Any]
     model_state: Any
     frozen: Any
-    ema: Any
     counters: dict[str, Int[Array, ""]]
 
-
-def split_params(params: Mapping[str, Any], adversary: str | None) -> tuple[Any, Any]:
-    """The model's parameters and the adversary's (None where there is none)."""
-    if adversary is None:
-        return dict(params), None
-    own = {name: tree for name, tree in params["masking"].items() if name != adversary}
-    return {**params, "masking": own}, params["masking"][adversary]
+    @property
+    def variables(self) -> Variables:
+        """What a task works with."""
+        return {"params": self.params, "state": self.model_state, "frozen": self.frozen}
 
 
-def merge_params(params: Mapping[str, Any], name: str | None, adversary: Any) -> dict[str, Any]:
-    """The inverse of `split_params`."""
-    if name is None:
-        return dict(params)
-    return {**params, "masking": {**params["masking"], name: adversary}}
+def select_group(params: Mapping[str, Any], task: Task, group: str) -> dict[str, Any]:
+    """Returns the parameters of one group, as a tree of their own."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    own = {path: leaf for path, leaf in flat.items() if task.group_of(path) == group}
+    return traverse_util.unflatten_dict(own, sep="/")
 
 
-def create_state(
-    pretraining: Pretraining, optimizers: Mapping[str, Optimizer], seed: int
-) -> TrainState:
-    """The state before the first step; to be jitted."""
-    variables = pretraining.init(jax.random.key(seed))
+def replace_group(params: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all parameters with those of one group replaced."""
+    flat = traverse_util.flatten_dict(params, sep="/", keep_empty_nodes=True)
+    new = traverse_util.flatten_dict(own, sep="/")
+    return traverse_util.unflatten_dict({**flat, **new}, sep="/")
+
+
+def create_state(task: Task, optimizers: Mapping[str, Optimizer], seed: int) -> TrainState:
+    """Returns the state before the first step; to be jitted."""
+    variables = task.init(jax.random.key(seed))
     params = variables["params"]
-    model, adversary = split_params(params, pretraining.strategy.adversary)
-    opt_state = {MODEL: optimizers[MODEL].transform.init(model)}
-    if adversary is not None:
-        opt_state[ADVERSARY] = optimizers[ADVERSARY].transform.init(adversary)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=opt_state,
+        opt_state={
+            group: optimizers[group].transform.init(select_group(params, task, group))
+            for group in task.groups
+        },
         model_state=variables["state"],
         frozen=variables["frozen"],
-        ema=None,
-        counters={name: jnp.zeros((), jnp.int32) for name in ("skipped", "replaced")},
+        counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
     )

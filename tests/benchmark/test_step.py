@@ -13,7 +13,7 @@ import pytest
 from adamae_jax import cli
 from adamae_jax.benchmark import __main__ as benchmark
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.training.mesh import create_mesh
+from adamae_jax.training.partitioning import create_mesh
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -19,7 +19,7 @@ from adamae_jax.models.mask_networks import MaskGenerator
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import (
-    MASKING,
+    MASKING_DRAW,
     Objective,
     Pretraining,
     fold,
@@ -229,7 +229,7 @@ def test_the_gradient_is_straight_through_and_by_way_of_visible_tokens(
 ) -> None:
     params, pixels = variables["params"], normalize_pixels(VIDEO, TASK.objective)
     inputs, placed = TASK.mask_inputs(params["autoencoder"], pixels)
-    own_keys = fold(KEYS, MASKING)
+    own_keys = fold(KEYS, MASKING_DRAW)
     mask = drawn(variables, VIDEO, own_keys)
     assert np.asarray(mask.token_scale).max() > 1.2
     scaled = scale_tokens(placed, mask.token_scale)

@@ -16,7 +16,7 @@ from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Objective, Outcome, Pretraining
+from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
 
 Arrays = Mapping[str, np.ndarray]
 Comparison = tuple[Arrays, Arrays]
@@ -109,7 +109,7 @@ def everywhere(task: Pretraining, params: Any, placed: jax.Array, mask: masking.
     return jnp.take_along_axis(predicted, back[..., None], axis=1)
 
 
-def masked_parts(outcome: Outcome) -> dict[str, jax.Array]:
+def masked_parts(outcome: ForwardOutput) -> dict[str, jax.Array]:
     """What VideoMAE's code and AdaMAE's give for the masked tokens."""
     return {
         "pred_masked": outcome.predictions,
@@ -155,10 +155,10 @@ def combined(
 
 def reconstruction(
     task: Pretraining, video: jax.Array, mask: masking.TokenMask
-) -> Callable[[Any], tuple[Outcome, jax.Array]]:
+) -> Callable[[Any], tuple[ForwardOutput, jax.Array]]:
     """A function of the autoencoder's parameters: the outcome, and predictions everywhere."""
 
-    def compute(params: Any) -> tuple[Outcome, jax.Array]:
+    def compute(params: Any) -> tuple[ForwardOutput, jax.Array]:
         pixels = objectives.normalize_pixels(video, task.objective)
         placed = task.mask_inputs(params, pixels)[1]
         outcome = task.reconstruct(params, video, placed, mask)

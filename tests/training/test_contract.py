@@ -18,11 +18,12 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs, TokenMask, base
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import Pretraining
-from adamae_jax.training.mesh import batch_sharding, create_mesh, replicated
+from adamae_jax.objectives import ADVERSARY, Pretraining
+from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer
-from adamae_jax.training.state import ADVERSARY, MODEL, TrainState, create_state
-from adamae_jax.training.step import example_keys, jit_train_step, make_train_step
+from adamae_jax.training.partitioning import batch_sharding, create_mesh, replicated
+from adamae_jax.training.state import TrainState, create_state
+from adamae_jax.training.step import jit_train_step, make_train_step
 from tests import helpers
 
 BATCH, SEED, PADDING = 8, 3, 2
@@ -144,7 +145,9 @@ def run(task: Pretraining, initial: TrainState, devices: int, accumulation: int)
     """Two steps of the real train step; states and metrics after each, on the host."""
     mesh = create_mesh({"data": -1}, jax.devices()[:devices])
     step = jit_train_step(
-        make_train_step(task, OPTIMIZERS, seed=SEED, accumulation=accumulation), mesh
+        make_train_step(task, OPTIMIZERS, seed=SEED, accumulation=accumulation),
+        mesh,
+        replicated(mesh),
     )
     state, history = jax.device_put(initial, replicated(mesh)), []
     for number in range(2):

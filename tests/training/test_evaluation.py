@@ -1,5 +1,6 @@
 """Validation: sums over clips, padding, and the lift of adaptive and random masks."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adamae_jax.diagnostics import motion_tokens
 from adamae_jax.masking import random as random_masking
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Pretraining
+from adamae_jax.task import MODEL
 from adamae_jax.training import evaluation
-from adamae_jax.training.mesh import create_mesh
 from adamae_jax.training.optimizers import adamw
-from adamae_jax.training.state import MODEL, TrainState, create_state
-from adamae_jax.training.step import motion_tokens
+from adamae_jax.training.partitioning import create_mesh
+from adamae_jax.training.state import TrainState, create_state
 from tests import helpers
 
 CLIPS = 16
@@ -56,8 +58,9 @@ def evaluate(
     pretraining: Pretraining, state: TrainState, data: Any, draws: int = 2
 ) -> dict[str, float]:
     mesh = create_mesh({"data": -1})
-    sums = evaluation.Evaluator(pretraining, mesh, seed=0, random_draws=draws).compile()
-    return evaluation.run(sums, state, data, lambda batch: jax.tree.map(jnp.asarray, batch))
+    task = dataclasses.replace(pretraining, random_draws=draws)
+    sums = evaluation.compile_sums(task, mesh, seed=0)
+    return evaluation.run(task, sums, state.variables, data, mesh)
 
 
 def clips() -> dict[str, np.ndarray]:

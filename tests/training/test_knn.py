@@ -1,13 +1,13 @@
 """The k-nearest-neighbour accuracy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
 from adamae_jax.training import evaluation, knn
+from adamae_jax.training.partitioning import create_mesh
 
 
 def directions(degrees: list[float]) -> np.ndarray:
@@ -64,12 +64,8 @@ def test_every_clip_is_counted_once() -> None:
             "unreadable": np.array([False, True, True, False]),
         },
     ]
-    side = knn.collect(
-        lambda params, video: params * video,
-        jnp.float32(1),
-        batches,
-        lambda batch: jax.tree.map(jnp.asarray, batch),
-    )
+    mesh = create_mesh({"data": -1}, jax.devices()[:1])
+    side = knn.collect(lambda variables, batch: batch["video"], {}, batches, mesh)
     np.testing.assert_allclose(side.features, directions([0, 30, 40]), rtol=1e-6)
     assert side.labels.tolist() == [2, 1, 0]
     assert (side.unreadable, side.unlabelled, side.clips) == (3, 1, 7)

@@ -80,12 +80,17 @@ def test_the_summary_takes_the_edges_of_the_run(tmp_path: Path) -> None:
     lines[4] |= {"eval_foreground_lift": 1.2, "eval_loss_reconstruction": 3.0}
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 105, "loss_rec')
-    summary = rundir.summarize(tmp_path, 100, "masks")
+    summary = rundir.summarize(
+        tmp_path,
+        100,
+        "loss_reconstruction",
+        lambda evaluated: {"foreground_lift": evaluated["eval_foreground_lift"]},
+    )
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert summary["loss_reconstruction_first"] == (99 + 95) / 2  # steps 1 to 5
     assert summary["loss_reconstruction_last"] == 0  # steps 96 to 100
     assert summary["foreground_lift"] == 1.5
-    assert summary["foreground_lift_random"] == 1.01
+    assert summary["eval_foreground_lift_random"] == 1.01
     assert summary["seconds"] == 50
 
 

@@ -6,13 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamae_jax.task import MODEL, Task
 from adamae_jax.training.optimizers import adamw
-from adamae_jax.training.state import (
-    MODEL,
-    create_state,
-    merge_params,
-    split_params,
-)
+from adamae_jax.training.state import create_state, replace_group, select_group
 from tests import helpers
 
 
@@ -42,7 +38,7 @@ def test_a_new_state_is_at_step_zero_with_all_that_a_checkpoint_needs() -> None:
     ]
     assert len(moments) == 1
     assert set(helpers.named(moments[0].mu)) == set(helpers.named(state.params))
-    assert (state.model_state, state.frozen, state.ema) == ({}, {}, None)
+    assert (state.model_state, state.frozen) == ({}, {})
     assert set(state.counters) == {"skipped", "replaced"}
 
 
@@ -57,18 +53,23 @@ def test_states_depend_on_the_seed_alone() -> None:
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
 
 
-def test_an_adversary_is_taken_out_and_put_back() -> None:
+def test_a_group_is_taken_out_and_put_back() -> None:
+    class Critic(Task):
+        groups = ("critic", "model")
+
+        def group_of(self, path: str) -> str:
+            return "critic" if path.startswith("masking/critic/") else "model"
+
     params: dict[str, Any] = {
         "autoencoder": {"a": 1},
+        "empty": {},
         "masking": {"critic": {"c": 2}, "generator": {"g": 3}},
     }
-    model, adversary = split_params(params, "critic")
+    model = select_group(params, Critic(), "model")
     assert model == {"autoencoder": {"a": 1}, "masking": {"generator": {"g": 3}}}
-    assert adversary == {"c": 2}
-    assert merge_params(model, "critic", {"c": 5}) == {
-        "autoencoder": {"a": 1},
+    assert select_group(params, Critic(), "critic") == {"masking": {"critic": {"c": 2}}}
+    assert replace_group(params, {"masking": {"critic": {"c": 5}}}) == {
+        **params,
         "masking": {"critic": {"c": 5}, "generator": {"g": 3}},
     }
     assert params["masking"]["critic"] == {"c": 2}
-    assert split_params(params, None) == (params, None)
-    assert merge_params(params, None, None) == params

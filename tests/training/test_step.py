@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adamae_jax.diagnostics import motion_tokens
 from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs, TokenMask, adaptive, base, random
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.objectives import Pretraining
-from adamae_jax.training.mesh import batch_sharding, create_mesh, replicated
+from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
-from adamae_jax.training.state import MODEL, TrainState, create_state
-from adamae_jax.training.step import example_keys, jit_train_step, make_train_step, motion_tokens
+from adamae_jax.training.partitioning import batch_sharding, create_mesh, replicated
+from adamae_jax.training.state import TrainState, create_state
+from adamae_jax.training.step import jit_train_step, make_train_step
 from tests import helpers
 
 BATCH = 16
@@ -27,6 +29,7 @@ METRICS = {
     "loss_reconstruction",
     "loss_sampling",
     "grad_norm",
+    "grad_norm_autoencoder",
     "grad_norm_masking",
     "learning_rate",
     "sampling_entropy",
@@ -89,7 +92,7 @@ class Run:
             self.traces += 1
             return step(state, batch)
 
-        self.step = jit_train_step(counted, self.mesh)
+        self.step = jit_train_step(counted, self.mesh, replicated(self.mesh))
 
     def state(self) -> TrainState:
         """A state at step 0."""

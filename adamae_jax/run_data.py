@@ -1,0 +1,204 @@
+"""The data of a run: splits opened and checked, and the batches made from them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from adamae_jax import experiment
+from adamae_jax.data import pipeline
+from adamae_jax.data.clips import check_clips, short_videos
+from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
+from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
+from adamae_jax.data.records import Dataset
+from adamae_jax.errors import UserError
+from adamae_jax.training import rundir
+from adamae_jax.training.checkpoints import read_metadata
+from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.partitioning import batch_shard
+
+# To start a worker takes a second or two, as long as it takes to decode about so many videos; an
+# evaluation starts its own each time.
+VIDEOS_PER_WORKER = 64
+
+
+def open_training(config: ConfigDict) -> Dataset | MixedDataset:
+    """Opens what a config trains on; its length resolves the config.
+
+    Raises:
+      UserError: where there is no such dataset or split, or it cannot give such clips.
+    """
+    if not config.data.dir:
+        raise UserError(
+            "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
+            "`python -m adamae_jax.prepare`"
+        )
+    train = open_dataset(config.data.dir, config.data.train_split)
+    spec = experiment.clip_spec(config)
+    for part in parts_of(train)[0]:
+        check_clips(part, spec)
+        if warning := short_videos(part, spec):
+            logging.warning("%s", warning)
+    return train
+
+
+def open_validation(config: ConfigDict) -> Dataset | None:
+    """Opens what is held out, of a mixture from its first part; None where nothing is evaluated.
+
+    Raises:
+      UserError: where there is no such split.
+    """
+    if not config.eval_every:
+        return None
+    try:
+        return open_first(config.data.dir, config.data.validation_split)
+    except UserError as error:
+        raise UserError(f"{error}; or train without validation: --config.eval_every=0") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The splits of a run, and the batches that this process reads of them.
+
+    Damaged records are counted, and listed in the workdir.
+
+    Attributes:
+      config: the effective config.
+      mesh: the devices, which say what part of a batch this process reads.
+      workdir: of the run.
+      train: what is trained on.
+      validation: what is held out; None where nothing is evaluated.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    workdir: Path
+    train: Dataset | MixedDataset
+    validation: Dataset | None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is trained on."""
+        return self.train.fingerprint
+
+    @property
+    def foreground_source(self) -> str:
+        """What the lift is measured against: "masks" in the data, "motion" in clips, or "none"."""
+        if (self.validation or self.train).has_foreground:
+            return "masks"
+        return "motion" if self.config.data.num_frames > 1 else "none"
+
+    def check_trained_on(self, checkpoints: Path, step: int) -> None:
+        """Raises a `UserError` where a run was trained on another dataset than this."""
+        try:
+            stored = read_metadata(checkpoints, step)["data_fingerprint"]
+        except UserError:
+            return  # a damaged checkpoint: restoring says so, and takes an older one
+        if stored != self.fingerprint:
+            raise UserError(
+                f"{checkpoints.parent} was trained on another dataset than {self.config.data.dir} "
+                f"(fingerprint {stored}, found {self.fingerprint}): give the same data, or "
+                "another --workdir"
+            )
+
+    def step_figures(self, step: int) -> dict[str, float]:
+        """Returns ``epoch`` and, of a mixture, how many clips of the batch each part gives."""
+        repeats, batch_size = self.config.data.repeats, self.config.batch_size
+        videos = batch_size // repeats
+        figures = {"epoch": step * videos / self.config.data.num_examples}
+        if isinstance(self.train, MixedDataset):
+            order = Order(self.train, self.config.seed)
+            turns = order.turns_of_parts((step - 1) * videos, videos)
+            figures |= {f"clips_part_{part}": float(repeats * n) for part, n in enumerate(turns)}
+        return figures
+
+    @contextlib.contextmanager
+    def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
+        """The training stream from a step on."""
+        config = self.config
+        damage = TrainingDamage(
+            len(self.train), config.data.max_bad_fraction, self._listing(), jax.process_count()
+        )
+        index, count = batch_shard(self.mesh)
+        with pipeline.train_batches(
+            self.train,
+            experiment.clip_spec(config),
+            seed=config.seed,
+            videos_per_step=config.batch_size // config.data.repeats,
+            repeats=config.data.repeats,
+            first_step=first_step,
+            num_steps=config.steps - first_step,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            prefetch=config.data.prefetch,
+            process_index=index,
+            process_count=count,
+            on_error=config.data.on_error,
+            timeout_s=config.data.timeout_s,
+        ) as batches:
+            yield watched(batches, damage.see)
+
+    def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
+        """The first clips of the validation split, in order."""
+        assert self.validation is not None  # it is opened wherever something is evaluated
+        return self._evaluated(self.validation, self.config.eval.num_examples)
+
+    def neighbours(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
+        """The first clips of the training split, in order and without augmentation."""
+        return self._evaluated(parts_of(self.train)[0][0], self.config.eval.knn_examples)
+
+    @contextlib.contextmanager
+    def _evaluated(self, dataset: Dataset, most: int) -> Iterator["HeldOutClips"]:
+        total = min(most or len(dataset), len(dataset))
+        index, count = batch_shard(self.mesh)
+        with pipeline.eval_batches(
+            dataset,
+            experiment.clip_spec(self.config),
+            batch_size=self.config.eval.batch_size,
+            num_examples=total,
+            num_workers=min(self.config.data.num_workers, total // count // VIDEOS_PER_WORKER),
+            num_threads=self.config.data.num_threads,
+            timeout_s=self.config.data.timeout_s,
+            process_index=index,
+            process_count=count,
+        ) as batches:
+            damage = EvaluationDamage(self.config.data.max_bad_fraction, self._listing())
+            yield HeldOutClips(total, batches, damage)
+
+    def _listing(self) -> Listing:
+        return Listing(self.workdir / rundir.damaged_name())
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutClips:
+    """This process's batches of an evaluation.
+
+    Attributes:
+      num_examples: clips that are evaluated, over all processes.
+      batches: padded to whole batches.
+      damage: counts those that cannot be read.
+    """
+
+    num_examples: int
+    batches: Iterable[HostBatch]
+    damage: EvaluationDamage
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        """Each batch, once."""
+        return watched(self.batches, self.damage.see)
+
+    def check(self, unreadable: int) -> None:
+        """Raises a `UserError` where more could not be read than ``data.max_bad_fraction``."""
+        self.damage.check(unreadable, self.num_examples)
+
+
+def watched(batches: Iterable[HostBatch], see: Callable[[HostBatch], None]) -> Iterator[HostBatch]:
+    """The same batches, each shown to a watcher before it is used."""
+    for batch in batches:
+        see(batch)
+        yield batch

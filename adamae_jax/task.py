@@ -1,0 +1,138 @@
+"""What a run trains: all that the trainer and the train step know of a model.
+
+Pretraining (`adamae_jax.objectives`) and classification (`adamae_jax.classification`) are tasks.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, Num
+
+from adamae_jax.models.transformer import ExampleKeys
+
+# Arrays with the batch axis first, from `adamae_jax.data.batches`: video uint8 [B, T, H, W, C],
+# slot int32 [B] (the video's place in the global batch), label int32 [B]; repeat int32 [B] where
+# videos are repeated, foreground uint8 [B, T, h, w] where the dataset has masks.
+Batch = Mapping[str, Array]
+# {"params": ..., "state": ..., "frozen": ...}; see `adamae_jax.training.state.TrainState`.
+Variables = Mapping[str, Any]
+MODEL = "model"  # the group of parameters whose loss is the task's
+
+
+class TaskLoss(struct.PyTreeNode):
+    """What a task says of the examples of a batch.
+
+    Attributes:
+      loss: to be minimised: the sum of ``loss * weight`` over the update, divided by the sum of
+        ``weight``.
+      weight: of each example; no gradient flows through it.
+      figures: whatever else is worth logging, averaged in the same way.
+      state: the variables' new ``state``.
+    """
+
+    loss: Float[Array, "b"]
+    weight: Float[Array, "b"]
+    figures: dict[str, Num[Array, "b"]]
+    state: Any
+
+
+class Task:
+    """The base of every task. A task is immutable; what changes is in the variables.
+
+    Attributes:
+      name: is recorded in checkpoints, so that `adamae_jax.load` knows what they hold.
+      headline: the figure that tells best how training goes.
+    """
+
+    name: ClassVar[str]
+    headline: ClassVar[str] = "loss"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of parameters that have an optimiser each, in the order of updates.
+
+        The last one's loss is the task's.
+        """
+        return (MODEL,)
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Returns initial variables: ``params``, ``state`` and ``frozen``, nested dicts."""
+        raise NotImplementedError
+
+    def group_of(self, path: str) -> str:
+        """Returns the group of a parameter, such as ``encoder/norm/scale``."""
+        del path
+        return self.groups[-1]
+
+    def prepare(
+        self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
+    ) -> Batch:
+        """Returns the batch with what has to be known before it is cut into microbatches.
+
+        Called once in an update, on the whole batch: the place for whatever looks across examples,
+        or serves several groups.
+        """
+        del variables, keys, microbatches
+        return batch
+
+    def loss(
+        self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
+    ) -> TaskLoss:
+        """Returns the loss that a group of parameters minimises, with all others held still.
+
+        Args:
+          group: one of ``groups``.
+          variables: those of all groups; groups before this one are updated already.
+          batch: a microbatch of what `prepare` gave.
+          keys: one random key per example.
+          train: turns dropout and the like on.
+        """
+        raise NotImplementedError
+
+    def evaluate(
+        self, variables: Variables, batch: Batch, keys: ExampleKeys
+    ) -> dict[str, Float[Array, "b"]]:
+        """Returns figures of held-out examples; they are averaged over all examples."""
+        raise NotImplementedError
+
+    def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
+        """Returns one vector of length one per example, for nearest neighbours."""
+        raise NotImplementedError
+
+    def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns metrics from averaged figures, such as the quotient of two of them."""
+        return dict(means)
+
+
+def example_keys(
+    seed: int,
+    step: Int[Array, ""] | int,
+    slot: Int[Array, "b"],
+    repeat: Int[Array, "b"] | None = None,
+) -> ExampleKeys:
+    """Returns one key per clip: a function of seed, step, place in the global batch and repeat.
+
+    Never of host, device, worker or microbatch.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    if repeat is None:
+        repeat = jnp.zeros_like(slot)
+    return jax.vmap(lambda s, r: jax.random.fold_in(jax.random.fold_in(base, s), r))(slot, repeat)
+
+
+def fold(keys: ExampleKeys, number: int | Int[Array, ""]) -> ExampleKeys:
+    """Folds a number, such as a purpose, into every example's key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Returns the batch with a leading axis of microbatches; each takes every ``count``-th example.
+
+    Interleaved, so that a batch that is split over devices stays where it is.
+    """
+    return jax.tree.map(
+        lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch
+    )

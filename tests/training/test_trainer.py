@@ -1,0 +1,130 @@
+"""The trainer with a task that it was not written for: a classifier, from config to `load`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from adamae_jax import experiment
+from adamae_jax.config import resolve
+from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.training import metrics, rundir, trainer
+from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
+from adamae_jax.training.partitioning import create_mesh
+from tests.configs import tiny
+from tests.data import fixtures
+from tests.runs import lines
+
+CLASSES = 3
+STEPS = 30
+
+
+class KilledError(Exception):
+    """In the place of a SIGKILL."""
+
+
+def coloured(number: int) -> bytes:
+    """A noisy video of one colour, which is its class; every seventh has no label."""
+    label = number % CLASSES
+    frames = fixtures.video(number, 10).astype(np.float32) * 0.5
+    frames[..., label] += 100
+    known = number % 7 != 6
+    return fixtures.serialize(frames.astype(np.uint8), str(number), label if known else -1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    records = [coloured(number) for number in range(48)]
+    splits = {"train": records[:32], "validation": records[32:]}
+    return fixtures.write_dataset(tmp_path_factory.mktemp("data"), splits, with_masks=False)
+
+
+@pytest.fixture(autouse=True)
+def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)
+
+
+def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> dict[str, Any]:
+    """A whole job in its smallest form."""
+    config: ConfigDict = tiny.get_config()
+    config.data.dir, config.data.num_workers = str(data), 0
+    config.classifier.num_classes = CLASSES
+    config.steps, config.checkpoint_every, config.eval_every = STEPS, 10, 15
+    config.eval.num_examples, config.eval.knn = 0, False
+    config.optimizer.learning_rate = 0.3
+    config.mesh.update(mesh or {})
+    task = experiment.classification(config)
+    train = open_training(config)
+    config = resolve(config, len(train))
+    devices = create_mesh(dict(config.mesh))
+    return trainer.train(
+        trainer.Run(
+            config,
+            workdir,
+            task,
+            experiment.optimizers(config, task),
+            devices,
+            RunData(config, devices, workdir, train, open_validation(config)),
+            metadata={},
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("classify") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_summary_writer", lambda directory: None)
+        classify(workdir, data)
+    return workdir
+
+
+def test_a_classifier_learns(undisturbed: Path) -> None:
+    summary = json.loads((undisturbed / rundir.SUMMARY).read_text())
+    assert summary["loss_first"] == pytest.approx(np.log(CLASSES), abs=0.2)
+    assert summary["loss_last"] < 0.5 * summary["loss_first"]
+    # Two of the 16 held-out clips have no label: they are counted, and wrong.
+    assert summary["eval_examples"] == 16
+    assert 10 / 16 <= summary["eval_accuracy"] <= 14 / 16
+    logged = lines(undisturbed)
+    assert {"grad_norm_encoder", "grad_norm_head", "accuracy", "epoch"} <= set(logged[0])
+    assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30]
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["same", "other"])
+def test_a_run_that_was_killed_goes_on(
+    undisturbed: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mesh: dict[str, int],
+) -> None:
+    """Bitwise on the same mesh; on another one, the sums are taken in another order."""
+    log = trainer.Loop._log
+
+    def killed(self: trainer.Loop, step: int, figures: dict[str, float]) -> None:
+        log(self, step, figures)
+        if step == 17:
+            raise KilledError
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Loop, "_log", killed)
+        with pytest.raises(KilledError):
+            classify(workdir, data)
+    assert checkpoint_steps(workdir / rundir.CHECKPOINTS)[-1] == 10
+    classify(workdir, data, mesh)
+    ours, theirs = lines(workdir), lines(undisturbed)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    if mesh:
+        assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-2)
+        return
+    assert ours == theirs
+    first, second = (
+        read_subtree(place / rundir.CHECKPOINTS, "params")[1]["head"]["kernel"]
+        for place in (workdir, undisturbed)
+    )
+    assert first.tobytes() == second.tobytes()
