@@ -2,8 +2,8 @@
 
 A dataset is a directory that ``tfds.builder_from_directory`` opens: ``dataset_info.json``,
 ``features.json`` and shards (TFRecord or ArrayRecord) of ``tf.train.Example`` with the features
-named here. Writers (`adamae_jax.prepare`) and readers (`adamae_jax.data.examples`) meet only in
-this file. Image datasets are TFDS's own, and read by the names that most of them share.
+named here. Writers (`adamae_jax.prepare.examples`) and readers (`adamae_jax.data.examples`) meet
+only in this file. Image datasets are TFDS's own, and read by the names that most of them share.
 """
 
 ID = "id"  # text: unique within the dataset; for a video file, its path below the source folder

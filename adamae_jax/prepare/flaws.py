@@ -1,11 +1,37 @@
-"""The table of what is not, or not wholly, in a dataset: ``skipped.csv``."""
+"""What becomes of an item: a record, a flaw, or both; and the table of flaws, ``skipped.csv``."""
 
 import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from adamae_jax.prepare.transform import Flaw
+SKIPPED, TRUNCATED = "skipped", "truncated"
+SKIPPED_NAME = "skipped.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+    """An item that is not, or not wholly, in the dataset: one line of ``skipped.csv``.
+
+    Attributes:
+        id: of the item.
+        status: "skipped" (left out) or "truncated" (kept up to its damage).
+        frames: how many could be read.
+        reason: what is wrong.
+    """
+
+    id: str
+    status: str
+    frames: int
+    reason: str
+
+
+class Result(NamedTuple):
+    """A serialised ``tf.train.Example``, or none, and what was wrong."""
+
+    payload: bytes | None
+    flaw: Flaw | None
 
 
 def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:

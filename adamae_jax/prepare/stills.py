@@ -13,9 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.storage import is_outage
-from adamae_jax.prepare.encoding import ENCODERS, MAX_BYTES, EncodedVideo
+from adamae_jax.prepare.encode import ENCODERS, MAX_BYTES, EncodedVideo
 from adamae_jax.prepare.frame_folders import FrameFolders
-from adamae_jax.prepare.sources import Item, printable
+from adamae_jax.prepare.sources import Item, text_of
 
 
 def read_folder(item: Item, folders: FrameFolders, codec: str, short_side: int) -> EncodedVideo:
@@ -30,7 +30,6 @@ def read_folder(item: Item, folders: FrameFolders, codec: str, short_side: int) 
     Raises:
         ValueError: there is no frame, or the first is damaged.
         OSError: the storage fails again and again, which says nothing of the folder.
-        MemoryError: there is too little memory for it.
     """
     if item.num_frames == 0:
         raise ValueError("its list says that it has no frames")
@@ -41,9 +40,8 @@ def read_folder(item: Item, folders: FrameFolders, codec: str, short_side: int) 
             raise
         raise ValueError(f"cannot be opened: {error.strerror}") from error
     if not paths:
-        raise ValueError(
-            "holds no images" + (f" called {folders.names!r}" if folders.names else "")
-        )
+        called = f" called {folders.names!r}" if folders.names else ""
+        raise ValueError(f"holds no images{called}")
     video = encode_stills(paths[: item.num_frames], folders.rate, codec, short_side)
     if video.damage is None and len(paths) < (item.num_frames or 0):
         damage = f"after {len(paths)} frames: its list says that there are {item.num_frames}"
@@ -65,7 +63,6 @@ def encode_stills(
     Raises:
         ValueError: there is no frame, or the first is damaged.
         OSError: the storage fails again and again, which says nothing of the frames.
-        MemoryError: there is too little memory for them.
     """
     stills = _Stills(frames, short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
     # As rates are written: 29.97 is stored as 29.969999.
@@ -75,31 +72,28 @@ def encode_stills(
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image, turned in place as its EXIF says: cameras write down how they were held.
+    """Turns an image in place as its EXIF says, and returns it.
 
     Raises:
         OSError: it is damaged; and whatever else Pillow makes of damage.
-        MemoryError: there is too little memory for it.
     """
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
     except Exception:  # of the EXIF, which no viewer minds: the pixels are sound
         logging.debug("an image's EXIF is damaged", exc_info=True)
     return image
 
 
 def small_size(image: Image.Image, short_side: int, multiple: int = 1) -> tuple[int, int]:
-    """(width, height) at which the shorter side has at most so many pixels."""
+    """Returns (width, height) at which the shorter side has at most so many pixels."""
     scale = min(1.0, short_side / min(image.size))
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in image.size)
     return width, height
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Returns what an error says, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image"  # Pillow names a place in memory
     return " ".join(str(error).split()) or type(error).__name__
@@ -128,16 +122,13 @@ class _Stills:
                 # Of files, one at a time is held in memory.
                 data = frame if isinstance(frame, bytes) else storage.read_file(frame)
                 image = _opened(data)
-            except MemoryError:
+            except MemoryError:  # which is no damage
                 raise
             except Exception as error:  # Pillow raises many kinds here
                 if is_outage(error):
                     raise
-                known = not isinstance(error, UnidentifiedImageError)
-                self.damage = f"after {number} frames: "
-                self.damage += reason_of(error) if known else "what follows is no image"
-                if isinstance(frame, str):
-                    self.damage += f" ({printable(os.path.basename(frame))})"
+                name = "" if isinstance(frame, bytes) else f" ({text_of(os.path.basename(frame))})"
+                self.damage = f"after {number} frames: {reason_of(error)}{name}"
                 if not number:
                     raise ValueError(f"nothing can be decoded ({self.damage})") from error
                 return

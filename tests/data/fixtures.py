@@ -19,7 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from adamae_jax.data import schema
 from adamae_jax.data.examples import Record
 from adamae_jax.data.payload import StoredFrames
-from adamae_jax.prepare.writer import features
+from adamae_jax.prepare.examples import features
 
 Result = TypeVar("Result")
 NAME = "small"

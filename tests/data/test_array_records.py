@@ -20,7 +20,7 @@ from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import examples as writing
 from adamae_jax.prepare.shard_files import WRITERS, records
 from tests.data.fixtures import flip_byte, small_records, stored_frames
 
@@ -184,11 +184,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(file_format)
         sizes = []
         for shard, part in enumerate([examples[:5], examples[5:]]):
-            name = writer.shard_name("small", "train", file_format, shard, 2)
+            name = writing.shard_name("small", "train", file_format, shard, 2)
             write_shard(folder / name, part, file_format)
             sizes.append((len(part), sum(map(len, part))))
-        described = writer.features(("a", "b", "c"), foreground=True)
-        writer.write_metadata(folder, described, {"train": sizes}, file_format, "small", "Small.")
+        described = writing.features(("a", "b", "c"), foreground=True)
+        writing.write_metadata(folder, described, {"train": sizes}, file_format, "small", "Small.")
         folders[file_format] = folder
     return folders
 

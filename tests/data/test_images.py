@@ -20,7 +20,6 @@ from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
 from tests.data.fixtures import flip_byte
 
 SIZES = [(24, 40), (32, 24), (48, 48), (16, 56), (40, 40)]
@@ -50,6 +49,13 @@ class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         raise AssertionError("not asked for")
 
 
+def write(builder: Images) -> Path:
+    """The folder in which TFDS has written a dataset, without looking for it in the cloud."""
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
+    return Path(builder.data_dir)
+
+
 def pictures(channels: int = 3) -> list[np.ndarray]:
     """Smooth images of different sizes; the first channel's mean grows from image to image."""
     rng = np.random.default_rng(0)
@@ -77,7 +83,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"image": io.BytesIO(jpeg(image)), "label": number % 3, "file_name": f"{number}.JPEG"}
         for number, image in enumerate(pictures())
     ]
-    directory, _ = writer.write(Images(features, examples, tmp_path_factory.mktemp("jpegs")))
+    directory = write(Images(features, examples, tmp_path_factory.mktemp("jpegs")))
     return directory
 
 
@@ -86,7 +92,7 @@ def pngs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Grey PNGs and nothing else."""
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="png")}
     examples = [{"image": image} for image in pictures(1)]
-    directory, _ = writer.write(Images(features, examples, tmp_path_factory.mktemp("pngs")))
+    directory = write(Images(features, examples, tmp_path_factory.mktemp("pngs")))
     return directory
 
 
@@ -158,7 +164,7 @@ def test_clips_that_images_cannot_give_are_refused(jpegs: Path) -> None:
 def test_images_have_checksums(tmp_path: Path) -> None:
     features = {"image": tfds.features.Image(encoding_format="jpeg")}
     examples = [{"image": io.BytesIO(jpeg(image))} for image in pictures()]
-    directory, _ = writer.write(Images(features, examples, tmp_path))
+    directory = write(Images(features, examples, tmp_path))
     (shard,) = directory.glob("*.tfrecord*")
     flip_byte(shard, 200)
     dataset = Dataset(directory, "train")
@@ -169,7 +175,7 @@ def test_images_have_checksums(tmp_path: Path) -> None:
 def test_what_is_no_image_is_a_bad_record(tmp_path: Path) -> None:
     # TFDS takes encoded images as they are.
     features = {"image": tfds.features.Image(encoding_format="jpeg")}
-    directory, _ = writer.write(Images(features, [{"image": io.BytesIO(b"rubbish")}], tmp_path))
+    directory = write(Images(features, [{"image": io.BytesIO(b"rubbish")}], tmp_path))
     with pytest.raises(BadRecordError, match="its image is no JPEG or PNG"):
         Dataset(directory, "train")[0]
 
@@ -205,7 +211,7 @@ def test_what_is_no_image_is_a_bad_record(tmp_path: Path) -> None:
 def test_other_features_are_refused(
     tmp_path: Path, features: dict[str, Any], example: dict[str, Any], complaint: str
 ) -> None:
-    directory, _ = writer.write(Images(features, [example], tmp_path))
+    directory = write(Images(features, [example], tmp_path))
     with pytest.raises(UserError, match=complaint):
         Dataset(directory, "train")
 

@@ -13,7 +13,7 @@ from adamae_jax.data import schema
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.payload import HeldPayload, compose, header_checksum
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import examples as writing
 from tests.data.fixtures import sealed, stored_frames
 
 FRAMES = [bytes([number]) * size for number, size in enumerate([200, 3, 127, 128, 0, 300])]
@@ -108,7 +108,7 @@ def test_header_and_frames_are_found_and_little_else_is_read(place: str) -> None
 
 
 def test_the_writer_puts_frames_last() -> None:
-    payload = writer.serialize(writer.make_example("a", FRAMES, 25, 24, 32, foreground=b"png"))
+    payload = writing.serialize(writing.make_example("a", FRAMES, 25, 24, 32, foreground=b"png"))
     assert payload.endswith(FRAMES[-1])
     whole = tf_example_pb2.Example.FromString(payload)
     assert list(whole.features.feature[schema.FRAMES].bytes_list.value) == FRAMES

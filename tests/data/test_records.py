@@ -51,11 +51,11 @@ def test_dataset_without_labels_and_masks(tmp_path: Path) -> None:
 
 
 def test_reads_what_the_writer_writes(tmp_path: Path) -> None:
-    from adamae_jax.prepare import writer
+    from adamae_jax.prepare import examples as writing
 
     frames = [(b"jpeg %d" % number) * 100 for number in range(3)]
-    examples = [writer.make_example(f"v{number}", frames, 25.0, 8, 16) for number in range(4)]
-    payloads = [writer.serialize(example) for example in examples]
+    examples = [writing.make_example(f"v{number}", frames, 25.0, 8, 16) for number in range(4)]
+    payloads = [writing.serialize(example) for example in examples]
     dataset = Dataset(write_dataset(tmp_path, {"train": payloads}, with_masks=False), "train")
     records = [dataset[index] for index in range(len(dataset))]
     assert sorted(record.id for record in records) == ["v0", "v1", "v2", "v3"]

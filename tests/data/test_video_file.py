@@ -17,8 +17,9 @@ from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import VideoLayout
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.video_file import StoredVideo, Upright
-from adamae_jax.prepare import keyframes, writer
-from adamae_jax.prepare.encoding import EncodedVideo, read_video
+from adamae_jax.prepare import examples as writing
+from adamae_jax.prepare import keyframes
+from adamae_jax.prepare.encode import EncodedVideo, read_video
 from adamae_jax.prepare.video_file import VideoFile
 from tests.data.videos import blot, frame_pixels, make_video
 
@@ -177,7 +178,7 @@ def test_keyframes_that_do_not_repair_the_picture_at_once_are_dropped(tmp_path: 
 @pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])
 def test_through_the_record(tmp_path: Path, codec: str) -> None:
     video = read_video(make_video(tmp_path / "a.mp4", 20, codec="libx264"), codec)
-    payload = writer.serialize(writer.video_example("a", 1, codec, video))
+    payload = writing.serialize(writing.video_example("a", 1, codec, video))
     record = VideoLayout(has_foreground=False).parse(payload)
     assert (record.id, record.label, len(record.frames), record.rate) == ("a", 1, 20, 25.0)
     frames = decode_frames(record.frames, np.array([3, 17]), (record.height, record.width))

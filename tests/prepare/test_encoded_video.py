@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from adamae_jax.data import schema
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.video_file import StoredVideo, Upright
-from adamae_jax.prepare.encoding import EncodedVideo, encode_h264, read_video
+from adamae_jax.prepare.encode import EncodedVideo, encode_h264, read_video
 from adamae_jax.prepare.video_file import VideoFile
 from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
 

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 
 from adamae_jax.data import storage
 from adamae_jax.data.video_file import UnreadableVideoError
-from adamae_jax.prepare.encoding import read_video
+from adamae_jax.prepare.encode import read_video
 from adamae_jax.prepare.video_file import VideoFile
 from tests.data.videos import (
     QUARTERS,

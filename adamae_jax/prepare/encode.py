@@ -72,7 +72,6 @@ def read_video(
     codec: str = schema.CODEC_JPEG,
     short_side: int = 256,
     max_bytes: int = MAX_BYTES,
-    alone: bool = False,
 ) -> EncodedVideo:
     """Decodes a video file up to the first damage (see `VideoFile`) and encodes it.
 
@@ -82,7 +81,6 @@ def read_video(
         short_side: of the stored frames, in pixels; larger frames are made smaller. Not for
             "original".
         max_bytes: of the record; JPEGs that come after count as damaged.
-        alone: see `VideoFile`.
 
     Raises:
         UnreadableVideoError: nothing can be decoded, or an original file is larger than
@@ -91,7 +89,7 @@ def read_video(
         MemoryError: there is too little memory for it.
     """
     if codec == schema.CODEC_ORIGINAL:
-        return _keep(path, max_bytes, alone)
+        return _keep(path, max_bytes)
     with VideoFile(path) as video:
         upright = Upright(short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
         pixels = map(upright, video.frames())
@@ -142,7 +140,7 @@ ENCODERS: dict[str, Callable[[Pixels, Fraction, int], EncodedVideo]] = {
 }
 
 
-def _keep(path: str | os.PathLike[str], max_bytes: int, alone: bool) -> EncodedVideo:
+def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
     """A file as it is, with the keyframes at which decoding may start."""
     try:
         name = os.path.abspath(path)
