@@ -81,20 +81,6 @@ def test_survives_pickling_and_serves_threads(shards: list[str]) -> None:
     assert wrong == []
 
 
-def test_shard_that_shrinks_under_the_reader_gives_a_bad_record(tmp_path: Path) -> None:
-    """The package takes what is missing for an empty record."""
-    path = write_shard(tmp_path / "shard", [bytes([n]) * 60_000 for n in range(10)])
-    reader = ArrayRecordReader([str(path)], [10])
-    assert len(read(reader, 9)) == 60_000
-    reader._files.forget(0)
-    reader._files[0]
-    os.truncate(path, 200_000)
-    assert len(read(reader, 1)) == 60_000
-    for number in (3, 9):
-        with pytest.raises(BadRecordError):
-            reader.payload(number)
-
-
 def test_passing_failure_is_retried_and_a_lasting_one_is_fatal(
     shards: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
