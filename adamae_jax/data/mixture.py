@@ -47,7 +47,7 @@ class MixedDataset:
 
     Attributes:
         datasets: the parts, in order.
-        weights: of the parts.
+        weights: of the parts, of which the sum is 1.
         has_foreground: whether records carry foreground masks.
         label_names: those that all parts have; empty where they differ.
         fingerprint: digest of those of the parts and their shares of the stream.
@@ -60,18 +60,18 @@ class MixedDataset:
             UserError: there is no part, a weight is not above 0, or a dataset cannot be used.
         """
         parts = [Part(*part) for part in parts]
-        self.weights = tuple(float(part.weight) for part in parts)
-        shares = [str(share) for share in _shares(self.weights)]
+        shares = _shares([float(part.weight) for part in parts])
+        self.weights = tuple(map(float, shares))
         self.datasets = tuple(Dataset(part.directory, split) for part in parts)
         self._first = (0, *itertools.accumulate(map(len, self.datasets)))
         self.has_foreground = all(dataset.has_foreground for dataset in self.datasets)
         names = {dataset.label_names for dataset in self.datasets}
         self.label_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
-        described = [dataset.fingerprint for dataset in self.datasets], shares
+        described = [dataset.fingerprint for dataset in self.datasets], list(map(str, shares))
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()
 
     def __len__(self) -> int:
-        """Number of records of all parts."""
+        """Returns the number of records of all parts."""
         return self._first[-1]
 
     def __getitem__(self, index: int) -> Record:
@@ -104,7 +104,7 @@ class MixedDataset:
 
 
 def parts_in(directory: Directory) -> tuple[Part, ...]:
-    """The parts of a mixture; one part for a single dataset.
+    """Returns the parts of a mixture; one part for a single dataset.
 
     Args:
         directory: one directory or address, the parts themselves, or their words in a config:
@@ -153,14 +153,14 @@ def open_first(directory: Directory, split: str) -> Dataset:
 def parts_of(
     dataset: Dataset | MixedDataset,
 ) -> tuple[tuple[Dataset, ...], tuple[float, ...]]:
-    """The datasets of a mixture and their weights; one dataset is a mixture of itself."""
+    """Returns the datasets of a mixture and their weights; one dataset is a mixture of itself."""
     if isinstance(dataset, MixedDataset):
         return dataset.datasets, dataset.weights
     return (dataset,), (1.0,)
 
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:
-    """Weights as fractions of their sum."""
+    """Returns weights as fractions of their sum."""
     if not weights:
         raise UserError("a mixture of no datasets: give (directory, weight) for each of them")
     for weight in weights:
