@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Result
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import read_items
-from adamae_jax.prepare.write import finished_shards, is_finished, write_shards
+from adamae_jax.prepare.write import Result, finished_shards, is_finished, write_shards
 
 # Beside the shards: all items. A request to a runner is limited to some MB (of Dataflow, 10), which
 # the paths of a hundred thousand videos exceed.

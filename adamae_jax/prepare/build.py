@@ -17,11 +17,20 @@ from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam, examples
 from adamae_jax.prepare import output as folders
-from adamae_jax.prepare.flaws import SKIPPED, SKIPPED_NAME, TRUNCATED, Flaw, Result, write_flaws
 from adamae_jax.prepare.progress import count, describe, progress, some
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import read_items
-from adamae_jax.prepare.write import Shard, finished_shards, write_shards
+from adamae_jax.prepare.write import (
+    SKIPPED,
+    SKIPPED_NAME,
+    TRUNCATED,
+    Flaw,
+    Result,
+    Shard,
+    finished_shards,
+    write_flaws,
+    write_shards,
+)
 
 # A video of ten seconds takes one or two; an hour of 1080p, about so many.
 MAX_SECONDS = 1800.0
@@ -91,8 +100,7 @@ class Engine:
 
     Attributes:
         num_workers: processes that read; 0 reads in this one.
-        beam_runner: of Apache Beam, which reads instead; None reads here.
-        beam_options: more of Beam's own options, as on a command line.
+        on_beam: what Apache Beam is to do, which reads instead; None reads here.
         max_seconds: for one item, which is left out if it takes longer.
 
     Raises:
@@ -100,8 +108,7 @@ class Engine:
     """
 
     num_workers: int = 0
-    beam_runner: str | None = None
-    beam_options: str = ""
+    on_beam: beam.BeamOptions | None = None
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
@@ -149,12 +156,11 @@ def _fill(folder: Path, plan: Plan, output: Output, engine: Engine) -> None:
     flaws = [flaw for shard in shards for flaw in shard.flaws]
     again = f", {done} of them done already" if done else ""
     print(f"reading {count(len(plan.items), plan.thing)} from {plan.source}{again}", flush=True)
-    if engine.beam_runner is not None:
-        options = beam.BeamOptions(engine.beam_runner, engine.beam_options, engine.num_workers)
+    if engine.on_beam is not None:
         work = beam.Work(
             plan.read, output.file_format, folder, engine.max_seconds, output.shard_mb * 1_000_000
         )
-        beam.fill(work, plan.items, done, options)
+        beam.fill(work, plan.items, done, engine.on_beam)
         flaws = [flaw for shard in finished_shards(folder) for flaw in shard.flaws]
         _refuse_too_many(flaws, len(plan.items), plan, output)
         return

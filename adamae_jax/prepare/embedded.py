@@ -14,10 +14,10 @@ from PIL import Image
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import examples, synthetic
 from adamae_jax.prepare.build import Engine, Output, Plan, build
-from adamae_jax.prepare.flaws import Result
 from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores
 from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.write import Result
 
 # Folders that configs name, by the sizes of `synthetic.SIZES` that belong in them.
 _FOLDERS = {f"moving_objects_{name}": name for name in synthetic.SIZES}

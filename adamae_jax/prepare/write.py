@@ -1,4 +1,4 @@
-"""Shards in the making: results appended to files, each with a note once it is finished.
+"""What becomes of items, and shards in the making: each has a note once it is finished.
 
 A shard holds the records of items that follow each other. It is written under a private name, then
 renamed to its place (`Shard.name`), and then a note beside it says what it holds. A job that is
@@ -7,16 +7,52 @@ of the same items writes the same bytes.
 """
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from adamae_jax.data.shard_files import WRITERS
-from adamae_jax.prepare.flaws import Flaw, Result
 from adamae_jax.prepare.sources import Item
+
+SKIPPED, TRUNCATED = "skipped", "truncated"
+SKIPPED_NAME = "skipped.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+    """An item that is not, or not wholly, in the dataset: one line of ``skipped.csv``.
+
+    Attributes:
+        id: of the item.
+        status: "skipped" (left out) or "truncated" (kept up to its damage).
+        frames: how many could be read.
+        reason: what is wrong.
+    """
+
+    id: str
+    status: str
+    frames: int
+    reason: str
+
+
+class Result(NamedTuple):
+    """A serialised ``tf.train.Example``, or none, and what was wrong."""
+
+    payload: bytes | None
+    flaw: Flaw | None
+
+
+def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:
+    """Writes a CSV table of flaws, sorted by id, with a line of column names."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([field.name for field in dataclasses.fields(Flaw)])
+        table.writerows(dataclasses.astuple(flaw) for flaw in sorted(flaws, key=lambda f: f.id))
 
 
 @dataclasses.dataclass(frozen=True)

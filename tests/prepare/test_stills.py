@@ -13,10 +13,10 @@ from PIL import Image
 
 from adamae_jax.data import schema, storage
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Flaw, Result
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw, Result
 from tests.data.fixtures import video
 from tests.prepare.test_transform import break_reading, features, save
 

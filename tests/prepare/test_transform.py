@@ -15,11 +15,11 @@ from tensorflow_datasets.proto import tf_example_pb2
 from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Flaw
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
 from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw
 from tests.data.fixtures import video
 from tests.data.videos import blot, make_audio, make_video
 from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS, TFRECORD, payloads
-from adamae_jax.prepare.flaws import Flaw, Result, write_flaws
 from adamae_jax.prepare.sources import Item
-from adamae_jax.prepare.write import finished_shards, is_finished, write_shards
+from adamae_jax.prepare.write import (
+    Flaw,
+    Result,
+    finished_shards,
+    is_finished,
+    write_flaws,
+    write_shards,
+)
 
 BAD = {3: "skipped", 7: "truncated", 19: "skipped"}  # the last item is one of them
 ITEMS = [Item(f"v{n}", "", 0, "validation" if n < 7 else "train") for n in range(20)]
