@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,12 +123,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(0 if _asks_for_help(argv) else end.code)  # absl calls help a failure
     except UserError as error:
         fail(error)
-    except (flags.Error, ValueError) as error:
-        fail(UserError(_last_line(error)))
-    except ImportError as error:
-        fail(UserError(f"--config={_config_path(argv)} cannot be loaded: {error}"))
-    except (AttributeError, KeyError, TypeError) as error:
-        fail(_field_error(error, argv))
+    except (flags.Error, ImportError, ValueError, AttributeError, KeyError, TypeError) as error:
+        fail(_flag_error(error, argv))
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
@@ -159,26 +156,35 @@ def _config_path(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _field_error(error: Exception, argv: Sequence[str]) -> UserError:
-    """A field that the config does not have, set on the command line or in the config file."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    text = re.sub(r'Other fields present: ".*}" ?', "", text)
-    field = (re.findall(r"\w+", text) or [""])[0]
+def _flag_error(error: Exception, argv: Sequence[str]) -> UserError:
+    """What is wrong with a flag or in the config file, in one line."""
+    from adamae_jax.config import unknown_field  # imports JAX, which preparing does without
+
     for word in argv:
-        path = re.match(r"--?(?:no)?(config\.[^=]+)", word)
-        fields = path[1].split(".") if path else []
-        if field in fields:
-            parent = ".".join(fields[: fields.index(field)])
-            hint = text.partition(" ")[2] or "adamae_jax/config.py lists all fields"
-            return UserError(f"{word}: {parent} has no field {field!r}: {hint}")
-    return UserError(f"--config={_config_path(argv)}: {text}")
+        path = re.match(r"--?(?:no)?config\.([\w.]+)", word)
+        if path and (wrong := unknown_field(path[1])):
+            return UserError(f"{word}: {wrong}")
+    if isinstance(error, flags.Error) and "\n" not in str(error):
+        return UserError(str(error))
+    config = str(_config_path(argv))
+    chain: list[BaseException] = [error]  # from what absl and ml_collections raise to its cause
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    for cause in reversed(chain):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if frame.filename == config.split(":", 1)[0]:
+                field = re.match(r"config\.([\w.]+) *=", frame.line or "")
+                unknown = unknown_field(field[1]) if field else ""
+                reason = unknown if isinstance(cause, AttributeError) else ""
+                where = f"--config={config}, line {frame.lineno} ({frame.line})"
+                return UserError(f"{where}: {reason or _short(cause)}")
+    if options := [word for word in argv if "config.masking.options." in word]:
+        return UserError(
+            f"{' '.join(options)}: the config's masking strategy has no such option; its options "
+            "are the fields of its class"
+        )
+    return UserError(f"--config={config}: {_short(chain[-1])}")
 
 
-def _last_line(error: Exception) -> str:
-    """A message without the traceback that ml_collections puts into it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and "Error whilst parsing config file" in lines[0]:
-        return f"{lines[0]} {lines[-1]}"
-    return " ".join(lines)
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

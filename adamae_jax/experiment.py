@@ -1,8 +1,6 @@
 """From a config to the objects it describes; everything a config can get wrong is met here."""
 
 import functools
-import math
-import numbers
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +10,11 @@ from ml_collections import ConfigDict
 
 from adamae_jax import masking
 from adamae_jax.classification import Classification
-from adamae_jax.config import SAMPLES_PER_RATE
+from adamae_jax.config import SAMPLES_PER_RATE, check_fields
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
-from adamae_jax.models.classifier import POOLINGS, Classifier
-from adamae_jax.models.decoder import CLASS_TOKENS
-from adamae_jax.models.initializers import INITIALIZATIONS
-from adamae_jax.models.positions import POSITION_KINDS, check_positions
+from adamae_jax.models.classifier import Classifier
+from adamae_jax.models.positions import check_positions
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
@@ -28,94 +24,11 @@ from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
 
-COMPUTE_TYPES = ("float32", "bfloat16")
-CHANNELS = 3  # videos are stored as RGB
-
-# What a field may be.
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "data.frame_sampling": ("dense", "time_scaled", "stretched", "segments"),
-    "data.crop": ("multi_scale_corner", "random_resized", "center", "none"),
-    "data.interpolation": ("bilinear", "bicubic", "bilinear_without_antialias"),
-    "data.on_error": ("replace", "raise"),
-    "model.positions": POSITION_KINDS,
-    "model.class_token": CLASS_TOKENS,
-    "model.attention_bias": ("", "qv", "qkv"),
-    "model.initialization": tuple(INITIALIZATIONS),
-    "model.dtype": COMPUTE_TYPES,
-    "model.attention": ("xla", "cudnn"),
-    "classifier.pooling": POOLINGS,
-    "objective.loss": ("mse", "l1"),
-    "objective.normalize_targets": ("none", "channel", "tubelet"),
-    "objective.target_pixels": ("unit", "normalized"),
-    "optimizer.rate_counts": ("clips", "videos"),
-}
-
-# The least that a field may be.
-LOWEST = {
-    "seed": 0,
-    "batch_size": 1,
-    "log_every": 1,
-    "checkpoint_every": 1,
-    "keep_checkpoints": 1,
-    "eval_every": 0,
-    "pictures_every": 0,
-    "data.sampling_rate": 1,
-    "data.num_workers": 0,
-    "data.num_threads": 0,
-    "data.prefetch": 1,
-    "data.num_examples": 0,
-    "data.repeats": 1,
-    "data.timeout_s": 1,
-    "data.max_bad_fraction": 0,
-    "model.unroll": 1,
-    "model.encoder.width": 1,
-    "model.encoder.depth": 1,
-    "model.decoder.width": 1,
-    "model.decoder.depth": 1,
-    "model.norm_epsilon": 0,
-    "model.decoder_norm_epsilon": 0,
-    "model.layer_scale": 0,
-    "model.predicted_frames": 0,
-    "classifier.norm_epsilon": 0,
-    "objective.sampling_loss_weight": 0,
-    "optimizer.learning_rate": 0,
-    "optimizer.min_learning_rate": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.b1": 0,
-    "optimizer.b2": 0,
-    "optimizer.eps": 0,
-    "optimizer.accumulation": 1,
-    "optimizer.clip_grad_norm": 0,
-    "eval.batch_size": 0,
-    "eval.num_examples": 0,
-    "eval.random_draws": 1,
-    "eval.knn_examples": 0,
-    "eval.knn_neighbours": 1,
-}
-
-# The most that a field may be.
-HIGHEST = {"data.max_bad_fraction": 1}
-
-# Fields of several numbers.
-NUMBERS = (
-    "data.image_size",
-    "data.crop_area",
-    "data.crop_aspect",
-    "objective.pixel_mean",
-    "objective.pixel_std",
-)
-
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
-    """Height and width; one number stands for a square."""
+    """Height and width of clips in pixels; one number stands for both."""
     size = config.data.image_size
-    if isinstance(size, int):
-        return (size, size)
-    if len(size) == 1:
-        return (size[0], size[0])
-    if len(size) != 2:
-        raise UserError(f"data.image_size {tuple(size)} should be (height, width) in pixels")
-    return (int(size[0]), int(size[1]))
+    return (size[0], size[-1])
 
 
 def geometry(config: ConfigDict) -> ClipGeometry:
@@ -180,7 +93,8 @@ def classifier(config: ConfigDict) -> Classifier:
     """
     check(config)
     model, options, clip = config.model, config.classifier, geometry(config)
-    at_least("classifier.num_classes", options.num_classes, 1)
+    if not options.num_classes:
+        raise UserError("classifier.num_classes is 0: a classifier needs the number of classes")
     if options.pooling == "first" and options.skip_first_patch:
         raise UserError(
             "classifier.skip_first_patch leaves a patch out of the mean, and with "
@@ -207,6 +121,11 @@ def pretraining(config: ConfigDict) -> Pretraining:
       UserError: for whatever does not fit together.
     """
     check(config)
+    if config.classifier.num_classes:
+        raise UserError(
+            f"classifier.num_classes is {config.classifier.num_classes}: it does not belong to "
+            "this job, which trains no classifier; leave it 0"
+        )
     model = autoencoder(config)
     strategy = masking.create(
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
@@ -242,82 +161,33 @@ def field(config: ConfigDict, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), config)
 
 
-def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raises a `UserError` where a field's value is not one of its choices."""
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}: use one of {', '.join(map(repr, choices))}")
-
-
-def at_least(name: str, value: float, lowest: float) -> None:
-    """Raises a `UserError` where a field's value is too small, or no number at all."""
-    if not lowest <= value < math.inf:
-        raise UserError(f"{name} is {value}: it must be at least {lowest}, and finite")
-
-
-def check_numbers(name: str, values: Any) -> None:
-    """Raises a `UserError` where a field of several numbers has one that is none."""
-    for value in values if isinstance(values, tuple | list) else (values,):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise UserError(f"{name} is {values}: {value!r} is no number; give numbers only")
-
-
 def check(config: ConfigDict) -> None:
-    """Meets wrong values before anything is compiled.
-
-    Raises:
-      UserError: naming the field, its value and what was expected.
-    """
-    for name, choices in CHOICES.items():
-        one_of(name, field(config, name), choices)
-    for name, lowest in LOWEST.items():
-        at_least(name, field(config, name), lowest)
-    for name, highest in HIGHEST.items():
-        if (value := field(config, name)) > highest:
-            raise UserError(f"{name} is {value}: it must be at most {highest}")
-    for name in NUMBERS:
-        check_numbers(name, field(config, name))
-    for name in ("b1", "b2"):
-        if config.optimizer[name] >= 1:
-            raise UserError(f"optimizer.{name} is {config.optimizer[name]}: it must be below 1")
-    if config.seed >= 2**32:
-        raise UserError(f"seed is {config.seed}: it must be below 2**32")
-    accumulation = config.optimizer.accumulation
+    """Raises a `UserError` for wrong values and for values that do not go together."""
+    check_fields(config)
+    accumulation, repeats = config.optimizer.accumulation, config.data.repeats
     if config.batch_size % accumulation:
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of optimizer.accumulation "
             f"{accumulation}: choose numbers that divide"
         )
-    if config.batch_size % config.data.repeats:
+    if config.batch_size % repeats:
         raise UserError(
             f"batch_size {config.batch_size} counts clips, and is not a multiple of data.repeats "
-            f"{config.data.repeats}: choose numbers that divide"
+            f"{repeats}: choose numbers that divide"
         )
-    check_pixels(config)
-    for name in ("encoder", "decoder"):
-        width = config.model[name].width
-        if not 1 <= width * config.model.mlp_ratio < 2**31:
-            raise UserError(
-                f"model.mlp_ratio {config.model.mlp_ratio} is impossible at the {name}'s width "
-                f"{width}: the usual ratio is 4"
-            )
+    peak, last = config.optimizer.learning_rate, config.optimizer.min_learning_rate
+    if peak < last:
+        raise UserError(
+            f"optimizer.learning_rate {peak} is below optimizer.min_learning_rate {last}, so that "
+            "the rate would rise to the end: lower the latter too"
+        )
     for pattern in config.optimizer.decay:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise UserError(
                 f"optimizer.decay has {pattern!r}, which is no regular expression ({error})"
             ) from error
-
-
-def check_pixels(config: ConfigDict) -> None:
-    """Raises a `UserError` where the pixel statistics are not those of three channels."""
-    mean, std = config.objective.pixel_mean, config.objective.pixel_std
-    finite = all(math.isfinite(value) for value in (*mean, *std))
-    if len(mean) != CHANNELS or len(std) != CHANNELS or not finite or min(std) <= 0:
-        raise UserError(
-            f"objective.pixel_mean {tuple(mean)} and objective.pixel_std {tuple(std)} should have "
-            f"{CHANNELS} values each, one per colour channel: finite, and the latter positive"
-        )
 
 
 def check_device(config: ConfigDict) -> None:

@@ -35,14 +35,7 @@ from adamae_jax.training.digests import write_atomically
 
 MODEL_JSON, MODEL_ARRAYS = rundir.MODEL_JSON, "model.safetensors"
 CONFIG_JSON = rundir.CONFIG
-FORMAT = "adamae-jax model 2"
-# What of the config says what the model is.
-CLIP_FIELDS = (
-    *("num_frames", "sampling_rate", "frame_sampling", "target_fps"),
-    *("image_size", "crop", "crop_area", "crop_aspect", "interpolation", "horizontal_flip"),
-)
-MODEL_FIELDS = ("model", "masking", "objective", "classifier")
-PLACE_FIELDS = ("dir", "train_split", "validation_split")  # where the clips were: for pictures
+FORMAT = "adamae-jax model 3"
 # What a damaged description can raise where it is read, and where a model is made of it.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -206,25 +199,19 @@ def describe(
     config: ConfigDict, step: int, label_names: Sequence[str], license: str
 ) -> dict[str, Any]:
     """What ``model.json`` says of a model, as plain JSON values."""
-    tree = json.loads(configs.to_json(config))
     return {
         "format": FORMAT,
         "step": step,
         "license": license,
-        "clip": {name: tree["data"][name] for name in CLIP_FIELDS},
-        **{name: tree[name] for name in MODEL_FIELDS},
+        "config": configs.model_part(config),
         "label_names": list(label_names),
-        "trained_with": tree,  # for the record; not needed to load
+        "trained_with": json.loads(configs.to_json(config)),  # for the record, not needed to load
     }
 
 
 def described_config(description: Mapping[str, Any]) -> ConfigDict:
     """The model's part of a config, from what `describe` says of it."""
-    trained_on = description.get("trained_with", {}).get("data", {})
-    places = {name: trained_on[name] for name in PLACE_FIELDS if name in trained_on}
-    fields = {name: description[name] for name in MODEL_FIELDS}
-    fields["data"] = {**description["clip"], **places}
-    return configs.from_json(json.dumps(fields))
+    return configs.from_json(json.dumps(description["config"]))
 
 
 def load(path: str | os.PathLike[str], step: int | None = None) -> Loaded:

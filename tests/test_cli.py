@@ -44,15 +44,11 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_fields_are_set_on_the_command_line() -> None:
     done = start(
-        TINY, "--config.batch_size=6", "--config.data.image_size=(8,12)", "--config.model.remat"
+        *("--config", "tests/configs/tiny.py", "--config.batch_size=6", "--noconfig.eval.knn"),
+        *("--config.data.image_size=(8,12)", "--config.model.remat"),
     )
     assert done.stdout == "6 (8, 12) True\n", done.stderr
     assert done.returncode == 0
-
-
-def test_the_other_spelling() -> None:
-    done = start("--config", "tests/configs/tiny.py", "--noconfig.model.remat")
-    assert done.stdout == "8 (16, 24) False\n", done.stderr
 
 
 def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
@@ -84,11 +80,6 @@ def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.startswith("3 "), done.stderr
-    recipe.write_text("import missing_neighbour\n")
-    done = start(f"--config={recipe}")
-    assert done.returncode == USER_ERROR_STATUS
-    assert done.stderr.count("\n") == 1
-    assert "cannot be loaded: No module named 'missing_neighbour'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,11 +87,15 @@ def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
     [
         ([], "no config is given: use --config=FILE.py"),
         (["--config=nowhere.py", "--config.seed=1"], "--config=nowhere.py: there is no such file"),
-        ([TINY, "--config.batch_sise=1"], 'Did you mean "batch_size"'),
-        ([TINY, "--config.data.foo=1"], "--config.data.foo=1: config.data has no field 'foo'"),
+        (
+            [TINY, "--config.mesh.model=2"],
+            "--config.mesh.model=2: config.mesh has no field 'model': it has data, fsdp, tensor",
+        ),
+        ([TINY, "--config.masking=tube"], "--config.masking=tube: config.masking is a group of"),
+        ([TINY, "--config.masking.options.heads=2"], "masking.options.heads=2: the config's mask"),
         ([TINY, "--config.batch_size=many"], "--config.batch_size=many: invalid literal"),
-        ([TINY, "--config.data=1"], "--config.data=1: "),
-        ([TINY, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        ([f"{TINY}:S"], f"{TINY}:S: TypeError: get_config() takes 0 positional arguments"),
+        ([TINY, "--wrokdir=x", "step"], "Unknown command line flag 'wrokdir'"),
         ([TINY, "step"], "unexpected argument 'step'"),
         ([TINY, "--config.seed=-1"], "seed -1 is negative"),
     ],
@@ -117,9 +112,16 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("config.batch_sise = 1", 'Did you mean "batch_size"'),
+        (
+            "config.batch_sise = 1",
+            "line 5 (config.batch_sise = 1): config has no field 'batch_sise': did you mean 'batch",
+        ),
         ("config.batch_size = 'many'", "Could not override field 'batch_size'"),
         ("config.masking = masking_config('best', 0.9)", "masking.name 'best' is unknown"),
+        (
+            "import neighbour",
+            "(import neighbour): ModuleNotFoundError: No module named 'neighbour'",
+        ),
     ],
 )
 def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> None:
@@ -131,28 +133,24 @@ def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> N
     done = start(f"--config={file}")
     (printed,) = done.stderr.splitlines()
     assert message in printed
-    assert len(printed) < 300
     assert done.returncode == USER_ERROR_STATUS
 
 
-def test_help_lists_the_options_of_a_job() -> None:
-    for job, option in (
-        ("prepare", "--source"),
-        ("pretrain", "--config:"),
-        ("benchmark data", "--step_seconds"),
-        ("convert export", "--output"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *f"adamae_jax.{job} --help".split()],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert f"\n  {option}" in done.stdout, done.stdout + done.stderr
-        assert "absl.app" not in done.stdout and done.returncode == 0
+@pytest.mark.parametrize(
+    ("job", "shown"),
+    [
+        ("prepare", "\n  --source"),
+        ("convert export", "\n  --output"),
+        ("convert", "one of import, export"),
+    ],
+)
+def test_help_lists_the_options_of_a_job(job: str, shown: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "adamae_jax.convert", "--help"],
+        [sys.executable, "-m", *f"adamae_jax.{job} --help".split()],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert (done.returncode, "one of import, export" in done.stdout) == (0, True)
+    assert shown in done.stdout, done.stdout + done.stderr
+    assert "absl.app" not in done.stdout and done.returncode == 0
 
 
 def test_an_interrupted_job_says_so_in_a_line() -> None:
@@ -164,12 +162,3 @@ def test_an_interrupted_job_says_so_in_a_line() -> None:
     )  # fmt: skip
     assert done.returncode == INTERRUPTED_STATUS
     assert done.stderr == "\ninterrupted: the same command goes on from what is finished\n"
-
-
-def test_verify_takes_one_folder() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "adamae_jax.prepare", "verify", "one", "two"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == USER_ERROR_STATUS
-    assert "unexpected argument 'one'" in done.stderr

@@ -1,17 +1,26 @@
-"""The tree of config fields: derived values, storage, and what it says of mistakes."""
+"""The table of fields and the tree that is made of it: defaults, checks, storage, the docs page."""
 
 import json
+import math
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import config as config_lib
 from adamae_jax import masking
+from adamae_jax.data.clips import CROPS, FRAME_SAMPLINGS, INTERPOLATIONS
 from adamae_jax.errors import UserError
+from adamae_jax.fields import FIELDS
+from adamae_jax.models.transformer import TransformerSpec
+from adamae_jax.objectives import Objective
+
+ROOT = Path(__file__).parent.parent
 
 
 def config(**changes: object) -> ConfigDict:
-    """The default config with some fields set."""
+    """The default config with some fields set, by their paths."""
     own = config_lib.default_config()
     own.update_from_flattened_dict(changes)
     return own
@@ -19,31 +28,29 @@ def config(**changes: object) -> ConfigDict:
 
 def test_the_defaults_are_the_released_recipe() -> None:
     own = config()
-    encoder, decoder = own.model.encoder, own.model.decoder
-    assert (encoder.width, encoder.depth, encoder.num_heads) == (768, 12, 12)
-    assert (decoder.width, decoder.depth, decoder.num_heads) == (384, 4, 6)
-    assert (own.masking.name, own.masking.mask_ratio) == ("adaptive", 0.95)
+    assert {name for name in config_lib.flatten(own) if ".options." not in name} == set(FIELDS)
+    config_lib.set_size(own.model, "B")
+    config_lib.set_family(own.model, "videomae")
+    assert own.to_dict() == config().to_dict()
     assert own.masking.options.to_dict() == masking.option_defaults("adaptive")
-    optimizer = own.optimizer
-    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
-    assert (optimizer.learning_rate, optimizer.min_learning_rate) == (1.5e-4, 1e-5)
-    assert (optimizer.weight_decay, optimizer.clip_grad_norm) == (0.05, 0.0)
-    assert own.objective.sampling_loss_weight == 1e-4
-
-
-def test_by_default_little_damage_and_little_silence_are_borne() -> None:
-    data = config().data
-    assert (data.max_bad_fraction, data.timeout_s) == (0.01, 25.0)
-
-
-def test_unknown_fields_are_refused() -> None:
-    own = config()
-    with pytest.raises(AttributeError):
-        own.bach_size = 4
+    config_lib.check_fields(own)
     with pytest.raises(AttributeError):
         own.optimizer.lr = 4
-    with pytest.raises(TypeError):
-        own.batch_size = "many"
+
+
+def test_choices_are_those_of_the_code() -> None:
+    hints, spec = get_type_hints(Objective), get_type_hints(TransformerSpec)
+    for name, choices in {
+        "data.crop": CROPS,
+        "data.frame_sampling": FRAME_SAMPLINGS,
+        "data.interpolation": INTERPOLATIONS,
+        "objective.loss": get_args(hints["loss"]),
+        "objective.normalize_targets": get_args(hints["normalize_targets"]),
+        "objective.target_pixels": get_args(hints["target_pixels"]),
+        "model.attention_bias": get_args(spec["attention_bias"]),
+        "model.attention": get_args(spec["attention_implementation"]),
+    }.items():
+        assert set(FIELDS[name].choices) == set(choices), name
 
 
 @pytest.mark.parametrize(("size", "heads"), [("S", 6), ("L", 16), ("H", 16)])
@@ -55,24 +62,57 @@ def test_sizes_are_set_as_a_whole(size: str, heads: int) -> None:
     assert own.model.decoder.depth == config_lib.SIZES[size][1][1]
 
 
-def test_steps_and_warm_up_are_derived_from_epochs() -> None:
-    own = config(batch_size=2048, epochs=800)
-    own.optimizer.warmup_epochs = 40.0
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("batch_size", 0, "a whole number, at least 1"),
+        ("steps", 2**31, "a whole number, at least 0 and at most 2147483647"),
+        ("seed", 2**32, "a whole number, .* at most 4294967295"),
+        ("seed", True, "a whole number"),
+        ("optimizer.warmup_steps", -1, "a whole number, at least 0"),
+        ("optimizer.warmup_epochs", math.nan, "a finite number, at least 0"),
+        ("optimizer.b2", 1.0, "a finite number, at least 0 and below 1"),
+        ("model.norm_epsilon", math.inf, "a finite number"),
+        ("model.remat", 1, "True or False"),
+        ("data.dir", None, "a text"),
+        ("data.crop", "random", "one of 'multi_scale_corner', 'random_resized', "),
+        ("data.image_size", (48.5, 48.5), "1 or 2 whole numbers, at least 1"),
+        ("data.image_size", (8, 0), "1 or 2 whole numbers"),
+        ("data.image_size", (1, 2, 3), "1 or 2 whole numbers"),
+        ("data.image_size", 112, "1 or 2 whole numbers"),
+        ("data.crop_area", ("a", "b"), "2 finite numbers, above 0 and at most 1"),
+        ("data.crop_aspect", (0.5, None), "2 finite numbers, above 0"),
+        ("objective.pixel_mean", (0.5,), "3 finite numbers"),
+        ("objective.pixel_std", (1.0, 0.0, 1.0), "3 finite numbers, above 0"),
+        ("optimizer.decay", (3,), "a list of texts"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is .*: it must be {expected}"):
+        FIELDS[name].check(name, value)
+
+
+def test_options_of_a_strategy_are_finite() -> None:
+    with pytest.raises(UserError, match="masking.options.dropout is nan: it must be a finite"):
+        config_lib.check_fields(config(**{"masking.options.dropout": math.nan}))
+
+
+def test_derived_fields_are_filled_in() -> None:
+    own = config(batch_size=2048, epochs=800, **{"optimizer.warmup_epochs": 40.0})
+    own.data.image_size = (112,)
     resolved = config_lib.resolve(own, num_examples=168_913)
     assert resolved.data.num_examples == 168_913
     assert resolved.steps == 800 * 82
     assert resolved.optimizer.warmup_steps == 40 * 82
     assert resolved.eval.batch_size == 2048
+    assert resolved.data.image_size == (112, 112)
     assert (own.steps, own.data.num_examples, own.eval.batch_size) == (0, 0, 0)
-    with pytest.raises(AttributeError):
-        resolved.bach_size = 4
+    assert config_lib.resolve(resolved, num_examples=0).to_dict() == resolved.to_dict()
 
 
 def test_steps_come_before_epochs_and_the_dataset_before_the_recipe() -> None:
-    own = config(steps=10, epochs=3, batch_size=4)
-    own.optimizer.warmup_steps = 2
-    own.optimizer.warmup_epochs = 50.0
-    own.data.num_examples = 100
+    own = config(steps=10, epochs=3, batch_size=4, **{"data.num_examples": 100})
+    own.optimizer.warmup_steps, own.optimizer.warmup_epochs = 2, 50.0
     own.eval.batch_size = 8
     resolved = config_lib.resolve(own, num_examples=999)
     assert (resolved.steps, resolved.optimizer.warmup_steps) == (10, 2)
@@ -84,56 +124,52 @@ def test_a_dataset_smaller_than_a_batch_has_one_step_an_epoch() -> None:
     assert config_lib.resolve(config(epochs=3, batch_size=64), num_examples=10).steps == 3
 
 
-def test_how_long_to_train_must_be_said() -> None:
-    with pytest.raises(UserError, match=r"steps is 0 and epochs is 0: .*--config.steps"):
-        config_lib.resolve(config(), num_examples=100)
-
-
-def test_resolving_twice_changes_nothing() -> None:
-    once = config_lib.resolve(config(epochs=3, batch_size=4), num_examples=100)
-    assert config_lib.resolve(once, num_examples=0).to_dict() == once.to_dict()
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "steps is 0 and epochs is 0: .*--config.steps"),
+        ({"epochs": 2**30}, "steps is 107374182400: it must be a whole number, .*at most"),
+        ({"steps": 5, "optimizer.warmup_steps": 5}, "steps 5 are not more than the warm-up's 5"),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config_lib.resolve(config(**changes), num_examples=25_600)
 
 
 @pytest.mark.parametrize("name", masking.names())
 def test_stored_configs_come_back_whole(name: str) -> None:
-    own = config(steps=10)
+    own = config(steps=10, **{"mesh.fsdp": 2, "optimizer.decay": ("kernel$",)})
     with own.unlocked():
         own.masking = config_lib.masking_config(name, 0.8)
-        own.mesh = ConfigDict({"data": -1, "model": 2})
-    own.data.image_size = (32, 48)
-    own.optimizer.decay = ("kernel$",)
-    resolved = config_lib.resolve(own, num_examples=100)
-    back = config_lib.from_json(config_lib.to_json(resolved))
-    assert back.to_dict() == resolved.to_dict()
-    assert back.data.image_size == (32, 48)
-    assert config_lib.to_json(back) == config_lib.to_json(resolved)
+    text = config_lib.to_json(config_lib.resolve(own, num_examples=100))
+    back = config_lib.from_json(text)
+    assert back.to_dict() == config_lib.resolve(own, num_examples=100).to_dict()
+    assert config_lib.to_json(back) == text
+    assert '\n  "batch_size": 256' in text and text.endswith("}\n")
     with pytest.raises(AttributeError):
         back.bach_size = 4
 
 
-def test_stored_configs_are_readable_json() -> None:
-    text = config_lib.to_json(config())
-    assert json.loads(text)["masking"]["mask_ratio"] == 0.95
-    assert text.endswith("}\n")
-    assert '\n  "batch_size": 256' in text
-
-
-def test_fields_that_a_stored_config_lacks_have_their_defaults() -> None:
-    stored = json.loads(config_lib.to_json(config(steps=5)))
-    del stored["model"]["remat"]
-    del stored["masking"]["options"]["dropout"]
-    back = config_lib.from_json(json.dumps(stored))
-    assert (back.steps, back.model.remat, back.masking.options.dropout) == (5, False, 0.1)
+def test_what_belongs_to_a_model_makes_a_config_again() -> None:
+    own = config(steps=5, **{"data.num_frames": 8, "data.dir": "x", "model.layer_scale": 0.5})
+    part = config_lib.model_part(own)
+    assert set(part) == {"data", "model", "masking", "objective", "classifier"}
+    assert "num_workers" not in part["data"]
+    back = config_lib.from_json(json.dumps(part))
+    assert (back.data.num_frames, back.data.dir, back.model.layer_scale) == (8, "x", 0.5)
+    assert (back.steps, back.masking) == (0, own.masking)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("surprise",), 1, "does not fit this version.*surprise"),
         (("optimizer", "momentum"), 1, "does not fit this version.*momentum"),
         (("masking", "options", "heads"), 1, "does not fit this version.*heads"),
         (("batch_size",), "many", "does not fit this version.*batch_size"),
         (("masking", "name"), "tubes", r"masking.name 'tubes' is unknown"),
+        (("masking",), {}, r"does not fit this version.*name"),
+        (("data", "dir"), None, "does not fit this version: data.dir is null"),
     ],
 )
 def test_stored_configs_that_do_not_fit_are_named(
@@ -148,16 +184,30 @@ def test_stored_configs_that_do_not_fit_are_named(
         config_lib.from_json(json.dumps(stored))
 
 
-def test_stored_configs_without_their_parts_are_named() -> None:
-    stored = json.loads(config_lib.to_json(config()))
-    del stored["masking"]
-    with pytest.raises(UserError, match=r"does not fit this version.*masking"):
-        config_lib.from_json(json.dumps(stored))
-
-
 def test_options_of_a_strategy_are_its_own() -> None:
     own = config_lib.masking_config("adaptive", 0.9, depth=2)
     assert (own.options.depth, own.options.num_heads) == (2, 8)
-    assert config_lib.masking_config("tube", 0.9).options.to_dict() == {}
-    with pytest.raises(UserError, match="masking 'tube' has no option 'depth'"):
+    with pytest.raises(UserError, match="masking 'tube' has no option 'depth': it has none"):
         config_lib.masking_config("tube", 0.9, depth=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("data.num_frames", ""),
+        ("masking.options.anything", ""),
+        ("batch_sise", "config has no field 'batch_sise': did you mean 'batch_size'?"),
+        ("optimizer.lr", "config.optimizer has no field 'lr': it has rate_counts, learning_rate, "),
+        ("mesh.model", "config.mesh has no field 'model': it has data, fsdp, tensor"),
+        ("masking", "config.masking is a group of fields: set one of them, such as config.masking"),
+        ("nothing.here", "config.nothing has no field 'here': docs/config.md lists all fields"),
+    ],
+)
+def test_misspelled_fields_get_a_hint(path: str, message: str) -> None:
+    found = config_lib.unknown_field(path)
+    assert found.startswith(message) and bool(found) == bool(message)
+
+
+def test_the_page_in_docs_is_that_of_the_table() -> None:
+    """Otherwise: python -m adamae_jax.config > docs/config.md."""
+    assert (ROOT / "docs" / "config.md").read_text() == config_lib.page()

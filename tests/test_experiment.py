@@ -56,14 +56,14 @@ def test_a_classifiers_pooling_arrives(pooling: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classifier.pooling": "max"}, "classifier.pooling is 'max': use one of 'mean', 'first'"),
+        ({"classifier.num_classes": 0}, "classifier.num_classes is 0: a classifier needs"),
         (
             {"classifier.pooling": "first", "classifier.skip_first_patch": True},
             "skip_first_patch leaves a patch out of the mean, and with classifier.pooling 'first'",
         ),
     ],
 )
-def test_what_a_classifier_cannot_pool_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_what_is_no_classifier_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         experiment.classifier(config(**{"classifier.num_classes": 5, **changes}))
 
@@ -104,13 +104,9 @@ def test_every_field_of_the_model_arrives() -> None:
     assert task.objective.sampling_loss_weight == 0.5
 
 
-@pytest.mark.parametrize(
-    ("given", "size"), [((8, 12), (8, 12)), ((16,), (16, 16)), ([8, 12], (8, 12)), (16, (16, 16))]
-)
+@pytest.mark.parametrize(("given", "size"), [((8, 12), (8, 12)), ((16,), (16, 16))])
 def test_image_sizes(given: Any, size: tuple[int, int]) -> None:
-    own = config_lib.default_config()
-    with own.ignore_type():
-        own.data.image_size = given
+    own = config(**{"data.image_size": given})
     experiment.check(own)
     assert experiment.image_size(own) == size
 
@@ -125,8 +121,7 @@ def test_a_strategy_is_one_config_away() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"masking.mask_ratio": 1.0}, r"mask_ratio 1.0 is outside \(0, 1\)"),
-        ({"masking.mask_ratio": 0.0}, r"mask_ratio 0.0 is outside \(0, 1\)"),
+        ({"objective.loss": "huber"}, "objective.loss is 'huber': it must be one of 'mse', 'l1'"),
         ({"masking.mask_ratio": 0.9999}, "mask_ratio 0.9999 leaves no visible token of the 1568"),
         ({"masking.mask_ratio": 1e-17}, "mask_ratio 1e-17 leaves no masked token of the 1568"),
         ({"masking.name": "tubes"}, "masking.name 'tubes' is unknown"),
@@ -137,54 +132,24 @@ def test_a_strategy_is_one_config_away() -> None:
         ({"masking.options.depth": -1}, "masking.options.depth is -1"),
         ({"masking.options.width": -8}, "masking.options.width is -8"),
         ({"masking.options.dropout": 1.0}, "masking.options.dropout 1.0 is outside"),
-        ({"data.image_size": (224, 230)}, "image width 230 .* patch_size 16"),
-        ({"data.image_size": (1, 2, 3)}, r"data.image_size \(1, 2, 3\) should be"),
-        ({"data.image_size": ()}, r"data.image_size \(\) should be"),
-        ({"data.num_frames": 15}, "num_frames 15 .* tubelet_size 2"),
-        ({"model.patch_size": 0}, "patch_size 0"),
-        ({"model.encoder.num_heads": 7}, "model.encoder: width 768 .* num_heads 7"),
-        ({"model.decoder.num_heads": 0}, "model.decoder: width 384 .* num_heads 0"),
-        ({"model.encoder.width": 0}, "model.encoder.width is 0"),
-        ({"model.encoder.depth": 0}, "model.encoder.depth is 0: it must be at least 1"),
         ({"masking.options.dropout": -0.1}, r"masking.options.dropout -0.1 is outside \[0, 1\)"),
-        ({"model.dtype": "float16"}, "model.dtype is 'float16': use one of 'float32', 'bfloat16'"),
-        ({"model.attention": "flash"}, "model.attention is 'flash'"),
-        ({"model.unroll": 0}, "model.unroll is 0"),
-        ({"objective.loss": "huber"}, "objective.loss is 'huber': use one of 'mse', 'l1'"),
-        ({"objective.pixel_std": (1.0, 1.0)}, "3 values each"),
-        ({"objective.pixel_std": (1.0, 0.0, 1.0)}, "the latter positive"),
-        ({"data.crop": "random"}, "data.crop is 'random'"),
-        ({"data.on_error": "skip"}, "data.on_error is 'skip'"),
-        ({"data.sampling_rate": 0}, "data.sampling_rate is 0"),
-        ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction is 1.5: it must be at most 1"),
-        ({"data.max_bad_fraction": -0.5}, "data.max_bad_fraction is -0.5: it must be at least 0"),
-        ({"data.max_bad_fraction": float("nan")}, "data.max_bad_fraction is nan: it must be"),
-        ({"data.num_examples": -1}, "data.num_examples is -1: it must be at least 0"),
-        ({"data.crop_area": ("a", "b")}, r"data.crop_area is \('a', 'b'\): 'a' is no number; give"),
-        ({"data.crop_aspect": (0.5, None)}, r"data.crop_aspect is .*: None is no number"),
-        ({"data.image_size": (8, "x")}, r"data.image_size is .*: 'x' is no number"),
-        ({"data.image_size": (8, True)}, r"data.image_size is .*: True is no number"),
-        ({"objective.pixel_mean": ("a", 0.0, 0.0)}, "objective.pixel_mean is .*: 'a' is no number"),
-        ({"objective.pixel_std": (1.0, 1.0, ())}, r"objective.pixel_std is .*: \(\) is no number"),
-        ({"optimizer.decay": (3,)}, "optimizer.decay has 3, which is no regular expression"),
+        ({"data.image_size": (224, 230)}, "image width 230 .* patch_size 16"),
+        ({"data.num_frames": 15}, "num_frames 15 .* tubelet_size 2"),
+        ({"model.encoder.num_heads": 7}, "model.encoder: width 768 .* num_heads 7"),
         ({"optimizer.decay": ("(",)}, r"optimizer.decay has '\(', which is no regular expression"),
-        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
-        ({"log_every": 0}, "log_every is 0"),
-        ({"eval_every": -1}, "eval_every is -1"),
-        ({"optimizer.accumulation": 0}, "optimizer.accumulation is 0"),
         ({"optimizer.accumulation": 3}, "batch_size 256 .* optimizer.accumulation 3"),
-        ({"optimizer.clip_grad_norm": -1.0}, "optimizer.clip_grad_norm is -1.0"),
+        ({"data.repeats": 3}, "batch_size 256 .* data.repeats 3"),
+        (
+            {"optimizer.learning_rate": 1e-6},
+            "optimizer.learning_rate 1e-06 is below optimizer.min_learning_rate 1e-05",
+        ),
+        ({"classifier.num_classes": 5}, "classifier.num_classes is 5: it does not belong to this"),
     ],
 )
 def test_wrong_values_are_one_clear_line(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         experiment.pretraining(config(**changes))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0])
-def test_none_or_all_of_the_data_may_be_damaged(fraction: float) -> None:
-    experiment.check(config(**{"data.max_bad_fraction": fraction}))
 
 
 def test_learning_rates_grow_with_the_batch() -> None:

@@ -204,9 +204,8 @@ def refused(tiny_dataset: Path) -> Iterator[Callable[..., str]]:
 
 
 BAD_VALUES = [
-    ({"masking__mask_ratio": 1.0}, ["mask_ratio 1.0", "(0, 1)"]),
+    ({"masking__mask_ratio": 1.0}, ["mask_ratio is 1.0", "below 1"]),
     ({"masking__mask_ratio": 0.99}, ["0.99", "no visible token", "48"]),
-    ({"masking__mask_ratio": 0.0}, ["mask_ratio 0.0", "(0, 1)"]),
     ({"model__patch_size": 5}, ["16", "patch_size 5"]),
     ({"data__num_frames": 5}, ["num_frames 5", "tubelet_size 2"]),
     ({"batch_size": 12}, ["batch_size 12", "8 device"]),
@@ -218,12 +217,9 @@ BAD_VALUES = [
     ({"optimizer__warmup_steps": 60}, ["60", "warm-up"]),
     ({"seed": -1}, ["seed is -1"]),
     ({"eval__num_examples": -5}, ["eval.num_examples is -5"]),
-    ({"objective__pixel_mean": (0.5,)}, ["pixel_mean (0.5,)", "3 values"]),
+    ({"objective__pixel_mean": (0.5,)}, ["pixel_mean is (0.5,)", "3 finite numbers"]),
     ({"optimizer__decay": ("[",)}, ["optimizer.decay", "'['"]),
-    ({"model__mlp_ratio": 0.0}, ["mlp_ratio 0.0"]),
-    ({"model__mlp_ratio": float("inf")}, ["mlp_ratio inf"]),
     ({"optimizer__b2": 1.5}, ["optimizer.b2 is 1.5", "below 1"]),
-    ({"seed": 2**32}, ["seed is 4294967296", "2**32"]),
     ({"data__validation_split": "held"}, ["'held'", "--config.eval_every=0"]),
     ({"model__attention": "cudnn"}, ["cudnn", "NVIDIA"]),
 ]
@@ -338,9 +334,9 @@ def test_a_damaged_model_directory_is_refused(finished: Path, tmp_path: Path, na
 
 def test_a_model_directory_says_what_it_holds(finished: Path) -> None:
     described = json.loads((finished / "model" / "model.json").read_text())
-    assert described["masking"]["name"] == "adaptive"
-    assert described["clip"]["image_size"] == [16, 24]
-    assert described["objective"]["pixel_std"] == [0.229, 0.224, 0.225]
+    assert described["config"]["masking"]["name"] == "adaptive"
+    assert described["config"]["data"]["image_size"] == [16, 24]
+    assert described["config"]["objective"]["pixel_std"] == [0.229, 0.224, 0.225]
     assert described["label_names"] == ["a", "b", "c"]
     assert adamae_jax.load(finished / "model").label_names == ("a", "b", "c")
     with pytest.raises(UserError, match="without steps"):

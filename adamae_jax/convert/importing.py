@@ -15,7 +15,7 @@ from absl import flags
 from adamae_jax import licenses, pretrained
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
-from adamae_jax.experiment import CHOICES
+from adamae_jax.fields import FIELDS
 from adamae_jax.interop import architecture, imports, sources
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
@@ -44,7 +44,7 @@ def define_flags() -> None:
     real("mask_ratio", None, "Share of masked tokens; the authors', if not given.")
     real("norm_epsilon", None, "Of the layer norms; the authors', if not given.")
     number("sampling_rate", None, "Video frames from one clip frame to the next.", lower_bound=1)
-    samplings = list(CHOICES["data.frame_sampling"])
+    samplings = list(FIELDS["data.frame_sampling"].choices)
     flags.DEFINE_enum("frame_sampling", None, samplings, "How a clip's frames are chosen.")
     text("pretrained_vit", None, "Of AutoMAE: the checkpoint of the image MAE that it reads.")
     # A slip of the finger must not fill the memory.

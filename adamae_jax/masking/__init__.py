@@ -1,4 +1,7 @@
-"""Which tokens are seen. Each strategy is a module of this package with a class `Strategy`."""
+"""Which tokens are seen. Each strategy is a module with a class `Strategy`.
+
+The modules of this package are known by their last name, others by their whole path.
+"""
 
 import dataclasses
 import importlib
@@ -13,15 +16,40 @@ __all__ = ["MaskInputs", "MaskingStrategy", "TokenMask", "create", "names", "opt
 
 
 def names() -> list[str]:
-    """The strategies there are."""
+    """The strategies of this package."""
     return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
 
 
 def strategy_class(name: str) -> type[MaskingStrategy]:
-    """The class of a strategy; a `UserError` where there is none of that name."""
-    if name not in names():
-        raise UserError(f"masking.name {name!r} is unknown: use one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}").Strategy
+    """Returns the class of a strategy.
+
+    Args:
+      name: one of `names`, or the path of a module elsewhere, such as ``mypackage.block``.
+
+    Raises:
+      UserError: where there is no such module, or it has no class `Strategy`.
+    """
+    if name in names():
+        return importlib.import_module(f"{__name__}.{name}").Strategy
+    if "." not in name:
+        raise UserError(
+            f"masking.name {name!r} is unknown: use one of {', '.join(names())}, or the path of a "
+            "module of your own, such as mypackage.block"
+        )
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"masking.name {name!r} cannot be imported ({error}): start the job where "
+            f"`import {name}` works, or set PYTHONPATH"
+        ) from error
+    found = getattr(module, "Strategy", None)
+    if not (isinstance(found, type) and issubclass(found, MaskingStrategy)):
+        raise UserError(
+            f"masking.name {name!r} is a module without a class Strategy that is a "
+            "MaskingStrategy: see docs/masking.md"
+        )
+    return found
 
 
 def option_defaults(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a masking strategy is: which tokens of a clip are seen, and what it costs to say so.
 
-A strategy is one file in this package with a class `Strategy`; its dataclass fields are the
-options of ``config.masking.options``. Nothing outside the file has to know it.
+A strategy is one file, in this package or elsewhere, with a class `Strategy`; its dataclass fields
+are the options of ``config.masking.options``. Nothing outside the file has to know it.
 """
 
 import dataclasses

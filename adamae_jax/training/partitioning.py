@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from adamae_jax.errors import UserError
 from adamae_jax.models.sharding import AXES, BATCH, DATA, FSDP, TENSOR, fitting
 
-Rules = Sequence[str]  # see `adamae_jax.config.MESH_RULES`
+Rules = Sequence[str]  # see `adamae_jax.fields.MESH_RULES`
 
 
 def create_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -79,7 +79,7 @@ def state_sharding(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       tree: arrays or `jax.ShapeDtypeStruct`, such as a train state: a rule for a parameter is also
         that for its moments, whose paths end alike.
       mesh: from `create_mesh`.
-      rules: see `adamae_jax.config.MESH_RULES`.
+      rules: see `adamae_jax.fields.MESH_RULES`.
 
     Raises:
       UserError: where a rule cannot be read, or names more dimensions than an array has.

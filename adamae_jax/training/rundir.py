@@ -23,54 +23,10 @@ MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
 LOCK = ".lock"
 
-# Fields that say how a run is carried out, not what it computes: they may change on a restart.
-EXECUTION = (
-    "log_every",
-    "checkpoint_every",
-    "eval_every",
-    "pictures_every",
-    "keep_checkpoints",
-    "compilation_cache_dir",
-    "data.dir",  # the same data may lie elsewhere: its fingerprint is compared
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch",
-    "data.timeout_s",
-    "data.on_error",
-    "data.max_bad_fraction",
-    "mesh",
-    "model.remat",
-    "model.unroll",
-    "model.attention",
-    "eval",
-)
-
 
 def damaged_name() -> str:
     """The file for the damaged records that this process meets: of several, each has its own."""
     return f"{DAMAGED}_{jax.process_index()}.txt" if jax.process_count() > 1 else f"{DAMAGED}.txt"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs (as parsed JSON) describe different runs."""
-    first, second = _flatten(stored), _flatten(wanted)
-
-    def is_execution(name: str) -> bool:
-        return any(name == field or name.startswith(f"{field}.") for field in EXECUTION)
-
-    return [
-        f"{name} (the run: {first.get(name)!r}, asked for: {second.get(name)!r})"
-        for name in sorted(first.keys() | second.keys())
-        if not is_execution(name) and first.get(name) != second.get(name)
-    ]
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -92,14 +48,13 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if path.is_file():
         try:
             # On today's tree of fields: a field that is newer than the run has its default.
-            stored = json.loads(configs.to_json(configs.from_json(path.read_text())))
+            stored = configs.from_json(path.read_text())
         except (OSError, ValueError, UserError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
                 "--workdir"
             ) from error
-        different = differences(stored, json.loads(configs.to_json(config)))
-        if different:
+        if different := configs.differences(stored, config):
             raise UserError(
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
                 "Give another --workdir, or the same config"

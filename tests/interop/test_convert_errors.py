@@ -137,7 +137,7 @@ CONTRADICTIONS = {
     "still": ("mae", ["--num_frames=4"], "--num_frames=4 says nothing of this model"),
     "other": ("videomae", ["--sampler_num_heads=4"], "--sampler_num_heads=4 says nothing of this"),
     "ratio": ("adamae", ["--mask_ratio=0.999"], "mask_ratio 0.999 leaves no visible token"),
-    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio 0.0 is outside \(0, 1\)"),
+    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio is 0.0: it must be a finite number"),
     "nothing": ("videomae", ["--image_size=0,12"], "--image_size=0,12 should be positive"),
     "images": ("mae", ["--to_num_frames=2"], "--to_num_frames=2: the model is one of images"),
     "negative": ("mae_st", ["--to_image_size=-8,8"], "--to_image_size=-8,8 should be positive"),

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from adamae_jax import experiment, masking, pretrained
-from adamae_jax.config import default_config, masking_config, set_family
+from adamae_jax import experiment, masking
+from adamae_jax.config import default_config, flatten, masking_config, set_family
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, exports, faithful, sources
 from adamae_jax.interop.given import Given
 from adamae_jax.interop.safetensors_files import StateDict
+from adamae_jax.interop.systems import SYSTEMS
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 from tests import helpers
 from tests.interop.convert_cases import HUGGING_FACE, MODELS, config_of, loaded
@@ -98,13 +99,17 @@ SAME_ARRAYS = (
 
 def flat(config: ConfigDict) -> dict[str, Any]:
     """The fields that say what a model is, by path."""
-    parts = {part: config[part].to_dict() for part in pretrained.MODEL_FIELDS}
-    return {path.replace("/", "."): value for path, value in pretrained.flatten(parts).items()}
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name.startswith(("model.", "masking.", "objective.", "classifier."))
+    }
 
 
 def test_every_field_has_values() -> None:
     fields = set(flat(default_config())) - set(faithful.NOT_COMPUTED)
-    options = {option for name in masking.names() for option in masking.option_defaults(name)}
+    names = {system.masking for system in SYSTEMS.values()}
+    options = {option for name in names for option in masking.option_defaults(name)}
     fields |= {f"masking.options.{name}" for name in options} - set(faithful.NOT_COMPUTED)
     assert fields == set(VALUES)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax.config import MESH_RULES
+from adamae_jax.fields import MESH_RULES
 from adamae_jax.masking import MaskingStrategy, adaptive, adversarial, frame, random, tube
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import TransformerSpec

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from adamae_jax.config import MESH_RULES
 from adamae_jax.errors import UserError
+from adamae_jax.fields import MESH_RULES
 from adamae_jax.training import partitioning
 from adamae_jax.training.partitioning import (
     batch_shard,

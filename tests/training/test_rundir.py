@@ -1,6 +1,7 @@
 """The workdir: whose it is, and its summary."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,42 +26,39 @@ def test_claiming_twice_with_other_execution_is_fine(tmp_path: Path) -> None:
     config.data.num_workers = 3
     config.model.remat = True
     config.eval.num_examples = 5
+    config.mesh.fsdp = 2
     claim(tmp_path / "run", config)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["log_every"] == 7
 
 
-@pytest.mark.parametrize("name", ["seed", "steps", "batch_size"])
-def test_another_run_is_refused_and_nothing_changes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 4096), ("data.image_size", (8, 8)), ("masking.options.depth", 2)]
+)
+def test_another_run_is_refused_and_nothing_changes(
+    tmp_path: Path, name: str, value: object
+) -> None:
     config = default_config()
     claim(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
-    config[name] = 4096
-    with pytest.raises(UserError, match=f"{name} .*4096"):
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(
+        UserError, match=rf"{name} \(the run: .*, asked for: {re.escape(str(value))}"
+    ):
         claim(tmp_path, config)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_checkpoints_without_a_config_are_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="no config.json"):
+@pytest.mark.parametrize("name", ["checkpoints", "events.out.tfevents.1.host"])
+def test_files_of_a_run_without_its_config_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"but no config.json"):
         claim(tmp_path, default_config())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_logs_without_a_config_are_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"events.* but no config.json"):
-        claim(tmp_path, default_config())
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "events.out.tfevents.1.host"]
-
-
-def test_a_config_that_is_no_text_is_said(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
-        claim(tmp_path, default_config())
-
-
-def test_a_torn_config_is_said(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"seed": ')
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"seed": '])
+def test_a_damaged_config_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         claim(tmp_path, default_config())
 
@@ -95,8 +93,9 @@ def test_the_summary_takes_the_edges_of_the_run(tmp_path: Path) -> None:
 
 
 def test_seconds_so_far_are_those_of_the_restored_step(tmp_path: Path) -> None:
-    lines = [{"step": step, "seconds": 2.0 * step} for step in range(1, 11)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    """Lines that are none, as a kill may leave them, are passed over."""
+    lines = [json.dumps({"step": step, "seconds": 2.0 * step}) for step in range(1, 11)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:4], "rubbish", *lines[4:], '{"st']))
     assert rundir.seconds_so_far(tmp_path, 7) == 14.0
     assert rundir.seconds_so_far(tmp_path / "nothing", 7) == 0.0
 
@@ -123,9 +122,3 @@ def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> N
     config.optimizer.clip_grad_norm = 1.0
     with pytest.raises(UserError, match="clip_grad_norm"):
         rundir.check(tmp_path, config)
-
-
-def test_lines_that_are_none_are_passed_over(tmp_path: Path) -> None:
-    text = '{"step": 1, "seconds": 3.0}\nrubbish\n[]\n{"step": 2, "seconds": 4.0}\n{"st'
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert rundir.seconds_so_far(tmp_path, 9) == 4.0
