@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import progress
 from adamae_jax.prepare.find import Found
 from adamae_jax.prepare.frame_folders import FrameFolders, find_folders, natural_order
 from adamae_jax.prepare.sources import Item, Source
@@ -31,14 +30,6 @@ def test_frames_are_shown_in_the_order_of_their_numbers(numbers: list[tuple[int,
     names = [f"cam2_{n:0{width}d}x{suffixes[n % 3]}" for n, width in numbers]
     shown = FrameFolders().select(names)
     assert shown == [name for _, name in sorted(zip(numbers, names, strict=True))]
-
-
-@given(st.lists(NAMES, unique=True), st.randoms())
-def test_every_machine_has_the_same_order(names: list[str], random: object) -> None:
-    ordered = sorted(names, key=natural_order)
-    random.shuffle(names)  # type: ignore[attr-defined]
-    assert sorted(names, key=natural_order) == ordered
-    assert len({str(natural_order(name)) for name in names}) == len(names)
 
 
 def test_natural_order() -> None:
@@ -125,23 +116,6 @@ def test_a_folder_that_changes_has_another_state(tmp_path: Path) -> None:
     assert state(tmp_path / "empty")
 
 
-def test_the_sizes_of_two_frames_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And no more, which would take hours for the millions of images of a dataset."""
-    folder = fill(tmp_path / "v", *(f"{number:02d}.jpg" for number in range(30)))
-    asked: list[str] = []
-    stat = os.stat
-
-    def note(path: str) -> os.stat_result:
-        asked.append(os.path.basename(path))
-        return stat(path)
-
-    monkeypatch.setattr(os, "stat", note)
-    assert state(folder)
-    assert sorted(asked) == ["00.jpg", "29.jpg"]
-
-
 TSN = ["img_00001.jpg", "img_00002.jpg", "flow_x_00001.jpg", "flow_y_00001.jpg"]
 
 
@@ -187,19 +161,3 @@ def test_all_folders_with_odd_images_are_named(tmp_path: Path) -> None:
         "; and 2 more: remove what is no frame, or say which are the frames, in quotes: "
         "--frame_names='img_[0-9]*.jpg', for instance"
     )
-
-
-def test_looking_at_folders_tells_how_it_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(3):
-        (tmp_path / str(number)).mkdir()
-    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
-    state = found(tmp_path).fingerprint()
-    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == [
-        f"looking at 3 folders of frames in {tmp_path}",
-        *(f"{number} of 3 folders looked at" for number in (1, 2, 3)),
-    ]
-    (tmp_path / "1" / "1.jpg").write_bytes(b"")
-    assert found(tmp_path).fingerprint()["items"] != state["items"]

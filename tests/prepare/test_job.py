@@ -184,13 +184,6 @@ def test_only_useless_videos(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".a.unfinished", "videos"]
 
 
-def test_one_video_is_for_training(tmp_path: Path) -> None:
-    make_video(tmp_path / "videos" / "a.mp4")
-    run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}")
-    assert list(tfds.builder_from_directory(tmp_path / "a").info.splits) == ["train"]
-    assert (tmp_path / "a" / "skipped.csv").read_text().split() == ["id,status,frames,reason"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

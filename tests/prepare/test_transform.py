@@ -184,14 +184,6 @@ def test_images(tmp_path: Path, suffix: str) -> None:
     assert (values[schema.ID], values[schema.LABEL]) == ([b"x"], [2])
 
 
-def test_images_stand_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    path = save(tmp_path / "a.jpg", video(0, height=32, width=64)[0], exif=exif)
-    values = features(transform(Recipe(images=True), Item("x", str(path))).payload)
-    assert simplejpeg.decode_jpeg_header(values[schema.IMAGE][0])[:2] == (64, 32)
-
-
 def test_original_images(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", video(0)[0])
     recipe = Recipe("original", images=True)
@@ -226,14 +218,8 @@ def test_images_of_tfds(tmp_path: Path) -> None:
     [
         ({"codec": "av1"}, "--codec=av1 must be one of: jpeg, h264, original"),
         ({"codec": "h264", "images": True}, "--codec=h264 must be one of: jpeg, original"),
-        (
-            {"codec": "original", "stored": StoredFeatures("a", None, False)},
-            "--codec=original must be one of: jpeg, h264",
-        ),
-        (
-            {"codec": "original", "frame_folders": FrameFolders()},
-            "--codec=original must be one of: jpeg, h264",
-        ),
+        ({"codec": "original", "stored": StoredFeatures("a", None, False)}, "of: jpeg, h264$"),
+        ({"codec": "original", "frame_folders": FrameFolders()}, "of: jpeg, h264$"),
         ({"min_frames": 0}, "--min_frames=0"),
         ({"short_side": 8}, "--short_side=8"),
     ],
