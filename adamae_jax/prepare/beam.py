@@ -79,7 +79,8 @@ class Work:
         items = _read_items(self.folder / ITEMS_NAME)[start:stop]
         results = read_items(self.read, items, _PROCESSES, self.max_seconds)
         with contextlib.closing(results):
-            write_shards(self.folder, self.file_format, items, start, results, float("inf"))
+            pairs = zip(items, results, strict=True)
+            write_shards(self.folder, self.file_format, start, pairs, float("inf"))
 
     def items_per_block(self, items: Sequence[Item]) -> int:
         """Returns how many items make a shard, judged by the first of them."""

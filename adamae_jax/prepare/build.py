@@ -44,7 +44,7 @@ class Plan:
         name: of the dataset.
         thing: what one item is called.
         source: where items come from, in words.
-        items: all of them, each with its split; those of a split stand together.
+        items: all of them; those of a split stand together, validation first.
         read: makes a record of an item; can be pickled.
         features: of the records.
         arguments: what determines the records; values that JSON can hold.
@@ -171,8 +171,23 @@ def _fill(folder: Path, plan: Plan, output: Output, engine: Engine) -> None:
     with contextlib.closing(results):
         shown = progress(results, done, len(plan.items))
         within_limit = _watched(shown, flaws, done, plan, output)
-        shard_bytes = output.shard_mb * 1_000_000
-        write_shards(folder, output.file_format, remaining, done, within_limit, shard_bytes)
+        empty = any(item.split == "validation" for item in plan.items)
+        empty = empty and all(shard.split != "validation" for shard in shards)
+        pairs = _settled(zip(remaining, within_limit, strict=True), empty)
+        write_shards(folder, output.file_format, done, pairs, output.shard_mb * 1_000_000)
+
+
+def _settled(pairs: Iterable[tuple[Item, Result]], empty: bool) -> Iterator[tuple[Item, Result]]:
+    """Gives the first usable item of no split to validation where that would be empty.
+
+    Args:
+        pairs: items and what became of them.
+        empty: whether items were set aside for validation, and none before was usable.
+    """
+    for item, result in pairs:
+        if result.payload is not None and empty and item.split in (None, "validation"):
+            item, empty = dataclasses.replace(item, split="validation"), False
+        yield item, result
 
 
 def _watched(
@@ -220,7 +235,8 @@ def _refuse_empty_splits(shards: Sequence[Shard], flaws: Sequence[Flaw], plan: P
     items = count(len(plan.items), "item")
     if not usable:
         raise UserError(f"none of the {items} can be used:{_list(flaws)}")
-    missing = {str(item.split) for item in plan.items} - {shard.split for shard in shards}
+    wanted = {item.split or "train" for item in plan.items}
+    missing = wanted - {shard.split for shard in shards}
     if missing:
         raise UserError(
             f"the split {min(missing)!r} would be empty: {usable} of {items} can be used, all of "

@@ -77,7 +77,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )  # fmt: skip
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
-        "validation_fraction", 0.1, "share of files for validation, where nothing says which; or 0",
+        "validation_fraction", 0.1, "share of each class for validation, where nothing says which",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
