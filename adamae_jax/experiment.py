@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -141,6 +142,28 @@ def classification(config: ConfigDict) -> Classification:
       UserError: for whatever does not fit together.
     """
     return Classification(classifier(config), objective(config))
+
+
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    Pretraining.name: pretraining,
+    Classification.name: classification,
+}
+
+
+def task_name(config: ConfigDict) -> str:
+    """The name of the task that a config describes."""
+    return Classification.name if config.classifier.num_classes else Pretraining.name
+
+
+def task(name: str, config: ConfigDict) -> Task:
+    """The task of an experiment, by its name.
+
+    Raises:
+      UserError: where there is none of that name, or something does not fit together.
+    """
+    if name not in TASKS:
+        raise UserError(f"the task {name!r} is unknown: it should be one of {', '.join(TASKS)}")
+    return TASKS[name](config)
 
 
 def objective(config: ConfigDict) -> Objective:

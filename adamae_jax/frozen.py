@@ -54,7 +54,7 @@ def read(pretraining: Pretraining) -> Frozen:
 
 def _check_pixels(source: Pretrained, pretraining: Pretraining) -> None:
     """Both see the same pixels, so they must have been normalised alike."""
-    found, own = source.pretraining.objective, pretraining.objective
+    found, own = source.task.objective, pretraining.objective
     if (found.pixel_mean, found.pixel_std) != (own.pixel_mean, own.pixel_std):
         raise UserError(
             f"{pretraining.strategy.frozen_source()} was trained on pixels with mean "

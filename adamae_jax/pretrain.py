@@ -93,7 +93,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             experiment.optimizers(config, task),
             mesh,
             data,
-            metadata={"data_fingerprint": data.fingerprint, licenses.RECORD: held.license},
+            metadata={
+                "data_fingerprint": data.fingerprint,
+                "label_names": list(train.label_names),
+                licenses.RECORD: held.license,
+            },
             frozen=held.variables,
             draw=drawing(config, workdir, task, data),
             export=lambda variables: pretrained.save(workdir / rundir.MODEL, variables, *described),

@@ -26,6 +26,7 @@ from safetensors.numpy import save as serialize
 
 from adamae_jax import config as configs
 from adamae_jax import experiment, licenses
+from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
@@ -35,7 +36,7 @@ from adamae_jax.training.digests import write_atomically
 
 MODEL_JSON, MODEL_ARRAYS = rundir.MODEL_JSON, "model.safetensors"
 CONFIG_JSON = rundir.CONFIG
-FORMAT = "adamae-jax model 3"
+FORMAT = "adamae-jax model 4"
 # What a damaged description can raise where it is read, and where a model is made of it.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -45,8 +46,9 @@ class Loaded:
     """What was trained or imported; unpacks as ``model, params = load(path)``.
 
     Attributes:
-      variables: ``params`` and, where there are such, ``state`` and ``frozen``.
+      variables: ``params``, ``state`` and ``frozen``.
       config: the effective config of the run; of a model directory, the model's part of it.
+      task: what was trained: the model, and how it is judged.
       step: updates that it was trained for.
       label_names: of the classes, by label: a classifier's, or those of the data it was trained on.
       license: of weights that were imported or are held frozen, where known; "" otherwise.
@@ -54,6 +56,7 @@ class Loaded:
 
     variables: Mapping[str, Any] = dataclasses.field(repr=False)
     config: ConfigDict = dataclasses.field(repr=False)
+    task: Pretraining | Classification = dataclasses.field(repr=False)
     step: int
     label_names: tuple[str, ...] = ()
     license: str = ""
@@ -61,7 +64,7 @@ class Loaded:
     @property
     def model(self) -> Autoencoder | Classifier:
         """The model's definition."""
-        raise NotImplementedError
+        return self.task.model
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -96,10 +99,8 @@ class Loaded:
         return self._compile("features")
 
     def _compile(self, method: str) -> Any:
-        objective = experiment.objective(self.config)
-
         def apply(params: Any, video: Array) -> Array:
-            pixels = normalize_pixels(video, objective)
+            pixels = normalize_pixels(video, self.task.objective)
             return self.model.apply({"params": params}, pixels, method=method)
 
         return jax.jit(apply)
@@ -107,18 +108,14 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained(Loaded):
-    """A masked autoencoder.
+    """A masked autoencoder."""
 
-    Attributes:
-      pretraining: the autoencoder with its masking and objective.
-    """
-
-    pretraining: Pretraining = dataclasses.field(kw_only=True)
+    task: Pretraining
 
     @property
     def model(self) -> Autoencoder:
         """The autoencoder's definition."""
-        return self.pretraining.model
+        return self.task.model
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -128,18 +125,14 @@ class Pretrained(Loaded):
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned(Loaded):
-    """A classifier.
+    """A classifier."""
 
-    Attributes:
-      classifier: its definition.
-    """
-
-    classifier: Classifier = dataclasses.field(kw_only=True)
+    task: Classification
 
     @property
     def model(self) -> Classifier:
         """The classifier's definition."""
-        return self.classifier
+        return self.task.model
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -182,9 +175,11 @@ def save(
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
     arrays = serialize(
-        {name: np.asarray(jax.device_get(value), order="C") for name, value in flat.items()},
+        {
+            name: np.asarray(jax.device_get(value), order="C")
+            for name, value in flatten(dict(variables)).items()
+        },
         metadata={"format": FORMAT},
     )
     description = {
@@ -201,6 +196,7 @@ def describe(
     """What ``model.json`` says of a model, as plain JSON values."""
     return {
         "format": FORMAT,
+        "task": experiment.task_name(config),
         "step": step,
         "license": license,
         "config": configs.model_part(config),
@@ -260,14 +256,9 @@ def _load_model(directory: Path) -> Loaded:
         stored = (directory / MODEL_ARRAYS).read_bytes()
         if hashlib.sha256(stored).hexdigest() != description["sha256"]:
             raise UserError(f"{MODEL_ARRAYS} is damaged: its SHA-256 is another")
-        config = described_config(description)
-        about = _about(description)
+        config, about = described_config(description), _about(description)
         variables = traverse_util.unflatten_dict(deserialize(stored), sep="/")
-        if not config.classifier.num_classes:
-            # What holds no arrays leaves no trace in the file.
-            params = {"masking": {}, **variables.get("params", {})}
-            variables = {"state": {}, "frozen": {}, **variables, "params": params}
-    return build(variables, config, *about, str(directory))
+    return build(variables, config, *about, str(directory), task=description["task"])
 
 
 def _about(description: Mapping[str, Any]) -> tuple[int, tuple[str, ...], str]:
@@ -299,56 +290,74 @@ def _described_by(source: str | Path) -> Iterator[None]:
 def _load_run(directory: Path, step: int | None) -> Loaded:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
+    place = directory / rundir.CHECKPOINTS
+    step, variables = checkpoints.read_variables(place, step)
+    metadata = checkpoints.read_metadata(place, step)
     with _described_by(directory / CONFIG_JSON):
         config = configs.from_json((directory / CONFIG_JSON).read_text())
-        expected = jax.eval_shape(experiment.pretraining(config).init, jax.random.key(0))
-    place = directory / rundir.CHECKPOINTS
-    step, params = checkpoints.read_subtree(place, "params", step=step)
-    # A strategy without parameters leaves no trace in the checkpoint.
-    variables: dict[str, Any] = {"params": {"masking": {}, **params}, "state": {}, "frozen": {}}
-    for name, part in (("state", "model_state"), ("frozen", "frozen")):
-        if jax.tree.leaves(expected[name]):
-            variables[name] = checkpoints.read_subtree(place, part, step=step)[1]
-    return build(variables, config, step, (), licenses.of(directory), str(directory))
+    about = (step, tuple(metadata.get("label_names", ())), licenses.of(directory))
+    return build(variables, config, *about, str(directory), task=metadata["task"])
 
 
 def build(
-    variables: Any,
+    variables: Mapping[str, Any],
     config: ConfigDict,
     step: int,
     label_names: tuple[str, ...],
     license: str,
     source: str,
+    *,
+    task: str | None = None,
 ) -> Loaded:
     """A model from its arrays and its config.
+
+    Args:
+      variables: ``params`` and, where there are such, ``state`` and ``frozen``.
+      config: what the model is.
+      step: updates that it was trained for.
+      label_names: see `Loaded`.
+      license: see `Loaded`.
+      source: where the arrays come from, for messages.
+      task: the name of what was trained, where it was recorded; else what the config describes.
 
     Raises:
       UserError: where the config is wrong, or names or shapes are not what it describes;
         ``source`` is named.
     """
+    # How it was trained, perhaps elsewhere, does not bind its use.
     config = config.copy_and_resolve_references()
-    config.model.attention = "xla"  # how it was trained, perhaps elsewhere, does not bind its use
+    config.model.attention = "xla"
     with _described_by(source):
-        expected = expected_shapes(config)
-        classes = config.classifier.num_classes
-        if classes and len(label_names) not in (0, classes):
-            raise UserError(
-                f"there are {len(label_names)} label names for {classes} classes: give as many"
-            )
+        made = experiment.task(task or experiment.task_name(config), config)
+        expected = jax.eval_shape(made.init, jax.random.key(0))
     found = {name: tuple(np.shape(leaf)) for name, leaf in flatten(variables).items()}
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
     wrong = sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)
     )
     if wrong:
         name = wrong[0]
         raise UserError(
             f"{source} does not fit its own config: {len(wrong)} array(s) differ, first {name} "
-            f"(expected {expected.get(name)}, found {found.get(name)})"
+            f"(expected {shapes.get(name)}, found {found.get(name)})"
         )
-    shared = (jax.tree.map(jnp.asarray, variables), config, step, label_names, license)
-    if config.classifier.num_classes:
-        return Finetuned(*shared, classifier=experiment.classifier(config))
-    return Pretrained(*shared, pretraining=experiment.pretraining(config))
+    # In the shape of what is expected: what holds no arrays leaves no trace in a file.
+    arrays = flatten(variables)
+    whole = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator="/")]),
+        expected,
+    )
+    shared = (step, label_names, license)
+    if isinstance(made, Classification):
+        classes = made.model.num_classes
+        if len(label_names) not in (0, classes):
+            raise UserError(
+                f"{source}: there are {len(label_names)} label names for {classes} classes: give "
+                "as many"
+            )
+        return Finetuned(whole, config, made, *shared)
+    assert isinstance(made, Pretraining)
+    return Pretrained(whole, config, made, *shared)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -358,11 +367,6 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def expected_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """The shapes of all variables that a config describes, by path."""
-    key = jax.random.key(0)
-    if config.classifier.num_classes:
-        classifier = experiment.classifier(config)
-        clip = jnp.zeros((1, *classifier.geometry.clip_shape))
-        tree = jax.eval_shape(classifier.init, key, clip)
-    else:
-        tree = jax.eval_shape(experiment.pretraining(config).init, key)
+    task = experiment.task(experiment.task_name(config), config)
+    tree = jax.eval_shape(task.init, jax.random.key(0))
     return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}

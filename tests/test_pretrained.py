@@ -72,7 +72,7 @@ DAMAGE: list[tuple[tuple[bool, ...], str, Json, str]] = [
     (BOTH, "label_names", "walking", "label_names is 'walking': it should be a list of texts"),
     (BOTH, "label_names", [1, 2, 3], r"label_names is \[1, 2, 3\]: it should be a list of texts"),
     ((True,), "label_names", ["walking"], "there are 1 label names for 3 classes"),
-    ((True,), "config.classifier.num_classes", 4, "there are 3 label names for 4 classes"),
+    ((True,), "config.classifier.num_classes", 4, "does not fit its own config: 2 array"),
 ]
 
 

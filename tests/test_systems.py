@@ -176,9 +176,9 @@ def test_it_can_be_drawn_later(run: Runs, data: Path, tmp_path: Path) -> None:
     dataset = Dataset(data, "validation")
     batch = pipeline.first_clips(dataset, experiment.clip_spec(loaded.config), 1)
     keys = example_keys(0, jnp.zeros((), jnp.int32), jnp.arange(1))
-    panels = pictures.compute(loaded.pretraining, loaded.variables, batch["video"], keys)
+    panels = pictures.compute(loaded.task, loaded.variables, batch["video"], keys)
     grid = loaded.model.geometry.grid
-    count = loaded.pretraining.strategy.num_visible(grid)
+    count = loaded.task.strategy.num_visible(grid)
     assert panels["visible"].shape == (1, *grid)
     assert (panels["visible"].sum((1, 2, 3)) == count).all()
     assert (panels["predicted"] == ~panels["visible"]).all()

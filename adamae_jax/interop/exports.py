@@ -109,7 +109,7 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
     remarks += faithful.remarks(loaded, state, given_of(kind, facts), said=NORMS[kind])
     beside: Mapping[str, np.ndarray] = {}
     if isinstance(loaded, Pretrained):
-        names = authors.masking_table(loaded.pretraining).names
+        names = authors.masking_table(loaded.task).names
         beside = {name: state.pop(name) for name in names}
     remarks += huggingface.write(directory, kind, state, facts)
     if beside:

@@ -84,6 +84,26 @@ def read_subtree(
     return choice["step"], _nest({name.removeprefix(start): loaded[name] for name in arrays})
 
 
+def read_variables(directory: str | Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    """Loads what a model consists of: ``params``, ``state`` and ``frozen``, as `read_subtree` does.
+
+    Args:
+      directory: The directory of a run's checkpoints.
+      step: Which checkpoint; by default the newest whose digests verify.
+    """
+    step, params = read_subtree(directory, "params", step=step)
+    parts = {str(name).split("/")[0] for name in stored_arrays(directory, step)}
+    variables = {"params": params}
+    for name, part in (("state", "model_state"), ("frozen", "frozen")):
+        variables[name] = read_subtree(directory, part, step=step)[1] if part in parts else {}
+    return step, variables
+
+
+def stored_arrays(directory: str | Path, step: int) -> list[str]:
+    """The names of the arrays in a checkpoint."""
+    return list(digests.read_manifest(Path(directory) / str(step) / ITEM)["arrays"])
+
+
 def choose(directory: Path, step: int | None = None) -> dict[str, Any] | None:
     """The newest intact checkpoint (or the given one), and the damaged ones passed over.
 

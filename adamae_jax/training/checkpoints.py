@@ -48,10 +48,11 @@ from adamae_jax.training.checkpoint_files import (
     choose,
     read_metadata,
     read_subtree,
+    read_variables,
 )
 from adamae_jax.training.named_arrays import describe, differences, flatten
 
-__all__ = ["RunCheckpoints", "checkpoint_steps", "read_metadata", "read_subtree"]
+__all__ = ["RunCheckpoints", "checkpoint_steps", "read_metadata", "read_subtree", "read_variables"]
 
 PyTree = Any
 

@@ -111,7 +111,9 @@ def train(run: Run) -> dict[str, Any]:
     config, workdir, first = run.config, run.workdir, jax.process_index() == 0
     use_compilation_cache(config.compilation_cache_dir)
     checkpoints = RunCheckpoints(
-        workdir / rundir.CHECKPOINTS, keep=config.keep_checkpoints, metadata=run.metadata
+        workdir / rundir.CHECKPOINTS,
+        keep=config.keep_checkpoints,
+        metadata={"task": run.task.name, **run.metadata},
     )
     with rundir.claimed(workdir, config, write=first), checkpoints:
         # State
