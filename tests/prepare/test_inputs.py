@@ -55,12 +55,12 @@ def test_class_folders(source: Path, tmp_path: Path) -> None:
 
 
 def test_lists(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("walk/v 0.mp4,walk\nrun fast/v 1.mp4,run fast\n")
+    (tmp_path / "train.csv").write_text("walk/v 0.mp4 1\nrun fast/v 1.mp4 0\n")  # VideoMAE's
     (tmp_path / "val.txt").write_text(f"{source}/walk/v 2.mp4\t1\n")
-    (tmp_path / "names.txt").write_text("run fast\nwalk\nfly\n")
+    (tmp_path / "names.csv").write_text("name,id\nrun fast,0\nwalk,1\nfly,2\n")
     run(
         f"--source={source}", f"--list=train={tmp_path / 'train.csv'}",
-        f"--list=val={tmp_path / 'val.txt'}", f"--labels={tmp_path / 'names.txt'}",
+        f"--list=val={tmp_path / 'val.txt'}", f"--labels={tmp_path / 'names.csv'}",
         f"--output={tmp_path / 'a'}",
     )  # fmt: skip
     assert Dataset(tmp_path / "a", "val").label_names == ("run fast", "walk", "fly")
