@@ -115,7 +115,8 @@ def test_a_dataset_that_a_config_names_is_made_on_first_use(
     assert len(stored(directory, "train")) == 16
     before = (directory / "prepare.json").stat()
     embedded.ensure(directory)
-    embedded.ensure(Path("runs/my_videos"))
+    embedded.ensure("runs/my_videos")
+    embedded.ensure("gs://bucket/moving_objects_demo")
     assert capsys.readouterr().out == "" and os.listdir("runs") == [directory.name]
     assert (directory / "prepare.json").stat() == before
 
