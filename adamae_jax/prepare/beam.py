@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Result
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import read_items
-from adamae_jax.prepare.write import finished_shards, is_finished, write_shards
+from adamae_jax.prepare.write import Result, finished_shards, is_finished, write_shards
 
 # Beside the shards: all items. A request to a runner is limited to some MB (of Dataflow, 10), which
 # the paths of a hundred thousand videos exceed.
@@ -80,7 +79,8 @@ class Work:
         items = _read_items(self.folder / ITEMS_NAME)[start:stop]
         results = read_items(self.read, items, _PROCESSES, self.max_seconds)
         with contextlib.closing(results):
-            write_shards(self.folder, self.file_format, items, start, results, float("inf"))
+            pairs = zip(items, results, strict=True)
+            write_shards(self.folder, self.file_format, start, pairs, float("inf"))
 
     def items_per_block(self, items: Sequence[Item]) -> int:
         """Returns how many items make a shard, judged by the first of them."""

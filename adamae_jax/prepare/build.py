@@ -17,11 +17,20 @@ from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam, examples
 from adamae_jax.prepare import output as folders
-from adamae_jax.prepare.flaws import SKIPPED, SKIPPED_NAME, TRUNCATED, Flaw, Result, write_flaws
 from adamae_jax.prepare.progress import count, describe, progress, some
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import read_items
-from adamae_jax.prepare.write import Shard, finished_shards, write_shards
+from adamae_jax.prepare.write import (
+    SKIPPED,
+    SKIPPED_NAME,
+    TRUNCATED,
+    Flaw,
+    Result,
+    Shard,
+    finished_shards,
+    write_flaws,
+    write_shards,
+)
 
 # A video of ten seconds takes one or two; an hour of 1080p, about so many.
 MAX_SECONDS = 1800.0
@@ -35,7 +44,7 @@ class Plan:
         name: of the dataset.
         thing: what one item is called.
         source: where items come from, in words.
-        items: all of them, each with its split; those of a split stand together.
+        items: all of them; those of a split stand together, validation first.
         read: makes a record of an item; can be pickled.
         features: of the records.
         arguments: what determines the records; values that JSON can hold.
@@ -91,8 +100,7 @@ class Engine:
 
     Attributes:
         num_workers: processes that read; 0 reads in this one.
-        beam_runner: of Apache Beam, which reads instead; None reads here.
-        beam_options: more of Beam's own options, as on a command line.
+        on_beam: what Apache Beam is to do, which reads instead; None reads here.
         max_seconds: for one item, which is left out if it takes longer.
 
     Raises:
@@ -100,8 +108,7 @@ class Engine:
     """
 
     num_workers: int = 0
-    beam_runner: str | None = None
-    beam_options: str = ""
+    on_beam: beam.BeamOptions | None = None
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
@@ -149,12 +156,11 @@ def _fill(folder: Path, plan: Plan, output: Output, engine: Engine) -> None:
     flaws = [flaw for shard in shards for flaw in shard.flaws]
     again = f", {done} of them done already" if done else ""
     print(f"reading {count(len(plan.items), plan.thing)} from {plan.source}{again}", flush=True)
-    if engine.beam_runner is not None:
-        options = beam.BeamOptions(engine.beam_runner, engine.beam_options, engine.num_workers)
+    if engine.on_beam is not None:
         work = beam.Work(
             plan.read, output.file_format, folder, engine.max_seconds, output.shard_mb * 1_000_000
         )
-        beam.fill(work, plan.items, done, options)
+        beam.fill(work, plan.items, done, engine.on_beam)
         flaws = [flaw for shard in finished_shards(folder) for flaw in shard.flaws]
         _refuse_too_many(flaws, len(plan.items), plan, output)
         return
@@ -165,8 +171,23 @@ def _fill(folder: Path, plan: Plan, output: Output, engine: Engine) -> None:
     with contextlib.closing(results):
         shown = progress(results, done, len(plan.items))
         within_limit = _watched(shown, flaws, done, plan, output)
-        shard_bytes = output.shard_mb * 1_000_000
-        write_shards(folder, output.file_format, remaining, done, within_limit, shard_bytes)
+        empty = any(item.split == "validation" for item in plan.items)
+        empty = empty and all(shard.split != "validation" for shard in shards)
+        pairs = _settled(zip(remaining, within_limit, strict=True), empty)
+        write_shards(folder, output.file_format, done, pairs, output.shard_mb * 1_000_000)
+
+
+def _settled(pairs: Iterable[tuple[Item, Result]], empty: bool) -> Iterator[tuple[Item, Result]]:
+    """Gives the first usable item of no split to validation where that would be empty.
+
+    Args:
+        pairs: items and what became of them.
+        empty: whether items were set aside for validation, and none before was usable.
+    """
+    for item, result in pairs:
+        if result.payload is not None and empty and item.split in (None, "validation"):
+            item, empty = dataclasses.replace(item, split="validation"), False
+        yield item, result
 
 
 def _watched(
@@ -214,7 +235,8 @@ def _refuse_empty_splits(shards: Sequence[Shard], flaws: Sequence[Flaw], plan: P
     items = count(len(plan.items), "item")
     if not usable:
         raise UserError(f"none of the {items} can be used:{_list(flaws)}")
-    missing = {str(item.split) for item in plan.items} - {shard.split for shard in shards}
+    wanted = {item.split or "train" for item in plan.items}
+    missing = wanted - {shard.split for shard in shards}
     if missing:
         raise UserError(
             f"the split {min(missing)!r} would be empty: {usable} of {items} can be used, all of "

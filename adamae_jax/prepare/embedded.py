@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,25 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
+from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import examples, synthetic
 from adamae_jax.prepare.build import Engine, Output, Plan, build
-from adamae_jax.prepare.flaws import Result
 from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores
 from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.write import Result
 
 # Folders that configs name, by the sizes of `synthetic.SIZES` that belong in them.
 _FOLDERS = {f"moving_objects_{name}": name for name in synthetic.SIZES}
 
 
-def ensure(directory: Path) -> None:
+def ensure(directory: str | os.PathLike[str]) -> None:
     """Makes the embedded dataset that a directory's name asks for, unless something is there.
 
     ``moving_objects_demo`` and ``moving_objects_large`` are such names; a directory of any other
-    name is left alone. One line says what is made.
+    name, or in a bucket, is left as it is. One line says what is made. Of several processes that
+    share the directory, one alone may call this.
 
     Args:
         directory: where a config expects its data.
@@ -35,11 +38,12 @@ def ensure(directory: Path) -> None:
     Raises:
         UserError: the dataset cannot be written.
     """
-    name = _FOLDERS.get(directory.name)
-    if name is None or (directory / RECORD_NAME).is_file():
+    path = Path(directory)
+    name = _FOLDERS.get(path.name)
+    if name is None or storage.is_remote(directory) or (path / RECORD_NAME).is_file():
         return
-    print(f"{directory} is missing: making the embedded dataset {name!r}", flush=True)
-    prepare(name, directory.absolute(), num_workers=num_cores())
+    print(f"{path} is missing: making the embedded dataset {name!r}", flush=True)
+    prepare(name, path.absolute(), num_workers=num_cores())
 
 
 def prepare(name: str, destination: Path, seed: int = 0, num_workers: int = 0) -> None:

@@ -1,6 +1,5 @@
 """From options to the items that a dataset is made of."""
 
-import collections
 import dataclasses
 import glob
 import hashlib
@@ -15,10 +14,9 @@ from typing import Any
 from absl import flags
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.classes import read_classes
 from adamae_jax.prepare.folders import class_of, find_files, folder_entries
-from adamae_jax.prepare.frame_folders import FrameFolders, Odd, find_folders
-from adamae_jax.prepare.lists import read_list
+from adamae_jax.prepare.frame_folders import FrameFolders, find_folders
+from adamae_jax.prepare.lists import read_classes, read_list
 from adamae_jax.prepare.progress import count, progress, some
 from adamae_jax.prepare.sources import Entry, Item, Source, in_threads, make_source, text_of
 from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
@@ -64,7 +62,11 @@ class Found:
         _say(f"looking at {count(len(items), 'folder')} of frames in {self.root}")
         answers = in_threads(lambda item: folders.look(item.path), items)
         looks = list(progress(answers, 0, len(items), "folders", "looking", "looked at"))
-        odd = {item.id: look.odd for item, look in zip(items, looks, strict=True) if look.odd}
+        odd = {
+            item.id: look.kinds
+            for item, look in zip(items, looks, strict=True)
+            if len(look.kinds) > 1
+        }
         if odd:
             raise _no_videos(odd)
         return [(item.num_frames, look.state) for item, look in zip(items, looks, strict=True)]
@@ -79,14 +81,15 @@ def _state(item: Item) -> object:
         return -1  # it will be listed as skipped
 
 
-def _no_videos(odd: Mapping[str, Odd]) -> UserError:
-    """Returns the error of folders whose images are not the frames of one video."""
-    reasons = [f"{name} {reason}" for name, (reason, _) in sorted(odd.items())]
-    pattern, _ = collections.Counter(pattern for _, pattern in odd.values()).most_common(1)[0]
-    many = f"{len(odd)} folders are no videos: " if len(odd) > 1 else "the folder "
+def _no_videos(odd: Mapping[str, Mapping[str, int]]) -> UserError:
+    """Returns the error of folders that hold images of several kinds."""
+    folders = [f"{name} ({some(sorted(map(text_of, odd[name])), 4)})" for name in sorted(odd)]
+    first = odd[min(odd)]
+    pattern = max(sorted(first), key=first.__getitem__)
     return UserError(
-        f"{many}{some(reasons, _MOST_NAMED)}: remove what is no frame, or say which are the "
-        f"frames, in quotes: --frame_names='{text_of(pattern)}', for instance"
+        f"{count(len(odd), 'folder')} of frames with images of several kinds: "
+        f"{some(folders, _MOST_NAMED)}: remove what is no frame, or say which are the frames, in "
+        f"quotes: --frame_names='{text_of(pattern)}', for instance"
     )
 
 

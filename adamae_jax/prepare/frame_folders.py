@@ -13,30 +13,16 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.folders import IMAGE_SUFFIXES, NO_VIDEOS, Found, Listing, search
-from adamae_jax.prepare.sources import text_of
 
 _DIGITS = re.compile(r"([0-9]+)")
 _LAST_NUMBER = re.compile(r"(.*?)[0-9]+([^0-9]*)", re.S)
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
-_MOST_KINDS = 4  # that a message names
-
-
-class Odd(NamedTuple):
-    """Why the images of a folder are no frames of one video.
-
-    Attributes:
-        reason: in words.
-        pattern: that would choose some of them, for `FrameFolders.names`.
-    """
-
-    reason: str
-    pattern: str
 
 
 class Look(NamedTuple):
@@ -45,11 +31,12 @@ class Look(NamedTuple):
     Attributes:
         state: tells its frames from others, by their names and by the sizes of the first and the
             last; "" where it cannot be listed.
-        odd: None where the images are frames of one video, or chosen by a pattern.
+        kinds: how many images there are of each kind, by a pattern of their names; images of one
+            kind differ in their last number only. One at most, if they are frames of one video.
     """
 
     state: str
-    odd: Odd | None
+    kinds: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +81,16 @@ class FrameFolders:
         try:
             names = sorted(map(os.path.basename, self.paths(folder)))
         except OSError:  # it will be left out, and listed
-            return Look("", None)
+            return Look("", {})
         # A dataset has many millions of images: two sizes of each folder stand for all. They tell
         # frames that were extracted anew, in another size or quality, and a copy that was cut
         # short. What this misses: an image between the first and the last that was replaced under
         # its name.
         sizes = [_size(os.path.join(folder, name)) for name in {*names[:1], *names[-1:]}]
         digest = hashlib.sha256(os.fsencode("\n".join([*names, f"/{sorted(sizes)}"])))
-        return Look(digest.hexdigest(), None if self.names else _odd(names))
+        return Look(
+            digest.hexdigest(), {} if self.names else collections.Counter(map(_kind, names))
+        )
 
 
 def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
@@ -163,26 +152,9 @@ def _size(path: str) -> int:
         return -1  # reading it will show that it is missing
 
 
-def _kinds(names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns names by their kind: a pattern of all that differ in their last number only."""
-    kinds: dict[str, list[str]] = collections.defaultdict(list)
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        match = _LAST_NUMBER.fullmatch(stem)
-        start, end = (match[1], match[2]) if match else (stem, "")
-        number = "[0-9]*" if match else ""
-        kinds[f"{glob.escape(start)}{number}{glob.escape(end)}{suffix}"].append(name)
-    return kinds
-
-
-def _odd(names: Sequence[str]) -> Odd | None:
-    """Returns what is wrong where images are not numbered through under one name."""
-    kinds = _kinds(names)
-    if len(kinds) < 2:
-        return None
-    examples = [text_of(of_kind[0]) for of_kind in kinds.values()]
-    more = ", ..." if len(examples) > _MOST_KINDS else ""
-    likely = max(kinds, key=lambda pattern: (len(kinds[pattern]), pattern))
-    return Odd(
-        f"holds images of {len(kinds)} kinds ({', '.join(examples[:_MOST_KINDS])}{more})", likely
-    )
+def _kind(name: str) -> str:
+    """Returns a pattern of all names that differ from this one in their last number only."""
+    stem, suffix = os.path.splitext(name)
+    if not (match := _LAST_NUMBER.fullmatch(stem)):
+        return f"{glob.escape(stem)}{suffix}"
+    return f"{glob.escape(match[1])}[0-9]*{glob.escape(match[2])}{suffix}"

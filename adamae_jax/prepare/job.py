@@ -24,6 +24,7 @@ from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded, examples
+from adamae_jax.prepare.beam import BeamOptions
 from adamae_jax.prepare.build import MAX_SECONDS, Engine, Output, Plan, build
 from adamae_jax.prepare.find import Found, find_source
 from adamae_jax.prepare.pool import num_cores
@@ -76,7 +77,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )  # fmt: skip
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
-        "validation_fraction", 0.1, "share of files for validation, where nothing says which; or 0",
+        "validation_fraction", 0.1, "share of each class for validation, where nothing says which",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
@@ -135,9 +136,10 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         embedded.prepare(values.embedded, destination, values.seed, values.num_workers)
         return
     output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
-    engine = Engine(
-        values.num_workers, values.beam_runner, values.beam_options, values.max_seconds_per_video
-    )
+    on_beam = None
+    if values.beam_runner is not None:
+        on_beam = BeamOptions(values.beam_runner, values.beam_options, values.num_workers)
+    engine = Engine(values.num_workers, on_beam, values.max_seconds_per_video)
     found = find_source(values)
     recipe = Recipe(
         values.codec,

@@ -1,4 +1,4 @@
-"""Lists of videos as the field writes them: lines, tables and Something-Something's JSON.
+"""Lists of videos and of classes as the field writes them: lines, tables and JSON.
 
 A list names the videos of one split. Its lines are ``path label``, parted by spaces, tabs, commas
 or semicolons; the label, a name or a number, may be missing from all of them, and -1 says that a
@@ -15,6 +15,8 @@ of MMAction2 and VideoMAE take it. They may name a folder as the authors name it
 suffix.
 """
 
+import collections
+import csv
 import functools
 import json
 import os
@@ -27,6 +29,11 @@ from adamae_jax.prepare.sources import Entry
 from adamae_jax.prepare.tables import SUFFIXES, read_table
 
 _NO_LABEL = "-1"
+# A first line of nothing but such words names the columns.
+_HEADING = frozenset(
+    ("category", "class", "class_id", "class_name", "classes", "id", "index", "label", "label_id",
+     "label_name", "labels", "name", "number")
+)  # fmt: skip
 _HMDB51 = re.compile(r"(.+)_test_split[123]\.txt")
 Locate = Callable[[Sequence[str]], str]  # which of some paths is there
 # What Kinetics' tables call a split, and how the folder is called in which it is usually kept.
@@ -46,9 +53,9 @@ def read_list(path: Path, split: str, root: Path, frame_folders: bool = False) -
     Raises:
         UserError: it cannot be read, is empty, or one of its lines makes no sense.
     """
-    text = read_text(path)
+    text = _read_text(path)
     locate = functools.partial(_locate_folder if frame_folders else _locate, root)
-    content = read_json(path, text)
+    content = _read_json(path, text)
     if content is not None:
         entries = list(_json_entries(path, content, split, locate))
     elif match := _HMDB51.fullmatch(path.name):
@@ -66,7 +73,7 @@ def read_list(path: Path, split: str, root: Path, frame_folders: bool = False) -
     return [entry._replace(label=None) if entry.label == _NO_LABEL else entry for entry in entries]
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Returns the text in a file.
 
     Raises:
@@ -80,7 +87,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_json(path: Path, text: str) -> object:
+def _read_json(path: Path, text: str) -> object:
     """Returns the content of a text in JSON; None of one that is not.
 
     Raises:
@@ -173,3 +180,77 @@ def _json_entries(path: Path, content: object, split: str, locate: Locate) -> It
         label = str(video.get("template") or video.get("label") or "")
         label = label.replace("[", "").replace("]", "")
         yield Entry(locate([str(video["id"])]), label or None, split, where)
+
+
+def read_classes(path: Path) -> dict[str, int]:
+    """Returns classes by name and, where the file numbers them, by number.
+
+    A text has one class a line, with its number in front or behind (``3 archery``, ``archery,3``),
+    or without, when they count from 0; a heading (``name,id``) is passed over. JSON is an object
+    from name to number, as Something-Something's, or a list of names. Indices follow the numbers,
+    without gaps.
+
+    Raises:
+        UserError: it cannot be read or understood, or a name or number is there twice.
+    """
+    text = _read_text(path)
+    content = _read_json(path, text)
+    pairs = list(_classes(path, text) if content is None else _json_classes(path, content))
+    names, numbers = [name for name, _ in pairs], [number for _, number in pairs]
+    for kind, values in (("class", names), ("number", numbers)):
+        for value, count in collections.Counter(values).most_common(1):
+            if count > 1:
+                raise UserError(f"{path} has the {kind} {value!r} {count} times: write it once")
+    if not pairs or "" in names:
+        raise UserError(f"{path} names no classes, or one without a name")
+    indices = {number: index for index, number in enumerate(sorted(numbers))}
+    # Names last: a class may be called by a number.
+    by_number = {str(number): index for number, index in indices.items()}
+    return {name: indices[number] for name, number in pairs} | {
+        number: index for number, index in by_number.items() if number not in names
+    }
+
+
+def _json_classes(path: Path, content: object) -> Iterator[tuple[str, int]]:
+    if isinstance(content, list):
+        content = {str(name): number for number, name in enumerate(content)}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds neither an object from class to number nor a list of names")
+    for name, number in content.items():
+        if not str(number).isdecimal():
+            raise UserError(f"{path}: class {name!r} has the number {number!r}")
+        yield str(name), int(number)
+
+
+def _classes(path: Path, text: str) -> Iterator[tuple[str, int]]:
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if lines and set(re.split(r"[,;\t ]+", lines[0].lower())) <= _HEADING:
+        lines = lines[1:]
+    readings = []
+    for separator in "\t,; ":
+        rows = [_parted(line, separator) for line in lines]
+        for number, name in ((0, slice(1, None)), (-1, slice(None, -1))):
+            if all(len(row) > 1 and row[number].isdecimal() for row in rows):
+                readings.append(
+                    [(separator.join(row[name]).strip("\"' "), int(row[number])) for row in rows]
+                )
+        if readings:
+            break
+    # What gives one name to several classes has taken a part of it for a number.
+    readings = [pairs for pairs in readings if len({name for name, _ in pairs}) == len(pairs)]
+    if len(readings) > 1 and readings[0] != readings[1]:
+        raise UserError(
+            f"{path} has numbers in front of and behind its classes: it begins with {lines[0]!r} "
+            f"and {lines[1:2]}: write one class a line, as 'number,name'"
+        )
+    if readings:
+        yield from readings[0]
+    else:
+        yield from ((line.strip('"'), number) for number, line in enumerate(lines))
+
+
+def _parted(line: str, separator: str) -> Sequence[str]:
+    if separator == " ":
+        return line.split()
+    (cells,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
+    return [cell.strip() for cell in cells]

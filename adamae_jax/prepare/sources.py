@@ -35,7 +35,7 @@ class Item:
         id: unique within the dataset; for a file, its path below the root.
         path: of the file that holds it, or of the folder that holds its frames.
         label: class index, or `schema.UNLABELLED`.
-        split: the split that it belongs to; None where `with_splits` is still to decide.
+        split: the split that it belongs to; None: training, or validation if that would be empty.
         span: (offset, length) of the ``tf.train.Example`` in the file; None: it is the whole file.
         num_frames: how many frames of a folder are the video, from the first on; None: all.
     """
@@ -115,7 +115,7 @@ def make_source(
 
 
 def with_splits(items: Iterable[Item], validation_fraction: float) -> Iterator[Item]:
-    """Yields all items, those without a split parted into "train" and "validation".
+    """Yields all items, with a part of those without a split set aside for "validation".
 
     Of each class (and of what has none), the fraction is for validation, rounded, but at least one
     item if the class has two or more: metrics of a class need an example of it. Which items it is
@@ -138,7 +138,7 @@ def with_splits(items: Iterable[Item], validation_fraction: float) -> Iterator[I
         wanted = max(1, round(validation_fraction * len(of_class))) if validation_fraction else 0
         aside = min(wanted, len(of_class) - 1)  # one is left to train on
         for place, item in enumerate(in_order(of_class)):
-            yield dataclasses.replace(item, split="validation" if place < aside else "train")
+            yield dataclasses.replace(item, split="validation") if place < aside else item
 
 
 def in_order(items: Iterable[Item]) -> tuple[Item, ...]:
@@ -146,7 +146,7 @@ def in_order(items: Iterable[Item]) -> tuple[Item, ...]:
 
     def place(item: Item) -> tuple[str, bytes, str]:
         # The small split comes first, so that what is wrong with it shows early.
-        split = "" if item.split in (None, "validation") else str(item.split)
+        split = "" if item.split == "validation" else item.split or "train"
         return split, hashlib.sha256(item.id.encode()).digest(), item.id
 
     return tuple(sorted(items, key=place))

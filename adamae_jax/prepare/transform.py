@@ -19,13 +19,21 @@ from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
 from adamae_jax.data.storage import is_outage
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import examples
-from adamae_jax.prepare.encode import JPEG_QUALITY, EncodedVideo, read_video
-from adamae_jax.prepare.flaws import SKIPPED, TRUNCATED, Flaw, Result
+from adamae_jax.prepare.encode import (
+    JPEG_QUALITY,
+    EncodedVideo,
+    encode_stills,
+    read_folder,
+    read_video,
+    reason_of,
+    small_size,
+    upright,
+)
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.pool import ordered_map
 from adamae_jax.prepare.sources import Item, text_of
-from adamae_jax.prepare.stills import encode_stills, read_folder, reason_of, small_size, upright
 from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored
+from adamae_jax.prepare.write import SKIPPED, TRUNCATED, Flaw, Result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shards in the making: results appended to files, each with a note once it is finished.
+"""What becomes of items, and shards in the making: each has a note once it is finished.
 
 A shard holds the records of items that follow each other. It is written under a private name, then
 renamed to its place (`Shard.name`), and then a note beside it says what it holds. A job that is
@@ -7,16 +7,52 @@ of the same items writes the same bytes.
 """
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from adamae_jax.prepare.flaws import Flaw, Result
 from adamae_jax.prepare.shard_files import WRITERS
 from adamae_jax.prepare.sources import Item
+
+SKIPPED, TRUNCATED = "skipped", "truncated"
+SKIPPED_NAME = "skipped.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+    """An item that is not, or not wholly, in the dataset: one line of ``skipped.csv``.
+
+    Attributes:
+        id: of the item.
+        status: "skipped" (left out) or "truncated" (kept up to its damage).
+        frames: how many could be read.
+        reason: what is wrong.
+    """
+
+    id: str
+    status: str
+    frames: int
+    reason: str
+
+
+class Result(NamedTuple):
+    """A serialised ``tf.train.Example``, or none, and what was wrong."""
+
+    payload: bytes | None
+    flaw: Flaw | None
+
+
+def write_flaws(flaws: Sequence[Flaw], path: Path) -> None:
+    """Writes a CSV table of flaws, sorted by id, with a line of column names."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([field.name for field in dataclasses.fields(Flaw)])
+        table.writerows(dataclasses.astuple(flaw) for flaw in sorted(flaws, key=lambda f: f.id))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +106,8 @@ def _read_note(path: Path) -> Shard | None:
 def write_shards(
     folder: Path,
     file_format: str,
-    items: Sequence[Item],
     start: int,
-    results: Iterable[Result],
+    results: Iterable[tuple[Item, Result]],
     shard_bytes: float,
 ) -> None:
     """Writes the results of items that follow each other.
@@ -80,24 +115,26 @@ def write_shards(
     Args:
         folder: of the shards.
         file_format: of the shards, one of `WRITERS`.
-        items: those to write; those of a split stand together.
-        start: place of the first of them among all items.
-        results: of these items.
+        start: place of the first item among all items.
+        results: items and what became of them; those of a split stand together.
         shard_bytes: a shard that has so many is finished.
 
     Raises:
         OSError: a file cannot be written.
     """
     shard = _OpenShard(folder, file_format, start)
+    stop = start
     try:
-        for place, (item, result) in enumerate(zip(items, results, strict=True), start):
-            full = shard.num_bytes >= shard_bytes
-            if result.payload is not None and shard.records and (full or item.split != shard.split):
-                shard.finish(place)
-                shard = _OpenShard(folder, file_format, place)
-            shard.add(item, result)
-        if items:
-            shard.finish(start + len(items))
+        for item, result in results:
+            split = item.split or "train"
+            done = shard.num_bytes >= shard_bytes or split != shard.split
+            if result.payload is not None and shard.records and done:
+                shard.finish(stop)
+                shard = _OpenShard(folder, file_format, stop)
+            shard.add(split, result)
+            stop += 1
+        if stop > start:
+            shard.finish(stop)
     finally:
         shard.abandon()
 
@@ -106,17 +143,17 @@ class _OpenShard:
     """The file that records go to at the moment."""
 
     def __init__(self, folder: Path, file_format: str, start: int):
-        self.split: str | None = ""
+        self.split = ""
         self.records = self.num_bytes = 0
         self._folder, self._start = folder, start
         self._path = folder / f".{uuid.uuid4().hex}"
         self._flaws: list[Flaw] = []
         self._writer = WRITERS[file_format](self._path)
 
-    def add(self, item: Item, result: Result) -> None:
+    def add(self, split: str, result: Result) -> None:
         if result.payload is not None:
             self._writer.write(result.payload)
-            self.split = item.split
+            self.split = split
             self.records += 1
             self.num_bytes += len(result.payload)
         if result.flaw is not None:
@@ -124,7 +161,7 @@ class _OpenShard:
 
     def finish(self, stop: int) -> None:
         shard = Shard(
-            self._start, stop, self.split or "", self.records, self.num_bytes, tuple(self._flaws)
+            self._start, stop, self.split, self.records, self.num_bytes, tuple(self._flaws)
         )
         if shard.records:
             self._writer.close()  # which brings it to the disk

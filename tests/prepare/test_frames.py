@@ -3,7 +3,6 @@
 import csv
 import errno
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
@@ -194,15 +193,3 @@ def test_bad_arguments(
         run("--source=frames", "--output=output", *arguments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not Path("output").exists()
-
-
-def test_other_sources_know_no_frame_folders(tmp_path: Path) -> None:
-    for kind in ("tfds", "embedded"):
-        with pytest.raises(UserError, match=f"--frame_folders means nothing with --{kind}"):
-            run(f"--{kind}=demo", "--frame_folders", f"--output={tmp_path / 'a'}")
-
-
-def test_the_record_says_how_folders_were_read(source: Path, tmp_path: Path) -> None:
-    run(f"--source={source}", "--frame_folders", f"--output={tmp_path / 'a'}", "--rate=10")
-    record = json.loads((tmp_path / "a" / "prepare.json").read_text())
-    assert record["arguments"]["frame_folders"] == {"names": "", "rate": 10.0}

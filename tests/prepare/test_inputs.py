@@ -1,5 +1,6 @@
 """`prepare` from every kind of source, to what training reads."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,12 +55,12 @@ def test_class_folders(source: Path, tmp_path: Path) -> None:
 
 
 def test_lists(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("walk/v 0.mp4,walk\nrun fast/v 1.mp4,run fast\n")
+    (tmp_path / "train.csv").write_text("walk/v 0.mp4 1\nrun fast/v 1.mp4 0\n")  # VideoMAE's
     (tmp_path / "val.txt").write_text(f"{source}/walk/v 2.mp4\t1\n")
-    (tmp_path / "names.txt").write_text("run fast\nwalk\nfly\n")
+    (tmp_path / "names.csv").write_text("name,id\nrun fast,0\nwalk,1\nfly,2\n")
     run(
         f"--source={source}", f"--list=train={tmp_path / 'train.csv'}",
-        f"--list=val={tmp_path / 'val.txt'}", f"--labels={tmp_path / 'names.txt'}",
+        f"--list=val={tmp_path / 'val.txt'}", f"--labels={tmp_path / 'names.csv'}",
         f"--output={tmp_path / 'a'}",
     )  # fmt: skip
     assert Dataset(tmp_path / "a", "val").label_names == ("run fast", "walk", "fly")
@@ -284,6 +285,13 @@ def test_splits_of_few_videos(source: Path, tmp_path: Path) -> None:
     arguments = [f"--source={source}", "--validation_fraction=0.95"]
     run(*arguments, f"--output={tmp_path / 'a'}")
     assert len(labels(tmp_path / "a", "train")) == 1  # something is left to train on
+    # The one that was set aside cannot be used: another one takes its place.
+    videos = copied(source, tmp_path / "more", *(f"{number}.mp4" for number in range(6)))
+    aside = min(videos.iterdir(), key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    aside.write_text("no video")
+    run(f"--source={videos}", f"--output={tmp_path / 'c'}", "--max_skipped=0.2")
+    assert len(labels(tmp_path / "c", "validation")) == 1
+    assert len(labels(tmp_path / "c", "train")) == 4
     make_video(tmp_path / "videos" / "long.mp4", 20)
     make_video(tmp_path / "videos" / "short.mp4", 5)
     message = (

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.classes import read_classes
-from adamae_jax.prepare.lists import read_list
+from adamae_jax.prepare.lists import read_classes, read_list
 
 Rows = list[tuple[str, str | None]]
 

@@ -60,7 +60,7 @@ def test_items_know_their_files() -> None:
     source = make_source(Path("/videos"), [entry("a b/./c.mp4", "x", "train")])
     assert source.items == (Item("a b/c.mp4", "/videos/a b/c.mp4", 0, "train"),)
     (item,) = make_source(Path("/videos"), [entry("/videos/d.mp4")]).items
-    assert (item.id, item.path, item.split) == ("d.mp4", "/videos/d.mp4", "train")
+    assert (item.id, item.path, item.split) == ("d.mp4", "/videos/d.mp4", None)
     (item,) = make_source(Path("/videos"), [entry("b\udcff.mp4")]).items
     assert item.id == "b\\xff.mp4"
     assert os.fsencode(item.path) == b"/videos/b\xff.mp4"
@@ -93,7 +93,7 @@ def test_a_part_of_each_class_is_set_aside() -> None:
     def split(fraction: float, *labels: str | None) -> dict[str | None, int]:
         entries = [entry(f"{number}.mp4", label) for number, label in enumerate(labels)]
         source = make_source(Path("/videos"), entries, validation_fraction=fraction)
-        assert {item.split for item in source.items} <= {"train", "validation"}
+        assert {item.split for item in source.items} <= {None, "validation"}
         aside = [item.label for item in source.items if item.split == "validation"]
         names = source.label_names or (None,)
         return {name: aside.count(names.index(name) if name else UNLABELLED) for name in names}
@@ -107,7 +107,7 @@ def test_a_part_of_each_class_is_set_aside() -> None:
     assert sum(split(0.1, *"abc").values()) == 1
     entries = [entry("a.mp4", split="test"), entry("b.mp4"), entry("c.mp4")]
     source = make_source(Path("/videos"), entries, validation_fraction=0.5)
-    assert sorted(str(item.split) for item in source.items) == ["test", "train", "validation"]
+    assert sorted(str(item.split) for item in source.items) == ["None", "test", "validation"]
 
 
 def test_many_entries_keep_their_order(tmp_path: Path) -> None:
@@ -138,5 +138,7 @@ def test_splits_stand_together() -> None:
     items = [Item(str(n), "", 0, ("train", "validation", "test")[n % 3]) for n in range(30)]
     splits = [item.split for item in in_order(items)]
     assert splits == ["validation"] * 10 + ["test"] * 10 + ["train"] * 10
+    items = [Item("a", ""), Item("b", "", 0, "validation"), Item("c", "")]
+    assert [item.split for item in in_order(items)] == ["validation", None, None]
     # By SHA-256, in all versions.
     assert [item.id for item in in_order(Item(name, "") for name in "abc")] == ["c", "b", "a"]

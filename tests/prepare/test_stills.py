@@ -1,7 +1,6 @@
 """Folders of frames, as `transform` makes records of them."""
 
 import errno
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adamae_jax.data import schema, storage
+from adamae_jax.data import schema
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Flaw, Result
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw, Result
 from tests.data.fixtures import video
 from tests.prepare.test_transform import break_reading, features, save
 
@@ -161,22 +160,3 @@ def test_what_is_no_fault_of_an_item_is_an_error(
     found = of_folder(folder, codec=codec).flaw
     assert found is not None and "not allowed" in found.reason
     assert found.status == ("truncated" if first else "skipped")
-
-
-def test_folders_are_listed_again_where_the_storage_fails_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, calls = save_frames(tmp_path / "v", video(0)), itertools.count()
-    paths = FrameFolders.paths
-
-    def fail_once(folders: FrameFolders, folder: str) -> list[str]:
-        if not next(calls):
-            raise OSError(errno.ESTALE, "stale")
-        return paths(folders, folder)
-
-    monkeypatch.setattr(FrameFolders, "paths", fail_once)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    assert of_folder(folder).flaw is None
-    break_reading(monkeypatch, OSError(errno.ETIMEDOUT, "no answer"), name="retried")
-    with pytest.raises(UserError, match="no answer"):  # when the folder is listed
-        of_folder(folder)

@@ -15,11 +15,11 @@ from tensorflow_datasets.proto import tf_example_pb2
 from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.flaws import Flaw
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
 from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw
 from tests.data.fixtures import video
 from tests.data.videos import blot, make_audio, make_video
 from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write
@@ -184,14 +184,6 @@ def test_images(tmp_path: Path, suffix: str) -> None:
     assert (values[schema.ID], values[schema.LABEL]) == ([b"x"], [2])
 
 
-def test_images_stand_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    path = save(tmp_path / "a.jpg", video(0, height=32, width=64)[0], exif=exif)
-    values = features(transform(Recipe(images=True), Item("x", str(path))).payload)
-    assert simplejpeg.decode_jpeg_header(values[schema.IMAGE][0])[:2] == (64, 32)
-
-
 def test_original_images(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", video(0)[0])
     recipe = Recipe("original", images=True)
@@ -226,14 +218,8 @@ def test_images_of_tfds(tmp_path: Path) -> None:
     [
         ({"codec": "av1"}, "--codec=av1 must be one of: jpeg, h264, original"),
         ({"codec": "h264", "images": True}, "--codec=h264 must be one of: jpeg, original"),
-        (
-            {"codec": "original", "stored": StoredFeatures("a", None, False)},
-            "--codec=original must be one of: jpeg, h264",
-        ),
-        (
-            {"codec": "original", "frame_folders": FrameFolders()},
-            "--codec=original must be one of: jpeg, h264",
-        ),
+        ({"codec": "original", "stored": StoredFeatures("a", None, False)}, "of: jpeg, h264$"),
+        ({"codec": "original", "frame_folders": FrameFolders()}, "of: jpeg, h264$"),
         ({"min_frames": 0}, "--min_frames=0"),
         ({"short_side": 8}, "--short_side=8"),
     ],

@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 
 from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS, TFRECORD
-from adamae_jax.prepare.flaws import Flaw, Result, write_flaws
 from adamae_jax.prepare.shard_files import payloads
 from adamae_jax.prepare.sources import Item
-from adamae_jax.prepare.write import finished_shards, is_finished, write_shards
+from adamae_jax.prepare.write import (
+    Flaw,
+    Result,
+    finished_shards,
+    is_finished,
+    write_flaws,
+    write_shards,
+)
 
 BAD = {3: "skipped", 7: "truncated", 19: "skipped"}  # the last item is one of them
-ITEMS = [Item(f"v{n}", "", 0, "validation" if n < 7 else "train") for n in range(20)]
+ITEMS = [Item(f"v{n}", "", 0, "validation" if n < 7 else None) for n in range(20)]
 
 
 def results(first: int, last: int = 20) -> Iterator[Result]:
@@ -27,7 +33,8 @@ def write(folder: Path, last: int = 20, file_format: str = TFRECORD) -> None:
     shards = finished_shards(folder)
     start = shards[-1].stop if shards else 0
     try:
-        write_shards(folder, file_format, ITEMS[start:], start, results(start, last), 350)
+        pairs = zip(ITEMS[start:], results(start, last), strict=True)
+        write_shards(folder, file_format, start, pairs, 350)
     except ValueError:  # zip: the results ended before the items did
         assert last < 20
 
@@ -98,11 +105,12 @@ def test_shards_are_on_the_disk_before_their_notes(
 
 def test_blocks_that_others_write_are_found_in_any_order(tmp_path: Path) -> None:
     for start, stop in ((7, 20), (3, 4), (0, 3)):
-        blocks = ITEMS[start:stop], start, results(start, stop), float("inf")
-        write_shards(tmp_path, TFRECORD, *blocks)
+        pairs = zip(ITEMS[start:stop], results(start, stop), strict=True)
+        write_shards(tmp_path, TFRECORD, start, pairs, float("inf"))
     assert [shard.stop for shard in finished_shards(tmp_path)] == [3, 4]  # no gap
     assert is_finished(tmp_path, 7, 20) and not is_finished(tmp_path, 4, 7)
-    write_shards(tmp_path, TFRECORD, ITEMS[4:7], 4, results(4, 7), float("inf"))
+    pairs = zip(ITEMS[4:7], results(4, 7), strict=True)
+    write_shards(tmp_path, TFRECORD, 4, pairs, float("inf"))
     shards = finished_shards(tmp_path)
     assert [(shard.stop, shard.records) for shard in shards] == [(3, 3), (4, 0), (7, 3), (20, 12)]
     assert not (tmp_path / shards[1].name).exists()  # nothing of it could be used
