@@ -310,19 +310,25 @@ class Batches:
 
     def _produce(self, pieces: grain.IterDataset[Element], per_batch: int) -> None:
         """Keeps batches ready; all that grain does for this process happens in this thread."""
+        iterator: grain.DatasetIterator[Element] | None = None
         try:
             iterator = iter(pieces)
-            try:
-                while self._deliver(self._joined(iterator, per_batch)):
-                    pass
-            finally:
-                iterator.close()
+            while (batch := self._joined(iterator, per_batch)) is not None:
+                if not self._deliver(batch):
+                    break
         except Exception as error:
             self._deliver(error)
+        finally:
+            if iterator is not None:
+                iterator.close()
 
-    def _joined(self, pieces: Iterator[Element], count: int) -> Batch:
-        """Returns one batch, copied out of the workers' shared memory."""
-        found: Sequence[Element] = [*itertools.islice(pieces, count)]
+    def _joined(self, pieces: Iterator[Element], count: int) -> Batch | None:
+        """Returns one batch, copied out of the workers' memory; None when it is time to stop."""
+        found: list[Element] = []
+        for piece in itertools.islice(pieces, count):
+            found.append(piece)
+            if self._stop.is_set():
+                return None
         if len(found) == 1 and not self._num_workers:
             return found[0]
         return {

@@ -116,14 +116,14 @@ class ClipSpec:
 
 
 def _check_range(name: str, bounds: Sequence[float], limit: float) -> None:
-    """That ``bounds`` are two finite numbers in order, above 0 and not above ``limit``."""
+    """Checks that ``bounds`` are two finite numbers in order, above 0 and not above ``limit``."""
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit or math.isinf(bounds[1]):
         most = "" if math.isinf(limit) else f" and at most {limit:g}"
         raise UserError(f"{name} is {bounds}, but must be (lowest, highest), both above 0{most}")
 
 
 def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
-    """That the records of a dataset can give such clips.
+    """Checks that the records of a dataset can give such clips.
 
     Raises:
         UserError: the dataset holds images, but the clips have several frames or need a rate.
@@ -143,7 +143,7 @@ def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
 
 
 def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
-    """Words on a dataset of videos that are shorter than the clips, as its first ones tell.
+    """Returns words on a dataset of videos that are shorter than the clips, as its first ones tell.
 
     Such clips are made all the same, as the authors make them: a late frame fills them up.
     """
@@ -168,7 +168,7 @@ def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
 
 
 def _frames_needed(record: Record, spec: ClipSpec) -> float:
-    """Frames that a video has at least if its clips are to be what the spec says."""
+    """Returns how many frames a video needs for clips that are what the spec says."""
     if spec.frame_sampling == "segments" or spec.num_frames == 1:
         return spec.num_frames
     if spec.frame_sampling == "time_scaled":
@@ -277,7 +277,7 @@ def _cut_alike(
 
 
 def _places(frames: Int64[np.ndarray, "t"]) -> dict[int, list[int]]:
-    """Where in a clip each of its frames stands."""
+    """Returns where in a clip each of its frames stands."""
     places: dict[int, list[int]] = {}
     for place, number in enumerate(frames.tolist()):
         places.setdefault(number, []).append(place)
@@ -328,6 +328,6 @@ def _cut_foreground(
     draw: _Draw,
     spec: ClipSpec,
 ) -> UInt8[np.ndarray, "t h w"]:
-    """One clip's masks out of those of the whole video."""
+    """Returns one clip's masks out of those of the whole video."""
     cut = cut_masks(masks[draw.frames], draw.box, frame_size, spec.mask_size)
     return cut[:, :, ::-1] if draw.flipped else cut

@@ -67,7 +67,7 @@ def choose_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """The box to cut out.
+    """Returns the box to cut out.
 
     Args:
         crop: one of `CROPS`. ``multi_scale_corner`` and ``random_resized`` draw from ``rng``;
@@ -91,7 +91,7 @@ def choose_box(
 
 
 def spread_boxes(frame_size: tuple[int, int], image_size: tuple[int, int], count: int) -> list[Box]:
-    """Largest boxes with the proportions of the output, from one end of the frame to the other.
+    """Returns the largest boxes with the output's proportions, from end to end of the frame.
 
     Along its longer side: left to right or top to bottom, as in the evaluations of VideoMAE and
     MAE-ST; a single one is in the centre.
@@ -214,7 +214,7 @@ def cut_frame(
 
 
 def reduction(box: Box, image_size: tuple[int, int], interpolation: str) -> int:
-    """How many times smaller, in both directions, frames may be decoded for a box.
+    """Returns how many times smaller, in both directions, frames may be decoded for a box.
 
     A decoder that leaves out the finest frequencies is an antialiasing filter that costs less than
     nothing. What it gives is never enlarged; and that its pixels are coarser than the box's edges

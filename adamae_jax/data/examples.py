@@ -57,12 +57,12 @@ class Layout(abc.ABC):
     """How the records of a dataset are written down; can be pickled."""
 
     def parse(self, payload: bytes) -> Record:
-        """The record in bytes that are in memory; raises as `read` does."""
+        """Returns the record in bytes that are in memory; raises as `read` does."""
         return self.read(HeldPayload(payload))
 
     @abc.abstractmethod
     def read(self, payload: Payload) -> Record:
-        """The record in a ``tf.train.Example``, reading no more of it than it takes.
+        """Returns the record in a ``tf.train.Example``, reading no more of it than it takes.
 
         Raises:
             BadRecordError: it is damaged.

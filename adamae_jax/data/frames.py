@@ -21,7 +21,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErr
 
 
 def encoded_size(image: bytes) -> tuple[int, int]:
-    """(height, width) of a JPEG or PNG, from its header.
+    """Returns (height, width) of a JPEG or PNG, from its header.
 
     Raises:
         BadRecordError: it is neither, or claims to have more than `MAX_PIXELS`.
@@ -102,7 +102,7 @@ def decode_frames(
     frames: Int64[np.ndarray, "t"],
     frame_size: tuple[int, int],
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames numbered ``frames``, in any order, as one array; see `each_frame`.
+    """Returns the frames numbered ``frames``, in any order, as one array; see `each_frame`.
 
     Raises:
         BadRecordError: one of them is damaged, or is not of (height, width) ``frame_size``.
@@ -115,7 +115,7 @@ def decode_frames(
 def _decode(
     image: bytes, buffer: UInt8[np.ndarray, "h w 3"], repeat_colours: bool
 ) -> UInt8[np.ndarray, "..."]:
-    """The pixels; of a JPEG in the buffer, whose size it is decoded to."""
+    """Returns the pixels; of a JPEG in the buffer, whose size it is decoded to."""
     if not image.startswith(PNG_SIGNATURE):
         simplejpeg.decode_jpeg(
             image,
@@ -137,7 +137,7 @@ def _open_png(image: bytes) -> Image.Image:
 
 
 def decode_foreground(png: bytes, num_frames: int) -> UInt8[np.ndarray, "n h w"]:
-    """The foreground masks of all ``num_frames`` frames, from the PNG that stacks them.
+    """Returns the foreground masks of all ``num_frames`` frames, from the PNG that stacks them.
 
     Raises:
         BadRecordError: the PNG is damaged, not grey, or cannot hold that many masks.

@@ -184,7 +184,7 @@ def read_info(directory: str | os.PathLike[str]) -> Any:
 
 
 def _dataset_info(directory: str) -> Any:
-    """TFDS's description of the dataset, after checking what its own errors leave unclear."""
+    """Returns TFDS's description, after checking what its own errors leave unclear."""
     if INFO not in (files := storage.list_directory(directory)):
         raise UserError(_no_dataset(directory))
     with tempfile.TemporaryDirectory() as copy:
@@ -207,7 +207,7 @@ def _no_dataset(directory: str) -> str:
 
 
 def _builder_info(folder: str, directory: str) -> Any:
-    """What TFDS reads from a folder with copies of the directory's descriptions."""
+    """Returns what TFDS reads from a folder with copies of the directory's descriptions."""
     try:
         info = read_info(folder)
     except NoDatasetError as error:
@@ -224,7 +224,7 @@ def _builder_info(folder: str, directory: str) -> Any:
 
 
 def layout_of(features: Any, directory: str) -> Layout:
-    """How the records of a dataset are written down.
+    """Returns how the records of a dataset are written down.
 
     Args:
         features: as TFDS describes them.

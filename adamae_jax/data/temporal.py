@@ -23,7 +23,7 @@ FRAME_SAMPLINGS: tuple[str, ...] = get_args(FrameSampling)
 def dense_frames(
     available: int, num_frames: int, sampling_rate: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """Numbers of every so-many-th frame, whatever time lies between two frames.
+    """Returns the numbers of every so-many-th frame, whatever time lies between two frames.
 
     Args:
         available: frames in the video, at least 1.
@@ -49,7 +49,7 @@ def dense_frames(
 def stretched_frames(
     available: int, num_frames: int, sampling_rate: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """Frames spread over ``t * rate`` frames of the video, from the very first to the very last.
+    """Returns frames spread over ``t * rate`` frames of the video, from the first to the last.
 
     Args:
         available: frames in the video, at least 1. Where they are no more than ``t * rate``, they
@@ -74,7 +74,7 @@ def stretched_frames(
 def segment_frames(
     available: int, num_frames: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """One frame of each of ``t`` equal segments of the video, whatever its length.
+    """Returns one frame of each of ``t`` equal segments of the video, whatever its length.
 
     Args:
         available: frames in the video, at least 1.
@@ -102,7 +102,7 @@ def time_scaled_frames(
     fps: float,
     target_fps: float,
 ) -> Int64[np.ndarray, "t"]:
-    """Frame numbers of a clip that lasts equally long in videos of any frame rate.
+    """Returns the frames of a clip that lasts equally long in videos of any frame rate.
 
     The clip is ``rate * t * fps / target_fps`` frames long, a real number, and its frames lie
     evenly from its first to its last. A video shorter than that repeats its last frame.
@@ -125,7 +125,7 @@ def time_scaled_frames(
 def spaced_frames(
     start: float, length: float, available: int, num_frames: int
 ) -> Int64[np.ndarray, "t"]:
-    """Frames evenly from ``start`` to the end of ``length`` frames, both real numbers."""
+    """Returns frames evenly from ``start`` to the end of ``length`` frames, both real numbers."""
     # A clip shorter than one frame would run backwards in the released code.
     positions = np.linspace(start, start + max(length - 1, 0.0), num_frames)
     # Through float32, as there: a whole number that float64 misses by its last bit stays whole.
@@ -159,7 +159,7 @@ def view_frames(
     fps: float,
     target_fps: float,
 ) -> Int64[np.ndarray, "v t"]:
-    """The frame numbers of each start; a single one is the clip in the middle.
+    """Returns the frame numbers of each start; a single one is the clip in the middle.
 
     Args:
         frame_sampling: how clips are sampled in training. ``dense`` and ``stretched``: every
