@@ -14,11 +14,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
-import google_crc32c
 import jax
 import numpy as np
 from absl import logging
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
     from clu import metric_writers
 
 FILE_NAME = "metrics.jsonl"
-EVENT_FILES = "events.out.tfevents.*"
 
 
 class RunMetrics:
     """Writes scalars, images and texts of one run to its working directory, from process 0 only.
 
-    Opening it removes what an earlier process wrote after ``start_step``: those steps are done
-    again. The other processes write nothing and import no TensorFlow.
+    Opening it removes the lines that an earlier process wrote after ``start_step``: those steps are
+    done again. Event files are left as they are: TensorBoard shows the last event of a step. The
+    other processes write nothing and import no TensorFlow.
     """
 
     def __init__(self, workdir: str | Path, *, start_step: int, tensorboard: bool = True) -> None:
@@ -46,7 +45,7 @@ class RunMetrics:
         start_step: The restored step; 0 for a run from the beginning, which removes the records
           of step 0 as well.
         tensorboard: Whether to write event files; without them TensorFlow is not imported,
-          which takes 3 to 5 seconds. Old event files are cut in either case.
+          which takes 3 to 5 seconds.
 
         Raises:
           UserError: The directory cannot be written.
@@ -61,8 +60,6 @@ class RunMetrics:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             truncate_lines(self._path, last_kept)
-            for path in sorted(self._path.parent.glob(EVENT_FILES)):
-                truncate_events(path, last_kept)
             self._file = io.FileIO(self._path, "a")
         except OSError as error:
             raise self._unwritable(error) from error
@@ -172,59 +169,6 @@ def truncate_lines(path: Path, last_step: int) -> None:
             kept.append(line + b"\n")
     if torn or len(kept) < len(lines):
         write_atomically(path, b"".join(kept))
-
-
-def truncate_events(path: Path, last_step: int) -> None:
-    """Removes the events of a TensorBoard file that belong to steps after ``last_step``.
-
-    The file is cut before the first record that is incomplete or whose checksum is wrong; a file
-    without any summary left is removed.
-    """
-    from tensorboard.compat.proto import event_pb2
-
-    data = path.read_bytes()
-    kept, end, summaries = [], 0, 0
-    for start, end, payload in _records(data):
-        event = event_pb2.Event.FromString(payload)
-        is_header = event.HasField("file_version")
-        if is_header or event.step <= last_step:
-            kept.append(data[start:end])
-            summaries += not is_header
-    if end < len(data):
-        logging.warning(
-            "%s: %d bytes after byte %d are damaged: removed", path, len(data) - end, end
-        )
-    if not summaries:
-        path.unlink()
-    elif sum(map(len, kept)) < len(data):
-        write_atomically(path, b"".join(kept))
-
-
-def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """The intact TFRecords from the start: (first byte, byte after the last, payload).
-
-    A record is its length (uint64), a checksum of that, the payload, a checksum of that; numbers
-    are little-endian, checksums masked CRC32C.
-    """
-    start = 0
-    while start + 12 <= len(data):
-        header = data[start : start + 8]
-        begin, stop = start + 12, start + 12 + int.from_bytes(header, "little")
-        payload, end = data[begin:stop], stop + 4
-        intact = end <= len(data) and all(
-            data[at : at + 4] == _masked_crc32c(part)
-            for at, part in [(start + 8, header), (stop, payload)]
-        )
-        if not intact:
-            return
-        yield start, end, payload
-        start = end
-
-
-def _masked_crc32c(data: bytes) -> bytes:
-    checksum = google_crc32c.value(data)
-    rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
-    return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _line_step(line: bytes) -> int | None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.training import metrics
 from adamae_jax.training.metrics import RunMetrics
 
 
@@ -190,8 +189,8 @@ class TestResume:
 class TestEvents:
     """The files for people. One process writes all, since TensorFlow is slow to import."""
 
-    def test_written_read_and_cut(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Scalars, images and texts; after a resume they are readable and none is there twice."""
+    def test_written_and_read(self, tmp_path: Path) -> None:
+        """Scalars, images and texts; a resume adds a file and leaves the others alone."""
         with RunMetrics(tmp_path, start_step=0) as run:
             for step in range(1, 6):
                 run.write(step, {"loss": 1 / step, "nan": float("nan")})
@@ -200,51 +199,12 @@ class TestEvents:
             run.write_images(5, {"clips": np.zeros((2, 4, 6, 3), np.uint8)})
             with pytest.raises(ValueError, match="'clip' is float32"):
                 run.write_images(5, {"clip": np.zeros((4, 6, 3), np.float32)})
-            run.write(5, {"last": 1.0})
             # On disk before the file is closed, as a killed process would leave it.
-            assert len(events(tmp_path)) == 5 * 3 + 1 + 1 + 1
-        [path] = event_files(tmp_path)
-        whole = path.read_bytes()
-
-        metrics.truncate_events(path, 5)
-        assert path.read_bytes() == whole
+            written = events(tmp_path)
+            assert len(written) == 5 * 3 + 1 + 1
         write(tmp_path, 3, range(4, 6))
-        kept = [(step, tag) for step in (1, 2, 3) for tag in ("clip", "loss", "nan")]
-        new = [(4, "loss"), (5, "loss")]
-        assert events(tmp_path) == sorted([*kept, (1, "config"), *new])
+        assert events(tmp_path) == sorted([*written, (4, "loss"), (5, "loss")])
         assert len(event_files(tmp_path)) == 2
-        write(tmp_path, 0, range(0), tensorboard=False)
-        assert event_files(tmp_path) == []
-        assert "damaged" not in caplog.text
-
-        path.write_bytes(whole[:-1])  # the writer was killed, or the disk full
-        metrics.truncate_events(path, 4)
-        assert {step for step, _ in events(tmp_path)} == {1, 2, 3, 4}
-        damaged = bytearray(whole)
-        damaged[len(whole) // 2] ^= 1
-        path.write_bytes(bytes(damaged))
-        metrics.truncate_events(path, 5)
-        steps = {step for step, _ in events(tmp_path)}
-        assert {1, 2} <= steps < {1, 2, 3, 4, 5}
-        assert "are damaged: removed" in caplog.text
-
-    @pytest.mark.parametrize("cut", range(1, 40, 6))
-    def test_any_torn_tail_goes(self, tmp_path: Path, cut: int) -> None:
-        """Wherever the last record breaks off, or if its length is absurd."""
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
-        def framed(step: int) -> bytes:
-            summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag="x")])
-            data = event_pb2.Event(step=step, summary=summary).SerializeToString()
-            length = len(data).to_bytes(8, "little")
-            checked = [length, metrics._masked_crc32c(length), data, metrics._masked_crc32c(data)]
-            return b"".join(checked)
-
-        path = tmp_path / "events.out.tfevents.1"
-        for tail in (framed(2)[: min(cut, len(framed(2)) - 1)], b"\xff" * cut):
-            path.write_bytes(framed(1) + tail)
-            metrics.truncate_events(path, 5)
-            assert path.read_bytes() == framed(1)
 
 
 def test_light_imports() -> None:
