@@ -13,7 +13,8 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+import string
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,20 +53,17 @@ class FrameFolders:
     names: str = ""
     rate: float = 0.0
 
-    def is_frame(self, name: str) -> bool:
-        """Returns whether a file is a frame, by its name."""
+    def is_frame(self, name: str, is_dir: Callable[[], bool] = lambda: False) -> bool:
+        """Returns whether a file is a frame, by its name; a folder is none."""
         return (
             name.lower().endswith(_SUFFIXES)
             and not name.startswith(".")
             and (not self.names or fnmatch.fnmatchcase(name, self.names))
+            and not is_dir()
         )
 
-    def select(self, names: Iterable[str]) -> list[str]:
-        """Returns those files that are frames, in the order in which they are shown."""
-        return sorted(filter(self.is_frame, names), key=natural_order)
-
-    def paths(self, folder: str) -> list[str]:
-        """Returns the frames of a folder, in the order in which they are shown.
+    def list_names(self, folder: str) -> list[str]:
+        """Returns the names of the frames of a folder, in no order.
 
         Links that lead nowhere are among them: reading them shows that a frame is missing.
 
@@ -73,13 +71,17 @@ class FrameFolders:
             OSError: there is no such folder, or it cannot be listed.
         """
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.is_dir()]
-        return [os.path.join(folder, name) for name in self.select(names)]
+            return [entry.name for entry in entries if self.is_frame(entry.name, entry.is_dir)]
+
+    def paths(self, folder: str) -> list[str]:
+        """Returns the frames of a folder as they are shown; see `list_names`."""
+        names = sorted(self.list_names(folder), key=natural_order)
+        return [os.path.join(folder, name) for name in names]
 
     def look(self, folder: str) -> Look:
         """Returns what a folder's listing says of its frames."""
         try:
-            names = sorted(map(os.path.basename, self.paths(folder)))
+            names = sorted(self.list_names(folder))
         except OSError:  # it will be left out, and listed
             return Look("", {})
         # A dataset has many millions of images: two sizes of each folder stand for all. They tell
@@ -88,9 +90,8 @@ class FrameFolders:
         # its name.
         sizes = [_size(os.path.join(folder, name)) for name in {*names[:1], *names[-1:]}]
         digest = hashlib.sha256(os.fsencode("\n".join([*names, f"/{sorted(sizes)}"])))
-        return Look(
-            digest.hexdigest(), {} if self.names else collections.Counter(map(_kind, names))
-        )
+        kinds = collections.Counter(map(_around_number, [] if self.names else names))
+        return Look(digest.hexdigest(), {_pattern(*kind): count for kind, count in kinds.items()})
 
 
 def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
@@ -152,9 +153,16 @@ def _size(path: str) -> int:
         return -1  # reading it will show that it is missing
 
 
-def _kind(name: str) -> str:
-    """Returns a pattern of all names that differ from this one in their last number only."""
-    stem, suffix = os.path.splitext(name)
-    if not (match := _LAST_NUMBER.fullmatch(stem)):
-        return f"{glob.escape(stem)}{suffix}"
-    return f"{glob.escape(match[1])}[0-9]*{glob.escape(match[2])}{suffix}"
+def _around_number(name: str) -> tuple[str, bool, str, str]:
+    """Returns what is in front of a name's last number, whether it has one, its end and suffix."""
+    stem, dot, suffix = name.rpartition(".")
+    start = stem.rstrip(string.digits)
+    if start != stem:
+        return start, True, "", dot + suffix  # by far the most: quicker than a pattern
+    match = _LAST_NUMBER.fullmatch(stem)
+    front, end = (match[1], match[2]) if match else (stem, "")
+    return front, match is not None, end, dot + suffix
+
+
+def _pattern(start: str, number: bool, end: str, suffix: str) -> str:
+    return f"{glob.escape(start)}{'[0-9]*' * number}{glob.escape(end)}{suffix}"

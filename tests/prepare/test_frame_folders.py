@@ -28,7 +28,7 @@ def test_frames_are_shown_in_the_order_of_their_numbers(numbers: list[tuple[int,
     """However many zeros stand in front of them, and whatever their suffixes are."""
     suffixes = (".jpg", ".PNG", ".webp")
     names = [f"cam2_{n:0{width}d}x{suffixes[n % 3]}" for n, width in numbers]
-    shown = FrameFolders().select(names)
+    shown = sorted(filter(FrameFolders().is_frame, names), key=natural_order)
     assert shown == [name for _, name in sorted(zip(numbers, names, strict=True))]
 
 
@@ -45,7 +45,7 @@ def test_which_files_are_frames(tmp_path: Path) -> None:
     paths = FrameFolders().paths(str(tmp_path))
     assert paths == [str(tmp_path / name) for name in ("9.PNG", "10.jpg", "12.jpg")]
     tsn = ["img_2.jpg", "flow_x_1.jpg", "img_1.jpg", "flow_y_1.jpg", "img_1.txt", "IMG_3.jpg"]
-    assert FrameFolders("img_*").select(tsn) == ["img_1.jpg", "img_2.jpg"]
+    assert list(filter(FrameFolders("img_*").is_frame, tsn)) == ["img_2.jpg", "img_1.jpg"]
 
 
 def test_folders_that_hold_frames_are_found(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_images_of_several_kinds_are_told_apart(
     folder = str(fill(tmp_path / "v", *names))
     assert sorted(FrameFolders().look(folder).kinds) == kinds
     assert not FrameFolders("*.*").look(folder).kinds
-    chosen = [FrameFolders(pattern).select(names) for pattern in kinds]
+    chosen = [list(filter(FrameFolders(pattern).is_frame, names)) for pattern in kinds]
     assert sorted(name for names in chosen for name in names) == sorted(names)
 
 
