@@ -158,7 +158,7 @@ def test_failing_storage_is_given_some_seconds(monkeypatch: pytest.MonkeyPatch) 
     """With the delays that users get, which the other tests replace."""
     slept: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", slept.append)
-    calls = []
+    calls: list[int] = []
 
     def fail() -> bytes:
         calls.append(len(calls))
