@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,10 +43,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
                 )
             main(argv)
         except WorkerDeathError as error:
-            # What tidies up behind workers when Python ends has been seen to wait for ever.
-            from adamae_jax.data.watchdog import leave_without_threads  # not everywhere
-
-            leave_without_threads(END_S)
+            # Python waits for threads that hang, and grain for workers that do.
+            threading.Thread(target=_leave_after, args=(END_S,), name="leave", daemon=True).start()
             fail(error)
         except UserError as error:
             fail(error)
@@ -108,6 +108,11 @@ def fail(error: UserError) -> NoReturn:
     """Says what is wrong and leaves."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_STATUS)
+
+
+def _leave_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(USER_ERROR_STATUS)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

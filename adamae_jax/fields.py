@@ -137,8 +137,8 @@ FIELDS: dict[str, Field] = {
     ),
     "data.prefetch": ExecutionField(4, "Batches kept ready.", lowest=1),
     "data.timeout_s": ExecutionField(
-        25.0,
-        "Seconds of silence after which a worker is taken to hang, and the run ends.",
+        300.0,
+        "Seconds to wait for a batch before reading is taken to hang, and the run ends.",
         lowest=1,
     ),
     "data.on_error": ExecutionField(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, frozen, licenses, peers, pictures, pretrained
 from adamae_jax import config as configs
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.objectives import Pretraining
@@ -116,12 +116,12 @@ def drawing(
     """Returns what draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
 
     @functools.cache
-    def clips() -> pipeline.Batch | None:
+    def clips() -> Batch | None:
         if data.validation is None:
             return None
         try:
             spec = experiment.clip_spec(config)
-            return pipeline.first_clips(data.validation, spec, PICTURE_CLIPS)
+            return first_clips(data.validation, spec, PICTURE_CLIPS)
         except UserError as error:  # no reason to end a run
             logging.warning("no pictures: %s", error)
             return None

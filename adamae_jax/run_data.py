@@ -5,16 +5,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
-from adamae_jax.data.mixture import MixedDataset, Order, open_dataset, open_first, parts_of
+from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_of
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
@@ -112,20 +112,22 @@ class RunData:
         videos = batch_size // repeats
         figures = {"epoch": step * videos / self.config.data.num_examples}
         if isinstance(self.train, MixedDataset):
-            order = Order(self.train, self.config.seed)
-            turns = order.turns_of_parts((step - 1) * videos, videos)
-            figures |= {f"clips_part_{part}": float(repeats * n) for part, n in enumerate(turns)}
+            order = record_order(self.train, self.config.seed)
+            first = (step - 1) * videos
+            parts = [self.train.part_of(order[first + slot]) for slot in range(videos)]
+            figures |= {
+                f"clips_part_{part}": float(repeats * parts.count(part))
+                for part in range(len(self.train.datasets))
+            }
         return figures
 
     @contextlib.contextmanager
     def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
-        damage = TrainingDamage(
-            len(self.train), config.data.max_bad_fraction, self._listing(), jax.process_count()
-        )
+        damage = TrainingDamage(self.train, config.data.max_bad_fraction, self._listing())
         index, count = batch_shard(self.mesh)
-        with pipeline.train_batches(
+        with train_batches(
             self.train,
             experiment.clip_spec(config),
             seed=config.seed,
@@ -136,8 +138,8 @@ class RunData:
             num_workers=config.data.num_workers,
             num_threads=config.data.num_threads,
             prefetch=config.data.prefetch,
-            process_index=index,
-            process_count=count,
+            shard_index=index,
+            shard_count=count,
             on_error=config.data.on_error,
             timeout_s=config.data.timeout_s,
         ) as batches:
@@ -156,7 +158,7 @@ class RunData:
     def _evaluated(self, dataset: Dataset, most: int) -> Iterator["HeldOutClips"]:
         total = min(most or len(dataset), len(dataset))
         index, count = batch_shard(self.mesh)
-        with pipeline.eval_batches(
+        with eval_batches(
             dataset,
             experiment.clip_spec(self.config),
             batch_size=self.config.eval.batch_size,
@@ -164,10 +166,10 @@ class RunData:
             num_workers=min(self.config.data.num_workers, total // count // VIDEOS_PER_WORKER),
             num_threads=self.config.data.num_threads,
             timeout_s=self.config.data.timeout_s,
-            process_index=index,
-            process_count=count,
+            shard_index=index,
+            shard_count=count,
         ) as batches:
-            damage = EvaluationDamage(self.config.data.max_bad_fraction, self._listing())
+            damage = EvaluationDamage(dataset, self.config.data.max_bad_fraction, self._listing())
             yield HeldOutClips(total, batches, damage)
 
     def _listing(self) -> Listing:

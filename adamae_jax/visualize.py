@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 
 from adamae_jax import cli, experiment, pictures, pretrained
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import first_clips
 from adamae_jax.data.mixture import open_first
 from adamae_jax.errors import UserError
 from adamae_jax.task import example_keys
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")
     split = values.split or loaded.config.data.validation_split
     spec = experiment.clip_spec(loaded.config)
-    batch = pipeline.first_clips(open_first(data_dir, split), spec, values.num_clips)
+    batch = first_clips(open_first(data_dir, split), spec, values.num_clips)
     # The keys of no step: pictures of several checkpoints differ by the model alone.
     slot = jnp.asarray(batch["example_index"])
     keys = example_keys(values.seed, 0, slot)

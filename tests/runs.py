@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import embedded, examples
 from adamae_jax.training import rundir
 from tests.data import fixtures
 
@@ -82,5 +82,5 @@ def moving_waves(count: int) -> list[bytes]:
 
 def embedded_clips(split: str, count: int) -> list[bytes]:
     """The first clips of the embedded dataset, as the demos train on them."""
-    clips = (writer.encode_clip(("demo", 0, split, number)) for number in range(count))
-    return [writer.serialize(writer.make_example(**clip)) for clip in clips]
+    clips = (embedded.encode_clip(("demo", 0, split, number)) for number in range(count))
+    return [examples.serialize(examples.make_example(**clip)) for clip in clips]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from adamae_jax import pretrain, run_data
 from adamae_jax.config import masking_config
-from adamae_jax.data import pipeline, storage
+from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.training import rundir, trainer
@@ -248,7 +248,7 @@ def test_evaluations_have_workers_where_there_is_enough_to_read(
         started.append(num_workers)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(pipeline, "eval_batches", record)
+    monkeypatch.setattr(run_data, "eval_batches", record)
     monkeypatch.setattr(run_data, "VIDEOS_PER_WORKER", 8)
     for count in (0, 7):  # 0: all 16
         config.eval.knn_examples = count

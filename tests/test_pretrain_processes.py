@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pretrain
-from adamae_jax.data import pipeline
-from adamae_jax.data.batches import Batch
-from adamae_jax.data.damage import EvaluationDamage, Listing
-from adamae_jax.data.mixture import Order
+from adamae_jax.data.batches import Batch, eval_batches, train_batches
+from adamae_jax.data.damage import Damage, EvaluationDamage, Listing, described
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.training import metrics, rundir
@@ -163,28 +162,36 @@ def config_of(data: Path) -> ConfigDict:
 def read_training(data: Path, host: int = 0, hosts: int = 1) -> list[Batch]:
     """The batches of a whole run that a process gets."""
     config = config_of(data)
-    with pipeline.train_batches(
+    with train_batches(
         Dataset(data, "train"), experiment.clip_spec(config), seed=config.seed,
-        videos_per_step=CLIPS, first_step=0, num_steps=STEPS, process_index=host,
-        process_count=hosts,
+        videos_per_step=CLIPS, first_step=0, num_steps=STEPS, shard_index=host,
+        shard_count=hosts,
     ) as batches:  # fmt: skip
         return list(batches)
 
 
 def read_validation(data: Path, host: int) -> list[Batch]:
     """The batches of an evaluation that a process gets."""
-    with pipeline.eval_batches(
+    with eval_batches(
         Dataset(data, "validation"), experiment.clip_spec(config_of(data)), batch_size=CLIPS,
-        process_index=host, process_count=PROCESSES,
+        shard_index=host, shard_count=PROCESSES,
     ) as batches:  # fmt: skip
         return list(batches)
 
 
 def damage_met(data: Path, host: int) -> set[str]:
     """What a process should list."""
-    found = [(batch, batch["bad_record"] >= 0) for batch in read_training(data, host, PROCESSES)]
-    found += [(batch, batch["unreadable"]) for batch in read_validation(data, host)]
-    return {reason.decode() for batch, bad in found for reason in batch["bad_reason"][bad]}
+    met: set[str] = set()
+    for split, index, batches in (
+        ("train", "bad_record", read_training(data, host, PROCESSES)),
+        ("validation", "example_index", read_validation(data, host)),
+    ):
+        dataset = Dataset(data, split)
+        for batch in batches:
+            for record, damage in zip(batch[index], batch["damage"], strict=True):
+                if damage:
+                    met.add(described(dataset, int(record), Damage(damage)))
+    return met
 
 
 def write_data(directory: Path, *, train: Mapping[int, Iterable[int]], held_out: set[int]) -> Path:
@@ -197,12 +204,12 @@ def write_data(directory: Path, *, train: Mapping[int, Iterable[int]], held_out:
     """
     waves, held = moving_waves(RECORDS), moving_waves(HELD_OUT)
     clean = fixtures.write_dataset(directory.with_suffix(".clean"), {"train": waves})
-    order = Order(Dataset(clean, "train"), config_of(clean).seed)
+    order = record_order(Dataset(clean, "train"), config_of(clean).seed)
     share = CLIPS // PROCESSES
     for process, places in train.items():
         for place in places:
             step, slot = divmod(place, share)
-            waves[order.record(step * CLIPS + process * share + slot)] = b"\xff"
+            waves[order[step * CLIPS + process * share + slot]] = b"\xff"
     for number in held_out:
         held[number] = b"\xff"
     return fixtures.write_dataset(directory, {"train": waves, "validation": held})
@@ -355,7 +362,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
 
 def test_a_process_counts_what_others_could_not_read(data: Path, tmp_path: Path) -> None:
     (batch,) = read_validation(data, 1)
-    damage = EvaluationDamage(0.1, Listing(tmp_path / "list.txt"))
+    damage = EvaluationDamage(Dataset(data, "validation"), 0.1, Listing(tmp_path / "list.txt"))
     with pytest.raises(UserError, match="allows: 2 that other processes read and list: copy the"):
         damage.check(2, HELD_OUT)
     damage.see(batch)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pictures, pretrain, pretrained
-from adamae_jax.data import pipeline
+from adamae_jax.data.batches import first_clips
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import synthetic
@@ -174,7 +174,7 @@ def test_it_can_be_drawn_later(run: Runs, data: Path, tmp_path: Path) -> None:
     """What `adamae_jax.visualize` does, in this process: the system with the most to bring back."""
     loaded = load(run("automae_video_demo"))
     dataset = Dataset(data, "validation")
-    batch = pipeline.first_clips(dataset, experiment.clip_spec(loaded.config), 1)
+    batch = first_clips(dataset, experiment.clip_spec(loaded.config), 1)
     keys = example_keys(0, jnp.zeros((), jnp.int32), jnp.arange(1))
     panels = pictures.compute(loaded.task, loaded.variables, batch["video"], keys)
     grid = loaded.model.geometry.grid

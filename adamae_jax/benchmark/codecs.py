@@ -11,11 +11,10 @@ import numpy as np
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_frames
-from adamae_jax.data.mixture import Order
-from adamae_jax.data.permutation import AUGMENT, generator
+from adamae_jax.data.order import AUGMENT, generator, record_order
+from adamae_jax.data.payload import StoredFrames
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.video_file import VideoFile
+from adamae_jax.prepare.video_file import VideoFile
 
 FIDELITY_FRAMES = 16  # of each video
 IO_COUNTERS = Path("/proc/self/io")
@@ -69,10 +68,10 @@ def measure(
     shards = sum(path.stat().st_size for path in directory.glob("*.tfrecord*"))
     videos = len(dataset) + len(Dataset(directory, "validation"))
     read_s = decode_s = 0.0
-    order = Order(dataset, seed=0)
+    order = record_order(dataset, seed=0)
     for count, position in enumerate([positions[0], *positions]):  # the first one warms up
         start = time.perf_counter()
-        record = dataset[order.record(position)]
+        record = dataset[order[position]]
         _clip(record, spec, position)
         both = time.perf_counter() - start
         if isinstance(record.frames, StoredFrames):  # else the whole file has been read already
@@ -93,15 +92,15 @@ def measure(
 
 
 def _clip(record: Record, spec: ClipSpec, position: int) -> None:
-    """As `adamae_jax.data.stream.TrainStream` does it."""
+    """As `adamae_jax.data.stream.TrainClips` does it."""
     make_clips(record, spec, [generator(0, AUGMENT, position, 0, 0)])
 
 
 def _clip_mb(dataset: Dataset, spec: ClipSpec, positions: Sequence[int]) -> float | None:
-    order = Order(dataset, seed=0)
+    order = record_order(dataset, seed=0)
     before = _bytes_read()
     for position in positions:
-        _clip(dataset[order.record(position)], spec, position)
+        _clip(dataset[order[position]], spec, position)
     after = _bytes_read()
     return None if before is None or after is None else (after - before) / len(positions) / 1e6
 

@@ -24,9 +24,9 @@ from adamae_jax.benchmark import codecs, data_peers
 from adamae_jax.benchmark.data_peers import PeerClips
 from adamae_jax.benchmark.footage import make_videos
 from adamae_jax.data import schema
+from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import Order
-from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
@@ -144,13 +144,13 @@ def _measure_peer(
     if reason := data_peers.missing(peer):
         print(f"{peer}: not measured, {reason}")
         return
-    values, order = flags.FLAGS, Order(dataset, seed=0)
+    values, order = flags.FLAGS, record_order(dataset, seed=0)
     files = [source / dataset[index].id for index in range(len(dataset))]
     for num_workers in workers:
         # Each worker makes whole batches here, so that the first ones come all at once.
         warmup = max(WARMUP_BATCHES, 2 * num_workers)
         count = values.batch_size * (warmup + 2 * values.batches)
-        clips = PeerClips([files[order.record(g)] for g in range(count)], spec, peer)
+        clips = PeerClips([files[order[g]] for g in range(count)], spec, peer)
         batches = data_peers.peer_batches(clips, values.batch_size, num_workers)
         rate, waiting = timed(batches, warmup)
         yield _row(peer, spec, num_workers, rate, waiting, None)

@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.crops import choose_box
-from adamae_jax.data.cutting import cut_frame
-from adamae_jax.data.permutation import AUGMENT, generator
+from adamae_jax.data.crops import choose_box, cut_frame
+from adamae_jax.data.order import AUGMENT, generator
 from adamae_jax.data.temporal import dense_frames
 
 Frames = Callable[[int], Int64[np.ndarray, "t"]]

@@ -1,40 +1,31 @@
-"""ArrayRecord files, as the array_record package writes and reads them.
+"""ArrayRecord shards, as the array_record package reads them.
 
 Records lie there in chunks, compressed or not, that have checksums of their own, which the package
 checks: they are read whole. Files must be local.
 """
 
-import contextlib
-import errno
 import functools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adamae_jax.data import storage
-from adamae_jax.data.open_files import OpenFiles
+from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.payload import HeldPayload, Payload
-from adamae_jax.data.tfrecord import COPY_AGAIN, LOCAL_SCANS, SEE_TO_STORAGE, BadRecordError
+from adamae_jax.data.tfrecord import COPY_AGAIN, LOCAL_SCANS, SEE_TO_STORAGE
 from adamae_jax.errors import UserError
 
-# Each record for itself, as TFDS has it. What is in them is compressed already: to try that once
-# more only makes writing three times slower.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 # For random access: nothing is read ahead, and by no threads of its own.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
-# The package raises RuntimeError for everything; where the kernel has refused something, it says so
-# by the name of the call: "pread() failed: Input/output error".
-_CALL_FAILED = "() failed: "
-_CUT_OFF = "damaged or cut off at its end, where its index is"
+_READ_BYTES = 1 << 22
+CUT_OFF = "damaged or cut off at its end, where its index is"
 
 
 class ArrayRecordReader:
-    """Reads records by number, from any number of threads; survives pickling and forking."""
+    """Reads records by number, from any number of threads; can be pickled."""
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int]):
         """Opens every shard once.
@@ -48,21 +39,21 @@ class ArrayRecordReader:
         """
         self._paths = tuple(paths)
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._files: OpenFiles[Any] = OpenFiles(self._paths, _open)
+        self._files: storage.OpenFiles[Any] = storage.OpenFiles(self._paths, open_reader)
         with ThreadPoolExecutor(LOCAL_SCANS) as pool:
             list(pool.map(_check, self._paths, counts))
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
         return int(self._first[-1])
 
     def place(self, record: int) -> tuple[str, int]:
-        """The file that holds a record, and the record's number in it."""
+        """Returns the file that holds a record, and the record's number in it."""
         shard = self._shard_of(record)
         return self._paths[shard], record - int(self._first[shard])
 
     def payload(self, record: int) -> Payload:
-        """One record, read whole.
+        """Returns one record, read whole.
 
         Raises:
             BadRecordError: it is damaged.
@@ -70,89 +61,46 @@ class ArrayRecordReader:
         """
         shard = self._shard_of(record)
         path, number = self.place(record)
-        data = storage.retried(
-            lambda: _read(self._files[shard], path, number),
-            path,
-            lambda: self._files.forget(shard),
-        )
-        return HeldPayload(data)
+
+        def read() -> bytes:
+            return read_record(self._files[shard], path, number)
+
+        try:
+            return HeldPayload(storage.retried(read, path))
+        except BadRecordError:  # the package says the same of a handle that went stale
+            self._files.forget(shard)
+            return HeldPayload(storage.retried(read, path))
 
     def _shard_of(self, record: int) -> int:
         return int(np.searchsorted(self._first, record, side="right")) - 1
 
 
-class ArrayRecordWriter:
-    """A `adamae_jax.data.shard_files.RecordWriter` of one file."""
-
-    def __init__(self, path: Path):
-        """Opens a new file."""
-        self._path = path
-        self._writer = _package().ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-
-    def write(self, payload: bytes) -> None:
-        """See `RecordWriter`."""
-        try:
-            self._writer.write(payload)
-        except RuntimeError as error:
-            raise _os_error(error, os.fspath(self._path)) from error
-
-    def close(self) -> None:
-        """See `RecordWriter`."""
-        try:
-            self._writer.close()
-        except RuntimeError as error:
-            raise _os_error(error, os.fspath(self._path)) from error
-        with open(self._path, "rb") as file:
-            os.fsync(file.fileno())
-
-    def abandon(self) -> None:
-        """See `RecordWriter`."""
-        with contextlib.suppress(RuntimeError):
-            self._writer.close()
-
-
-def records(path: Path) -> Iterator[bytes | BadRecordError]:
-    """All records of a file in their order, or why they cannot be had.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    reader = _open(os.fspath(path))
-    if not reader.ok():
-        yield BadRecordError(_CUT_OFF)
-        return
-    for number in range(reader.num_records()):
-        try:
-            yield _read(reader, os.fspath(path), number)
-        except BadRecordError as error:
-            yield error
-
-
-def _open(path: str) -> Any:
+def open_reader(path: str) -> Any:
+    """Opens a file for random access; raises `OSError` where it cannot be opened."""
     with open(path, "rb"):  # the package does not say why it could not open a file
         pass
-    return _package().ArrayRecordReader(
+    return package().ArrayRecordReader(
         path, options=_READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
     )
 
 
-def _read(reader: Any, path: str, number: int) -> bytes:
+def read_record(reader: Any, path: str, number: int) -> bytes:
+    """Returns one record of an open file.
+
+    Raises:
+        BadRecordError: it is damaged.
+        OSError: the storage fails.
+    """
     try:
         payload = bytes(reader.read([number])[0])
-    except RuntimeError as error:
-        if _CALL_FAILED in str(error):
-            raise _os_error(error, path) from error
-        raise BadRecordError(f"array_record cannot read it ({error})") from error
+    except RuntimeError as error:  # which the package raises for everything
+        with open(path, "rb") as file:  # if the storage fails, this says so
+            while file.read(_READ_BYTES):
+                pass
+        raise BadRecordError(f"array_record cannot read it ({error})", Damage.CHECKSUM) from error
     if not payload:  # what the package makes of a file that has become shorter
-        raise BadRecordError("the shard ends before the record")
+        raise BadRecordError("the shard ends before the record", Damage.CUT_OFF)
     return payload
-
-
-def _os_error(error: RuntimeError, path: str) -> OSError:
-    """With the number of what the kernel has said, so that a full disk is known for one."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    found = [number for number in numbers if os.strerror(number) in str(error)]
-    return OSError(found[0] if found else errno.EIO, str(error), path)
 
 
 def _check(path: str, count: int) -> None:
@@ -162,12 +110,12 @@ def _check(path: str, count: int) -> None:
             "to a disk, or prepare it as TFRecord"
         )
     try:
-        reader = storage.retried(functools.partial(_open, path), path)
+        reader = storage.retried(functools.partial(open_reader, path), path)
     except OSError as error:
         remedy = COPY_AGAIN if isinstance(error, FileNotFoundError) else SEE_TO_STORAGE
         raise UserError(f"shard {path} cannot be opened ({error.strerror}): {remedy}") from error
     if not reader.ok():
-        raise UserError(f"shard {path} is {_CUT_OFF}: {COPY_AGAIN}")
+        raise UserError(f"shard {path} is {CUT_OFF}: {COPY_AGAIN}")
     if reader.num_records() != count:
         raise UserError(
             f"shard {path} holds {reader.num_records()} records, but dataset_info.json says "
@@ -175,7 +123,8 @@ def _check(path: str, count: int) -> None:
         )
 
 
-def _package() -> Any:
+def package() -> Any:
+    """Imports the package that reads and writes the format."""
     try:
         from array_record.python import (  # type: ignore[import-untyped,unused-ignore]
             array_record_module,

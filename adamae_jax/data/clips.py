@@ -8,20 +8,29 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from adamae_jax.data.crops import CROPS, Box, choose_box, spread_boxes
-from adamae_jax.data.cutting import INTERPOLATIONS, cut_frame, cut_masks, reduction
+from adamae_jax.data.crops import (
+    CROPS,
+    INTERPOLATIONS,
+    Box,
+    choose_box,
+    cut_frame,
+    cut_masks,
+    reduction,
+    spread_boxes,
+)
+from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_foreground, each_frame
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
+    Views,
     dense_frames,
     segment_frames,
     stretched_frames,
     time_scaled_frames,
+    view_frames,
 )
-from adamae_jax.data.tfrecord import BadRecordError
-from adamae_jax.data.views import Views, view_frames
 from adamae_jax.errors import UserError
 
 _LOOKED_AT = 8  # videos, to see whether all are short
@@ -42,7 +51,7 @@ class ClipSpec:
         crop_area: lowest and highest area of a ``random_resized`` crop, as shares of the frame's.
         crop_aspect: lowest and highest width / height of a ``random_resized`` crop.
         interpolation: how crops are resized: ``bilinear``, ``bicubic`` (both with antialiasing) or
-            ``bilinear_without_antialias``; see `adamae_jax.data.cutting.cut_frame`.
+            ``bilinear_without_antialias``; see `adamae_jax.data.crops.cut_frame`.
         horizontal_flip: whether every other training clip, at random, is mirrored.
         frame_sampling: ``dense`` counts ``sampling_rate`` in frames of the video (pre-training of
             VideoMAE and AdaMAE), ``stretched`` too, but reaches to both ends of the
@@ -107,14 +116,14 @@ class ClipSpec:
 
 
 def _check_range(name: str, bounds: Sequence[float], limit: float) -> None:
-    """That ``bounds`` are two finite numbers in order, above 0 and not above ``limit``."""
+    """Checks that ``bounds`` are two finite numbers in order, above 0 and not above ``limit``."""
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit or math.isinf(bounds[1]):
         most = "" if math.isinf(limit) else f" and at most {limit:g}"
         raise UserError(f"{name} is {bounds}, but must be (lowest, highest), both above 0{most}")
 
 
 def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
-    """That the records of a dataset can give such clips.
+    """Checks that the records of a dataset can give such clips.
 
     Raises:
         UserError: the dataset holds images, but the clips have several frames or need a rate.
@@ -134,7 +143,7 @@ def check_clips(dataset: Dataset, spec: ClipSpec) -> None:
 
 
 def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
-    """Words on a dataset of videos that are shorter than the clips, as its first ones tell.
+    """Returns words on a dataset of videos that are shorter than the clips, as its first ones tell.
 
     Such clips are made all the same, as the authors make them: a late frame fills them up.
     """
@@ -159,7 +168,7 @@ def short_videos(dataset: Dataset, spec: ClipSpec) -> str | None:
 
 
 def _frames_needed(record: Record, spec: ClipSpec) -> float:
-    """Frames that a video has at least if its clips are to be what the spec says."""
+    """Returns how many frames a video needs for clips that are what the spec says."""
     if spec.frame_sampling == "segments" or spec.num_frames == 1:
         return spec.num_frames
     if spec.frame_sampling == "time_scaled":
@@ -268,7 +277,7 @@ def _cut_alike(
 
 
 def _places(frames: Int64[np.ndarray, "t"]) -> dict[int, list[int]]:
-    """Where in a clip each of its frames stands."""
+    """Returns where in a clip each of its frames stands."""
     places: dict[int, list[int]] = {}
     for place, number in enumerate(frames.tolist()):
         places.setdefault(number, []).append(place)
@@ -307,7 +316,8 @@ def _rate(record: Record) -> float:
     if not 0 < record.rate < math.inf:
         raise BadRecordError(
             f"its frame rate is {record.rate}, unknown, but frame_sampling 'time_scaled' needs it: "
-            "prepare the dataset from files that state their rate, or use frame_sampling 'dense'"
+            "prepare the dataset from files that state their rate, or use frame_sampling 'dense'",
+            Damage.NO_RATE,
         )
     return record.rate
 
@@ -318,6 +328,6 @@ def _cut_foreground(
     draw: _Draw,
     spec: ClipSpec,
 ) -> UInt8[np.ndarray, "t h w"]:
-    """One clip's masks out of those of the whole video."""
+    """Returns one clip's masks out of those of the whole video."""
     cut = cut_masks(masks[draw.frames], draw.box, frame_size, spec.mask_size)
     return cut[:, :, ::-1] if draw.flipped else cut

@@ -14,12 +14,18 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adamae_jax.data import schema
+from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.frames import encoded_size
-from adamae_jax.data.header import NO_EXAMPLE, Span, header_checksum, read_header
-from adamae_jax.data.payload import HeldPayload, Payload
-from adamae_jax.data.stored_frames import StoredFrames, locate
-from adamae_jax.data.stored_video import StoredVideo
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.payload import (
+    NO_EXAMPLE,
+    HeldPayload,
+    Payload,
+    Span,
+    StoredFrames,
+    locate,
+    read_header,
+)
+from adamae_jax.data.video_file import StoredVideo
 from adamae_jax.errors import UserError
 
 
@@ -51,12 +57,12 @@ class Layout(abc.ABC):
     """How the records of a dataset are written down; can be pickled."""
 
     def parse(self, payload: bytes) -> Record:
-        """The record in bytes that are in memory; raises as `read` does."""
+        """Returns the record in bytes that are in memory; raises as `read` does."""
         return self.read(HeldPayload(payload))
 
     @abc.abstractmethod
     def read(self, payload: Payload) -> Record:
-        """The record in a ``tf.train.Example``, reading no more of it than it takes.
+        """Returns the record in a ``tf.train.Example``, reading no more of it than it takes.
 
         Raises:
             BadRecordError: it is damaged.
@@ -81,8 +87,6 @@ class VideoLayout(Layout):
             payload = HeldPayload(payload.read(0, payload.size))
         features, span = read_header(payload)
         example = _Example(features)
-        if header_checksum(features) != example.integer(schema.HEADER_CHECKSUM):
-            raise BadRecordError("its features do not match their checksum")
         codec = example.text(schema.CODEC)
         if codec not in schema.CODECS:
             raise UserError(
@@ -105,7 +109,7 @@ def _frames(
 ) -> StoredFrames | StoredVideo:
     stored = locate(
         payload,
-        span or Span(0, 0),
+        span,
         example.integers(schema.FRAME_SIZES),
         example.integers(schema.FRAME_CHECKSUMS),
     )
@@ -147,7 +151,7 @@ class ImageLayout(Layout):
         try:
             height, width = encoded_size(image)  # stored nowhere else
         except BadRecordError as error:
-            raise BadRecordError(f"its image is {error}") from error
+            raise BadRecordError(f"its image is {error}", Damage.FRAMES) from error
         return Record(
             id=example.text(self.name) if self.name else "",
             label=example.integer(schema.LABEL) if self.has_label else schema.UNLABELLED,

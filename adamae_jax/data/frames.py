@@ -8,9 +8,9 @@ import simplejpeg
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.stored_video import StoredVideo
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.damage import BadRecordError, Damage
+from adamae_jax.data.payload import StoredFrames
+from adamae_jax.data.video_file import StoredVideo
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # PIL's names; all but those with 16 bits
@@ -21,7 +21,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErr
 
 
 def encoded_size(image: bytes) -> tuple[int, int]:
-    """(height, width) of a JPEG or PNG, from its header.
+    """Returns (height, width) of a JPEG or PNG, from its header.
 
     Raises:
         BadRecordError: it is neither, or claims to have more than `MAX_PIXELS`.
@@ -33,9 +33,11 @@ def encoded_size(image: bytes) -> tuple[int, int]:
         else:
             size = simplejpeg.decode_jpeg_header(image)[:2]
     except _DECODING_ERRORS as error:
-        raise BadRecordError(f"no JPEG or PNG ({error})") from error
+        raise BadRecordError(f"no JPEG or PNG ({error})", Damage.FRAMES) from error
     if size[0] * size[1] > MAX_PIXELS:
-        raise BadRecordError(f"of size {size}, which is more than {MAX_PIXELS} pixels")
+        raise BadRecordError(
+            f"of size {size}, which is more than {MAX_PIXELS} pixels", Damage.FRAMES
+        )
     return size
 
 
@@ -81,15 +83,17 @@ def each_frame(
         try:
             size = encoded_size(image)
         except BadRecordError as error:
-            raise BadRecordError(f"frame {number} is {error}") from error
+            raise BadRecordError(f"frame {number} is {error}", Damage.FRAMES) from error
         if size != frame_size:
-            raise BadRecordError(f"frame {number} is of size {size}, not {frame_size}")
+            raise BadRecordError(
+                f"frame {number} is of size {size}, not {frame_size}", Damage.FRAMES
+            )
         if buffer is None:  # not before a header has said that frames are so large
             buffer = np.empty((*small, 3), np.uint8)
         try:
             pixels = _decode(image, buffer, repeat_colours=of_video)
         except _DECODING_ERRORS as error:
-            raise BadRecordError(f"frame {number} is damaged ({error})") from error
+            raise BadRecordError(f"frame {number} is damaged ({error})", Damage.FRAMES) from error
         yield number, pixels
 
 
@@ -98,7 +102,7 @@ def decode_frames(
     frames: Int64[np.ndarray, "t"],
     frame_size: tuple[int, int],
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames numbered ``frames``, in any order, as one array; see `each_frame`.
+    """Returns the frames numbered ``frames``, in any order, as one array; see `each_frame`.
 
     Raises:
         BadRecordError: one of them is damaged, or is not of (height, width) ``frame_size``.
@@ -111,7 +115,7 @@ def decode_frames(
 def _decode(
     image: bytes, buffer: UInt8[np.ndarray, "h w 3"], repeat_colours: bool
 ) -> UInt8[np.ndarray, "..."]:
-    """The pixels; of a JPEG in the buffer, whose size it is decoded to."""
+    """Returns the pixels; of a JPEG in the buffer, whose size it is decoded to."""
     if not image.startswith(PNG_SIGNATURE):
         simplejpeg.decode_jpeg(
             image,
@@ -133,7 +137,7 @@ def _open_png(image: bytes) -> Image.Image:
 
 
 def decode_foreground(png: bytes, num_frames: int) -> UInt8[np.ndarray, "n h w"]:
-    """The foreground masks of all ``num_frames`` frames, from the PNG that stacks them.
+    """Returns the foreground masks of all ``num_frames`` frames, from the PNG that stacks them.
 
     Raises:
         BadRecordError: the PNG is damaged, not grey, or cannot hold that many masks.
@@ -143,9 +147,12 @@ def decode_foreground(png: bytes, num_frames: int) -> UInt8[np.ndarray, "n h w"]
             if image.mode != "L" or image.height % num_frames:
                 raise BadRecordError(
                     f"its foreground is {image.mode} of height {image.height}, "
-                    f"not grey (L) with {num_frames} masks"
+                    f"not grey (L) with {num_frames} masks",
+                    Damage.FOREGROUND,
                 )
             stacked = np.asarray(image)
     except _DECODING_ERRORS as error:
-        raise BadRecordError(f"its foreground is no sound PNG ({error})") from error
+        raise BadRecordError(
+            f"its foreground is no sound PNG ({error})", Damage.FOREGROUND
+        ) from error
     return stacked.reshape(num_frames, -1, stacked.shape[1])

@@ -1,4 +1,4 @@
-"""Several datasets as one, and which record of which of them stands where in a stream.
+"""Several datasets as one.
 
 A config and a command line name a mixture in the words of `parts_in`: ``k400:0.7,ssv2:0.3``.
 Trained on are all parts; looked at from outside, by evaluations and pictures, is the first alone,
@@ -17,7 +17,6 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from adamae_jax.data.examples import Record
-from adamae_jax.data.permutation import permuted
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 
@@ -48,7 +47,7 @@ class MixedDataset:
 
     Attributes:
         datasets: the parts, in order.
-        weights: of the parts.
+        weights: of the parts, of which the sum is 1.
         has_foreground: whether records carry foreground masks.
         label_names: those that all parts have; empty where they differ.
         fingerprint: digest of those of the parts and their shares of the stream.
@@ -61,18 +60,18 @@ class MixedDataset:
             UserError: there is no part, a weight is not above 0, or a dataset cannot be used.
         """
         parts = [Part(*part) for part in parts]
-        self.weights = tuple(float(part.weight) for part in parts)
-        shares = [str(share) for share in _shares(self.weights)]
+        shares = _shares([float(part.weight) for part in parts])
+        self.weights = tuple(map(float, shares))
         self.datasets = tuple(Dataset(part.directory, split) for part in parts)
         self._first = (0, *itertools.accumulate(map(len, self.datasets)))
         self.has_foreground = all(dataset.has_foreground for dataset in self.datasets)
         names = {dataset.label_names for dataset in self.datasets}
         self.label_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
-        described = [dataset.fingerprint for dataset in self.datasets], shares
+        described = [dataset.fingerprint for dataset in self.datasets], list(map(str, shares))
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()
 
     def __len__(self) -> int:
-        """Number of records of all parts."""
+        """Returns the number of records of all parts."""
         return self._first[-1]
 
     def __getitem__(self, index: int) -> Record:
@@ -86,17 +85,26 @@ class MixedDataset:
         return record
 
     def part_of(self, index: int) -> int:
-        """The number of the part that a record comes from."""
+        """Returns the number of the part that a record comes from."""
         return bisect.bisect_right(self._first, index) - 1
 
+    def span(self, part: int) -> tuple[int, int]:
+        """Returns the number of a part's first record, and how many it has."""
+        return self._first[part], len(self.datasets[part])
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Returns the file that holds a record, and the record's number in it."""
+        part = self.part_of(index)
+        return self.datasets[part].place(index - self._first[part])
+
     def where(self, index: int) -> str:
-        """Words for messages: which record of which file this is."""
+        """Returns words for messages: which record of which file this is."""
         part = self.part_of(index)
         return self.datasets[part].where(index - self._first[part])
 
 
 def parts_in(directory: Directory) -> tuple[Part, ...]:
-    """The parts of a mixture; one part for a single dataset.
+    """Returns the parts of a mixture; one part for a single dataset.
 
     Args:
         directory: one directory or address, the parts themselves, or their words in a config:
@@ -145,73 +153,14 @@ def open_first(directory: Directory, split: str) -> Dataset:
 def parts_of(
     dataset: Dataset | MixedDataset,
 ) -> tuple[tuple[Dataset, ...], tuple[float, ...]]:
-    """The datasets of a mixture and their weights; one dataset is a mixture of itself."""
+    """Returns the datasets of a mixture and their weights; one dataset is a mixture of itself."""
     if isinstance(dataset, MixedDataset):
         return dataset.datasets, dataset.weights
     return (dataset,), (1.0,)
 
 
-class Order:
-    """Which record stands at a position of the training stream, in constant time and memory.
-
-    The first part has its turns evenly among all positions, the second evenly among those that are
-    left, and so on: before position ``p`` stand ``floor(p * share)`` turns of the first, and every
-    batch has the parts in proportion. The turns of each part are numbered, and walk through epochs
-    of its own, each in an order of its own: turn k is the record that the order of epoch
-    ``k // size`` has at ``k % size``.
-    """
-
-    def __init__(self, dataset: Dataset | MixedDataset, seed: int):
-        """Describes the order.
-
-        Args:
-            dataset: the records.
-            seed: of all orders.
-        """
-        parts, weights = parts_of(dataset)
-        self._sizes = [len(part) for part in parts]
-        self._starts = [0, *itertools.accumulate(self._sizes)]
-        self._seed = seed
-        shares = _shares(weights)
-        # Of each part but the last, among itself and those behind it.
-        self._among_rest = [
-            (share / sum(shares[part:])).as_integer_ratio()
-            for part, share in enumerate(shares[:-1])
-        ]
-
-    def turn(self, position: int) -> tuple[int, int]:
-        """The part whose turn it is at a position, and the number of that turn."""
-        place = position  # among those that the parts before have left
-        for part, (share, whole) in enumerate(self._among_rest):
-            before = place * share // whole
-            if (place + 1) * share // whole > before:
-                return part, before
-            place -= before
-        return len(self._among_rest), place
-
-    def record(self, position: int) -> int:
-        """The record at a position, numbered through all parts."""
-        part, turn = self.turn(position)
-        epoch, place = divmod(turn, self._sizes[part])
-        return self._starts[part] + permuted(
-            place, self._sizes[part], self._seed, epoch, stream=part
-        )
-
-    def turns_of_parts(self, first: int, count: int) -> list[int]:
-        """For each part, how many of the positions ``[first, first + count)`` are its turn."""
-        turns = [0] * len(self._sizes)
-        for position in range(first, first + count):
-            turns[self.turn(position)[0]] += 1
-        return turns
-
-    def span(self, position: int) -> range:
-        """The records of the part whose turn it is, among which a substitute is sought."""
-        part, _ = self.turn(position)
-        return range(self._starts[part], self._starts[part + 1])
-
-
 def _shares(weights: Sequence[float]) -> list[Fraction]:
-    """Weights as fractions of their sum."""
+    """Returns weights as fractions of their sum."""
     if not weights:
         raise UserError("a mixture of no datasets: give (directory, weight) for each of them")
     for weight in weights:

@@ -3,23 +3,24 @@
 import dataclasses
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.array_records import ArrayRecordReader
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import ImageLayout, Layout, Record, VideoLayout
 from adamae_jax.data.payload import Payload
-from adamae_jax.data.record_reader import RecordReader
-from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS
-from adamae_jax.data.tfds_info import FEATURES, INFO, NoDatasetError, read_info
-from adamae_jax.data.tfrecord import COPY_AGAIN, SEE_TO_STORAGE, BadRecordError, load_index
+from adamae_jax.data.tfrecord import COPY_AGAIN, SEE_TO_STORAGE, RecordReader, load_index
 from adamae_jax.errors import UserError
+
+INFO = "dataset_info.json"
+FEATURES = "features.json"
 
 REQUIRED_FEATURES = (
     schema.ID,
@@ -37,23 +38,21 @@ REQUIRED_FEATURES = (
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
 DESCRIPTIONS = (INFO, FEATURES, f"{schema.LABEL}.labels.txt")  # what TFDS needs beside the shards
 PREPARE = "python -m adamae_jax.prepare"
-# The words of `Dataset.where`, as they begin a message; one that is too long may end inside them.
-_PLACE = re.compile(r"record \d+ of split .+? \(number \d+ in (.+?)(?:\)[:,] |$)")
 
 
 class Reader(Protocol):
     """The records of several shards by number; can be pickled and used in threads."""
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
         ...
 
     def payload(self, record: int) -> Payload:
-        """The bytes of one record; raises `BadRecordError` or, if storage fails, OSError."""
+        """Returns the bytes of a record; raises `BadRecordError` or, if storage fails, OSError."""
         ...
 
     def place(self, record: int) -> tuple[str, int]:
-        """The file that holds a record, and the record's number in it."""
+        """Returns the file that holds a record, and the record's number in it."""
         ...
 
 
@@ -114,7 +113,7 @@ class Dataset:
         self.fingerprint = _fingerprint(self.directory, paths, len(self))
 
     def __len__(self) -> int:
-        """Number of records in the split."""
+        """Returns the number of records in the split."""
         return len(self._reader)
 
     def __getitem__(self, index: int) -> Record:
@@ -133,27 +132,59 @@ class Dataset:
             raise BadRecordError(f"{self.where(index)}: {error}") from error
         return record if record.id else dataclasses.replace(record, id=f"{self.split}/{index}")
 
+    def place(self, index: int) -> tuple[str, int]:
+        """Returns the file that holds a record, and the record's number in it."""
+        return self._reader.place(index)
+
     def where(self, index: int) -> str:
-        """Words for messages: which record of which file this is."""
-        path, number = self._reader.place(index)
+        """Returns words for messages: which record of which file this is."""
+        path, number = self.place(index)
         return f"record {index} of split {self.split!r} (number {number} in {path})"
 
 
-def file_in(message: str) -> str | None:
-    """The file that a message names which begins with `Dataset.where`; None of another one."""
-    found = _PLACE.match(message)
-    return found[1] if found else None
-
-
 def _reader(file_format: str, paths: Sequence[str], counts: Sequence[int], split: str) -> Reader:
-    if file_format == ARRAY_RECORD:
+    if file_format == schema.ARRAY_RECORD:
         return ArrayRecordReader(paths, counts)
     beside = storage.join(paths[0].rpartition("/")[0], f".index-{split}.npy")
     return RecordReader(load_index(paths, counts, beside))
 
 
+class NoDatasetError(UserError):
+    """TFDS does not open a folder as a dataset; the message names the file and the reason."""
+
+
+def read_info(directory: str | os.PathLike[str]) -> Any:
+    """Returns TFDS's ``DatasetInfo`` of a folder that ``tfds.builder_from_directory`` opens.
+
+    Raises:
+        NoDatasetError: it does not, or the names of the shards cannot be had.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
+    from tensorflow_datasets.core.dataset_info import read_from_json
+
+    folder = os.path.expanduser(directory)  # as TFDS itself does
+    file = INFO
+    verbosity = logging.get_verbosity()
+    try:
+        logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
+        # Each by itself first, for TFDS's errors do not say which file they speak of.
+        read_from_json(Path(folder, INFO))
+        file = FEATURES
+        tfds.features.FeaturesDict.from_config(folder)
+        file = INFO
+        info = tfds.builder_from_directory(folder).info
+        for split in info.splits.values():
+            _ = split.filepaths  # made of a template that is not looked at before
+        return info
+    except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+        raise NoDatasetError(f"{file}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _dataset_info(directory: str) -> Any:
-    """TFDS's description of the dataset, after checking what its own errors leave unclear."""
+    """Returns TFDS's description, after checking what its own errors leave unclear."""
     if INFO not in (files := storage.list_directory(directory)):
         raise UserError(_no_dataset(directory))
     with tempfile.TemporaryDirectory() as copy:
@@ -176,24 +207,24 @@ def _no_dataset(directory: str) -> str:
 
 
 def _builder_info(folder: str, directory: str) -> Any:
-    """What TFDS reads from a folder with copies of the directory's descriptions."""
+    """Returns what TFDS reads from a folder with copies of the directory's descriptions."""
     try:
         info = read_info(folder)
     except NoDatasetError as error:
         raise UserError(
             f"TFDS cannot open the dataset at {directory} ({error}): {COPY_AGAIN}"
         ) from error
-    if info.file_format.value not in FILE_FORMATS:
+    if info.file_format.value not in schema.FILE_FORMATS:
         raise UserError(
             f"the dataset at {directory} is stored as {info.file_format.value}, but only "
-            f"{' and '.join(FILE_FORMATS)} are read: make one with {PREPARE}, or, of images, let "
-            "TFDS prepare it again with file_format='tfrecord'"
+            f"{' and '.join(schema.FILE_FORMATS)} are read: make one with {PREPARE}, or, of "
+            "images, let TFDS prepare it again with file_format='tfrecord'"
         )
     return info
 
 
 def layout_of(features: Any, directory: str) -> Layout:
-    """How the records of a dataset are written down.
+    """Returns how the records of a dataset are written down.
 
     Args:
         features: as TFDS describes them.

@@ -2,8 +2,8 @@
 
 A dataset is a directory that ``tfds.builder_from_directory`` opens: ``dataset_info.json``,
 ``features.json`` and shards (TFRecord or ArrayRecord) of ``tf.train.Example`` with the features
-named here. Writers (`adamae_jax.prepare.writer`) and readers (`adamae_jax.data.examples`) meet only
-in this file. Image datasets are TFDS's own, and read by the names that most of them share.
+named here. Writers (`adamae_jax.prepare.examples`) and readers (`adamae_jax.data.examples`) meet
+only in this file. Image datasets are TFDS's own, and read by the names that most of them share.
 """
 
 ID = "id"  # text: unique within the dataset; for a video file, its path below the source folder
@@ -23,7 +23,7 @@ KEYFRAMES = "keyframes"  # int64, sorted
 # Checksums are CRC32C (RFC 3720), as they are: not masked as those of TFRecord files.
 FRAME_SIZES = "frame_sizes"  # int64: bytes of each value of FRAMES
 FRAME_CHECKSUMS = "frame_checksums"  # int64: checksum of each value of FRAMES
-HEADER_CHECKSUM = "header_checksum"  # int64: of all features but FRAMES and this one
+HEADER_CHECKSUM = "header_crc32c"  # int64: of the others, see `payload.header_checksum`
 # Optional. One grey PNG: the foreground masks of all frames, low resolution, stacked from top to
 # bottom ([num_frames * h, w] pixels, 0 background to 255 foreground).
 FOREGROUND = "foreground"
@@ -36,6 +36,8 @@ CODEC_JPEG = "jpeg"
 CODEC_H264 = "h264"  # re-encoded with few frames between keyframes, in MP4
 CODEC_ORIGINAL = "original"  # the source's own file, untouched
 CODECS = (CODEC_JPEG, CODEC_H264, CODEC_ORIGINAL)
+TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
+FILE_FORMATS = (TFRECORD, ARRAY_RECORD)  # of shards, as TFDS calls them
 INTEGER_LISTS = (TIMES, KEYFRAMES, FRAME_SIZES, FRAME_CHECKSUMS)
-VERSION = 2  # of this schema: another one cannot be read
+VERSION = 3  # of this schema: another one cannot be read
 UNLABELLED = -1

@@ -1,34 +1,51 @@
 """Files by ranges of bytes: local ones through the kernel, remote ones (``gs://``) through fsspec.
 
 fsspec knows a file system by the protocol of its address; those of clouds are packages of their
-own (``pip install -e '.[gcs]'`` or ``[s3]``), which are asked for when they are needed.
+own (``pip install -e '.[gcs]'`` or ``[s3]``), which are imported when they are needed.
 """
 
 import contextlib
 import errno
 import functools
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from absl import logging
 
 from adamae_jax.errors import UserError
 
 Result = TypeVar("Result")
+File = TypeVar("File")
 RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0)
 # What is no failure of the storage, but its answer.
 _FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # How many bytes are read in about the time that one more read takes: of a local file, a call of the
 # kernel; of a remote one, a request.
 LOCAL_GAP, REMOTE_GAP = 32 << 10, 1 << 20
+MAX_OPEN = 128  # files of one process; well below the usual limit of 1,024
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of our own package, by protocol
 # What file systems call that which changes with a file's content, the surest first.
 _VERSIONS = (
     *("generation", "ETag", "etag", "md5Hash", "content_md5"),
     *("mtime", "LastModified", "last_modified", "updated", "created"),
 )
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# What a file system says that fails; a network's, mostly, and the network itself.
+FAILING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EIO"),
+        *("ENETDOWN", "ENETUNREACH", "ENODEV", "ENOLINK", "ENOTCONN", "ENXIO", "EREMOTEIO"),
+        *("EROFS", "ESHUTDOWN", "ESTALE", "ETIMEDOUT"),
+    )
+    if hasattr(errno, name)  # not every system has them all
+)
+# What has no room for a moment: a cache that a mounted bucket keeps, the kernel's tables.
+_SHORT = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class FileState(NamedTuple):
@@ -42,26 +59,35 @@ class RangedFile(Protocol):
     """An open file; any number of threads may read it."""
 
     def read(self, offset: int, count: int) -> bytes:
-        """``count`` bytes from ``offset``, fewer only at the end of the file.
+        """Returns ``count`` bytes from ``offset``, fewer only at the end of the file.
 
         Raises:
-            OSError: reading failed, perhaps not for ever.
+            OSError: reading failed, perhaps only for a moment.
         """
         ...
 
 
+def is_outage(error: BaseException) -> bool:
+    """Returns whether an error of reading is a failure of the storage, not a fault of the file.
+
+    That a file is missing, may not be read, or holds nonsense (of which Pillow makes an `OSError`
+    without a number) is a fault of the file.
+    """
+    return isinstance(error, OSError) and error.errno in FULL | FAILING | _SHORT
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an address with a protocol."""
+    """Returns whether a path is an address with a protocol."""
     return "://" in os.fspath(path)
 
 
 def join(directory: str, name: str) -> str:
-    """The path of a file in a directory, remote or local."""
+    """Returns the path of a file in a directory, remote or local."""
     return f"{directory.rstrip('/')}/{name}" if is_remote(directory) else f"{directory}/{name}"
 
 
 def gap(path: str) -> int:
-    """Bytes between two that are wanted which are better read with them than passed over."""
+    """Returns how many unwanted bytes are cheaper to read than to make another read for."""
     return REMOTE_GAP if is_remote(path) else LOCAL_GAP
 
 
@@ -76,10 +102,10 @@ def open_file(path: str) -> RangedFile:
 
 
 def read_file(path: str) -> bytes:
-    """All of a small file.
+    """Returns all of a small file.
 
     Raises:
-        OSError: it is not there, or cannot be read again and again.
+        OSError: it is not there, or cannot be read after several attempts.
         UserError: nothing is installed for its protocol.
     """
     return retried(lambda: _RemoteFile(path).read() if is_remote(path) else _read_local(path), path)
@@ -91,48 +117,43 @@ def _read_local(path: str) -> bytes:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a remote file, whole or not at all as object stores do it.
+    """Writes a remote file, whole or not at all, as object stores do it.
 
     Raises:
         OSError: it cannot be written.
     """
     system, name = _file_system(path)
-    try:
+    with _os_errors(path):
         system.pipe_file(name, data)
-    except Exception as error:  # each file system has kinds of its own
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
 
 
 def retried(
     read: Callable[[], Result], path: str, before_retry: Callable[[], None] = lambda: None
 ) -> Result:
-    """What ``read`` gives, tried again for some seconds while the storage fails.
+    """Returns ``read()``, tried again for some seconds while the storage fails.
 
     Raises:
-        OSError: with ``path``, when it failed again and again; at once where nothing is there.
+        OSError: with ``path``, after the last attempt; at once where there is no such file.
     """
-    for delay in RETRY_DELAYS_S:
+    for delay in (*RETRY_DELAYS_S, None):
         try:
             return read()
         except _FINAL:
             raise
         except OSError as error:
+            if delay is None:
+                raise OSError(error.errno, error.strerror or str(error), path) from error
             logging.warning("reading %s failed (%s): again in %.1f s", path, error, delay)
             before_retry()
             time.sleep(delay)
-    try:
-        return read()
-    except _FINAL:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), path) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def list_directory(directory: str) -> dict[str, FileState]:
-    """The files of a directory, not of those below it, by name; empty where there is none.
+    """Returns the files of a directory by name, not those below it; none where it is missing.
 
     Raises:
-        OSError: it cannot be listed, again and again.
+        OSError: it cannot be listed after several attempts.
         UserError: nothing is installed for its protocol.
     """
     list_once = _list_remote if is_remote(directory) else _list_local
@@ -155,10 +176,10 @@ def _list_local(directory: str) -> dict[str, FileState]:
 
 
 def file_states(paths: Sequence[str]) -> list[FileState]:
-    """Sizes and versions of files.
+    """Returns sizes and versions of files.
 
     Raises:
-        OSError: a file is missing, or cannot be asked for again and again.
+        OSError: a file is missing, or cannot be asked for after several attempts.
         UserError: nothing is installed for its protocol.
     """
     listed: dict[str, dict[str, FileState]] = {}
@@ -187,11 +208,10 @@ def _local_state(status: os.stat_result) -> FileState:
 def _list_remote(directory: str) -> dict[str, FileState]:
     system, name = _file_system(directory)
     try:
-        entries = system.ls(name, detail=True, refresh=True)
+        with _os_errors(directory):
+            entries = system.ls(name, detail=True, refresh=True)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # each file system has kinds of its own
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", directory) from error
     return {
         entry["name"].rpartition("/")[2]: FileState(int(entry["size"]), _version(entry))
         for entry in entries
@@ -203,23 +223,33 @@ def _version(entry: dict[str, Any]) -> str:
     return next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
 
 
+@contextlib.contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """Makes an `OSError` of what a remote file system raises: each has kinds of its own."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
+
+
 def _file_system(path: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the name in it."""
+    """Returns fsspec's file system for an address, and the name in it."""
     import fsspec
 
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        # fsspec says which package is missing, or that the protocol is unknown.
-        extra = _EXTRAS.get(path.partition("://")[0])
-        remedy = (
-            f"pip install -e '.[{extra}]' in the repository"
-            if extra
-            else "give a local path, gs://, s3://, or install what fsspec needs for the protocol"
-        )
-        raise UserError(f"{path} cannot be opened: {error}: {remedy}") from error
-    except Exception as error:  # credentials, mostly
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
+    with _os_errors(path):
+        try:
+            return fsspec.core.url_to_fs(path)
+        except (ImportError, ValueError) as error:
+            # fsspec says which package is missing, or that the protocol is unknown.
+            extra = _EXTRAS.get(path.partition("://")[0])
+            remedy = (
+                f"pip install -e '.[{extra}]' in the repository"
+                if extra
+                else "give a local path, gs://, s3://, or install what fsspec needs for it"
+            )
+            raise UserError(f"{path} cannot be opened: {error}: {remedy}") from error
 
 
 class _LocalFile:
@@ -249,11 +279,40 @@ class _RemoteFile:
         self._system, self._name = _file_system(path)
 
     def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        """The whole file, where no count is given."""
+        """Returns the whole file, where no count is given."""
         end = None if count is None else offset + count
-        try:
+        with _os_errors(self._path):
             return bytes(self._system.cat_file(self._name, start=offset, end=end))
-        except OSError:
-            raise
-        except Exception as error:  # each file system has kinds of its own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._path) from error
+
+
+class OpenFiles(Generic[File]):
+    """Files by number, opened when they are needed, from any number of threads.
+
+    At most `MAX_OPEN` are kept; a file that is dropped closes with its last user. It can be
+    pickled; the copy opens its files anew.
+    """
+
+    def __init__(self, paths: Sequence[str], open_path: Callable[[str], File]):
+        """Opens nothing yet; ``open_path`` must be a function that can be pickled."""
+        self._paths = paths
+        self._open_path = open_path
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, File] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without files and lock, which belong to this process."""
+        return OpenFiles, (self._paths, self._open_path)
+
+    def __getitem__(self, number: int) -> File:
+        """Returns the file, open; raises what opening raises."""
+        with self._lock:
+            file = self._open.pop(number, None) or self._open_path(self._paths[number])
+            self._open[number] = file
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)
+            return file
+
+    def forget(self, number: int) -> None:
+        """Has the file opened anew: a stale handle of a network file system stays stale."""
+        with self._lock:
+            self._open.pop(number, None)

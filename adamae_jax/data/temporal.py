@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip, for training or as the one clip for evaluation.
+"""Which frames of a video make a clip for training, and the one or several for evaluation.
 
 Sources: for `dense_frames`, `VideoMAE._sample_train_indices` and `_video_TSN_decord_batch_loader`
 in ``kinetics.py`` of the code released with AdaMAE (arXiv 2211.09120); for `stretched_frames` and
@@ -6,10 +6,12 @@ in ``kinetics.py`` of the code released with AdaMAE (arXiv 2211.09120); for `str
 v2 (``ssv2.py``) of the code released with VideoMAE (arXiv 2203.12602), the latter after Temporal
 Segment Networks (arXiv 1608.00859); for `time_scaled_frames`, `get_start_end_idx` and
 `temporal_sampling` in ``util/decoder/decoder.py`` of the code released with MAE-ST (arXiv
-2205.09113). `adamae_jax.data.views` has the several clips of an evaluation.
+2205.09113); for the several clips of an evaluation (`view_frames`), the test loaders in the same
+files.
 """
 
-from typing import Literal, get_args
+import math
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,7 +23,7 @@ FRAME_SAMPLINGS: tuple[str, ...] = get_args(FrameSampling)
 def dense_frames(
     available: int, num_frames: int, sampling_rate: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """Numbers of every so-many-th frame, whatever time lies between two frames.
+    """Returns the numbers of every so-many-th frame, whatever time lies between two frames.
 
     Args:
         available: frames in the video, at least 1.
@@ -47,7 +49,7 @@ def dense_frames(
 def stretched_frames(
     available: int, num_frames: int, sampling_rate: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """Frames spread over ``t * rate`` frames of the video, from the very first to the very last.
+    """Returns frames spread over ``t * rate`` frames of the video, from the first to the last.
 
     Args:
         available: frames in the video, at least 1. Where they are no more than ``t * rate``, they
@@ -72,7 +74,7 @@ def stretched_frames(
 def segment_frames(
     available: int, num_frames: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, "t"]:
-    """One frame of each of ``t`` equal segments of the video, whatever its length.
+    """Returns one frame of each of ``t`` equal segments of the video, whatever its length.
 
     Args:
         available: frames in the video, at least 1.
@@ -100,7 +102,7 @@ def time_scaled_frames(
     fps: float,
     target_fps: float,
 ) -> Int64[np.ndarray, "t"]:
-    """Frame numbers of a clip that lasts equally long in videos of any frame rate.
+    """Returns the frames of a clip that lasts equally long in videos of any frame rate.
 
     The clip is ``rate * t * fps / target_fps`` frames long, a real number, and its frames lie
     evenly from its first to its last. A video shorter than that repeats its last frame.
@@ -123,8 +125,84 @@ def time_scaled_frames(
 def spaced_frames(
     start: float, length: float, available: int, num_frames: int
 ) -> Int64[np.ndarray, "t"]:
-    """Frames evenly from ``start`` to the end of ``length`` frames, both real numbers."""
+    """Returns frames evenly from ``start`` to the end of ``length`` frames, both real numbers."""
     # A clip shorter than one frame would run backwards in the released code.
     positions = np.linspace(start, start + max(length - 1, 0.0), num_frames)
     # Through float32, as there: a whole number that float64 misses by its last bit stays whole.
     return np.clip(positions.astype(np.float32), 0, available - 1).astype(np.int64)
+
+
+class Views(NamedTuple):
+    """How many clips of each video are evaluated: VideoMAE's are 5 x 3 on Kinetics, 2 x 3 on SSv2.
+
+    Attributes:
+        starts: in time.
+        crops: of each start, along the longer side of the frame.
+    """
+
+    starts: int = 1
+    crops: int = 1
+
+    @property
+    def per_video(self) -> int:
+        """Clips of each video, ``V``."""
+        return self.starts * self.crops
+
+
+def view_frames(
+    frame_sampling: str,
+    available: int,
+    num_frames: int,
+    sampling_rate: int,
+    starts: int,
+    *,
+    fps: float,
+    target_fps: float,
+) -> Int64[np.ndarray, "v t"]:
+    """Returns the frame numbers of each start; a single one is the clip in the middle.
+
+    Args:
+        frame_sampling: how clips are sampled in training. ``dense`` and ``stretched``: every
+            ``rate``-th frame of the video is taken, the last one repeated where they are fewer than
+            ``t``, and the starts are spread over those. ``segments``: the views share out
+            ``starts`` frames of each segment. ``time_scaled``: starts are spread over the video.
+        available: frames in the video, at least 1.
+        num_frames: frames in a clip, ``t``.
+        sampling_rate: see `dense_frames` and `time_scaled_frames`.
+        starts: how many, ``v``.
+        fps: the video's frames per second; for ``time_scaled``.
+        target_fps: the frames per second that ``sampling_rate`` speaks of; for ``time_scaled``.
+    """
+    if frame_sampling == "segments":
+        return _segment_views(available, num_frames, starts)
+    if frame_sampling == "time_scaled":
+        return _time_scaled_views(available, num_frames, sampling_rate, starts, fps, target_fps)
+    if starts == 1:
+        middle = dense_frames if frame_sampling == "dense" else stretched_frames
+        return middle(available, num_frames, sampling_rate, None)[None]
+    strided = np.arange(0, available, sampling_rate)
+    strided = np.pad(strided, (0, max(0, num_frames - len(strided))), mode="edge")
+    step = (len(strided) - num_frames) / (starts - 1)
+    return np.stack([strided[int(k * step) :][:num_frames] for k in range(starts)])
+
+
+def _segment_views(available: int, num_frames: int, starts: int) -> Int64[np.ndarray, "v t"]:
+    if starts == 1:
+        return segment_frames(available, num_frames, None)[None]
+    tick = available / num_frames
+    numbers = np.arange(num_frames)
+    shifts = [tick * k / starts + tick * numbers for k in range(starts)]
+    frames = np.sort(np.concatenate(shifts).astype(np.int64))
+    return np.stack([frames[k::starts] for k in range(starts)])
+
+
+def _time_scaled_views(
+    available: int, num_frames: int, rate: int, starts: int, fps: float, target_fps: float
+) -> Int64[np.ndarray, "v t"]:
+    if starts == 1:
+        return time_scaled_frames(
+            available, num_frames, rate, None, fps=fps, target_fps=target_fps
+        )[None]
+    length = rate * num_frames * fps / target_fps
+    step = math.floor(max(available - length, 0.0) / (starts - 1))
+    return np.stack([spaced_frames(k * step, length, available, num_frames) for k in range(starts)])

@@ -1,10 +1,15 @@
-"""One video file, whatever FFmpeg reads, frame by frame up to its first damage."""
+"""A video file inside a record: any of its frames, by number, without decoding all before it.
 
+Frame numbers count what decoding from the front shows. A record says when each frame is shown and
+at which frames decoding may start, so that a frame is found by its time, whatever the frame rate
+does and in whatever order frames are stored.
+"""
+
+import bisect
+import contextlib
+import dataclasses
 import io
-import os
-import re
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,18 +19,13 @@ import av.error
 import av.video
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
-from adamae_jax.data import storage
-from adamae_jax.data.gaps import CONTAINERS, Gaps
-from adamae_jax.data.outages import is_outage
+from adamae_jax.data.damage import BadRecordError, Damage
 
-# A file whose header announces more is called damaged if less than this share of it is there. (Not
-# all of it: edit lists and dropped frames make honest headers say a little more than one sees.)
-_WHOLE = 0.95
-_GIF_END = b";"
-_TAIL_BYTES = 4096
-_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+# Seeking costs about as much as decoding this many frames.
+_SEEK_FRAMES = 8
+_H264_SLICES = (1, 5)  # types of the units that hold pictures: of other frames, of key frames
 # Of one frame; more is a header that lies, and would make the decoder allocate what it says.
 MAX_PIXELS = 1 << 26
 
@@ -34,107 +34,39 @@ class UnreadableVideoError(Exception):
     """Not a single frame can be had from a file; the message says why."""
 
 
-class _Reader:
-    """A file that FFmpeg reads through this process.
-
-    Left to itself it takes storage that fails for the end of the file, or for damage, and what it
-    calls an input/output error is damage as a rule. A failure here looks like the end of the file
-    to it as well, but is remembered.
+class OpenVideo:
+    """The first video stream of a file, opened to be decoded; a context manager.
 
     Attributes:
-        name: by which it knows the file. The prefix keeps it from taking a colon for a protocol.
-        failure: why the file cannot be read, again and again; None while it can.
-        size: in bytes.
+        container: the file, as PyAV has it open.
+        stream: the stream.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """Opens the file; raises `OSError` where it cannot be opened, again and again."""
-        self.name = f"file:{os.fspath(path)}"
-        self.failure: OSError | None = None
-        self.size = storage.file_states([os.path.abspath(path)])[0].size
-        self._path = os.path.abspath(path)
-        self._file: storage.RangedFile | None = None
-        self._place = 0
-        self._read(0)
-
-    def read(self, count: int) -> bytes:
-        if self.failure is not None:  # else it would be tried for long, again and again
-            return b""
-        try:
-            data = self._read(count)
-        except OSError as error:
-            self.failure = error
-            return b""
-        self._place += len(data)
-        return data
-
-    def _read(self, count: int) -> bytes:
-        def attempt() -> bytes:
-            file = self._file or storage.open_file(self._path)
-            self._file = None  # a network's file that went stale must be opened again
-            data = file.read(self._place, count)
-            self._file = file
-            return data
-
-        return storage.retried(attempt, self._path)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
-        self._place = max(0, start + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-
-class VideoFile:
-    """The first video stream of a file, opened to be decoded once; a context manager.
-
-    Damage is what FFmpeg reports, a frame that it calls corrupt, a hole in the file (see `Gaps`),
-    and a file that holds fewer frames than its header says. AVI skips lost data and says nothing:
-    some pictures behind it may be wrong, the place is not known, and a twentieth of the frames may
-    be missing without being noticed.
-
-    Attributes:
-        rate: frames per second; 0 where the file does not say.
-        num_frames: how many have been decoded.
-        damage: after the last frame, where and why the frames end before the video does; None for
-            a whole video.
-    """
-
-    def __init__(self, file: str | os.PathLike[str] | bytes, alone: bool = False):
-        """Opens a file by its path, or one that is held in memory.
+    def __init__(self, file: Any):
+        """Opens a file.
 
         Args:
-            file: path or bytes.
-            alone: that nobody else takes memory, so that it is damage if FFmpeg finds too little:
-                a number in the file that lies, as a rule.
+            file: what can be read and searched like a file of Python; at its start.
 
         Raises:
             UnreadableVideoError: it cannot be opened, or has no video that can be decoded.
-            OSError: the storage fails, which says nothing of the file.
-            MemoryError: there is too little memory for it.
         """
-        self._alone = alone
-        self._source = file if isinstance(file, bytes) else _opened(file)
+        options = {"protocol_whitelist": "none"}  # keeps playlists from reaching out
         try:
-            self.container = _open(self._source)
+            try:
+                self.container = av.open(file, "r", container_options=options)
+            except UnicodeDecodeError:  # PyAV before version 19 refuses a title that is not UTF-8
+                file.seek(0)
+                self.container = av.open(
+                    file, "r", container_options=options, metadata_errors="replace"
+                )
         except av.error.FFmpegError as error:
-            self._check_reading(error)
-            raise UnreadableVideoError(f"cannot be opened: {_reason(error)}") from error
+            raise UnreadableVideoError(f"cannot be opened: {reason(error)}") from error
         try:
-            self._check_reading()
             self.stream = self._stream()
         except BaseException:
             self.container.close()
             raise
-        self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 0)
-        self.num_frames = 0
-        self.damage: str | None = None
-        self._intact = False
-        self._lost_s = 0.0
-        self._first_s: float | None = None  # when the first and the latest frame are shown
-        self._last_s: float | None = None
 
     def _stream(self) -> av.video.VideoStream:
         if not self.container.streams.video:
@@ -163,149 +95,163 @@ class VideoFile:
         """Closes."""
         self.container.close()
 
-    def frames(self) -> Iterator[av.VideoFrame]:
-        """Frames in the order in which they are shown, up to the first damage.
 
-        Raises:
-            UnreadableVideoError: there is not a single one.
-            OSError: the storage fails, which says nothing of the file.
-            MemoryError: there is too little memory to go on.
-        """
-        try:
-            for frame in self._decoded():
-                # Before the first whole one: the video was cut out of another at any place.
-                if frame.is_corrupt and self._intact:
-                    self.damage = f"{self.place()}: the next frame is damaged"
-                    break
-                self._intact = self._intact or not frame.is_corrupt
-                if not self.num_frames:
-                    self._first_s = frame.time
-                self._last_s = frame.time
-                self.num_frames += 1
-                yield frame
-            self._check_reading()
-            self.damage = self.damage or self._hole() or self._missing_frames()
-        except av.error.FFmpegError as error:
-            self._check_reading(error)
-            if not self.num_frames:
-                raise UnreadableVideoError(f"cannot be decoded: {_reason(error)}") from error
-            self.damage = f"{self.place()}: {_reason(error)}"
-        if not self.num_frames:
-            raise UnreadableVideoError("holds no frame")
-
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Frames, up to the first hole in the file."""
-        if not any(map(self._is, CONTAINERS)):
-            yield from self.container.decode(self.stream)
-            return
-        size = self._source.size if isinstance(self._source, _Reader) else len(self._source)
-        gaps = Gaps(self.stream.index, size, self._duration_s())
-        for packet in self.container.demux():
-            if lost := gaps.before(packet):
-                self._lost_s = lost
-                yield from self.stream.codec_context.decode(None)
-                return
-            if packet.stream == self.stream:
-                yield from self.stream.codec_context.decode(packet)
-
-    def _is(self, container: str) -> bool:
-        return container in self.container.format.name.split(",")
-
-    def _hole(self) -> str | None:
-        return f"{self.place()}: {self._lost_s:.2f} s are missing" if self._lost_s else None
-
-    def _check_reading(self, error: av.error.FFmpegError | None = None) -> None:
-        """Raises an error where what FFmpeg has seen, or says, is not what the file holds."""
-        if isinstance(error, av.error.MemoryError) and not self._alone:
-            raise error
-        failure = self._source.failure if isinstance(self._source, _Reader) else None
-        if failure and is_outage(failure):
-            raise failure
-        if failure:
-            raise UnreadableVideoError(f"cannot be read: {failure.strerror}") from failure
-
-    def place(self) -> str:
-        """Words on how much has been decoded."""
-        seconds = f" ({float(self.num_frames / self.rate):.2f} s)" if self.rate else ""
-        return f"after {self.num_frames} frames{seconds}"
-
-    def _missing_frames(self) -> str | None:
-        """What is wrong with a file that was read without an error, but holds less than it says."""
-        if self._is("gif") and not self._tail().rstrip(b"\0\r\n ").endswith(_GIF_END):
-            return f"{self.place()}: the file ends early"
-        duration = self._duration_s()
-        if self._is("asf") and not duration:  # which FFmpeg believes of whole files only
-            return f"{self.place()}: the file ends early"
-        counted = self.stream.frames
-        announced = counted or int(duration * self.rate)
-        if self.num_frames >= _WHOLE * announced:
-            return None
-        # Where rates vary, a time says nothing of a number; and MP4 counts frames that its edit
-        # list hides. Of AVI only the count is to be trusted: its duration shrinks with a cut file.
-        timed = not counted or self._is("mp4")
-        if timed and duration and self._shown_s() >= _WHOLE * duration:
-            return None
-        return f"only {self.num_frames} of the {announced} frames that its header announces"
-
-    def _tail(self) -> bytes:
-        """The last bytes of the file; after it has been read."""
-        if isinstance(self._source, bytes):
-            return self._source[-_TAIL_BYTES:]
-        self._source.seek(-_TAIL_BYTES, os.SEEK_END)
-        tail = self._source.read(_TAIL_BYTES)
-        self._check_reading()
-        return tail
-
-    def _duration_s(self) -> float:
-        """How long the video is by its header; 0 where it does not say."""
-        if self.stream.duration and self.stream.time_base:
-            return float(self.stream.duration * self.stream.time_base)
-        for name, value in self.stream.metadata.items():
-            # Matroska's, "01:23:45.678": when the stream ends, as against the longest of all.
-            match = _DURATION.fullmatch(value) if name.upper().startswith("DURATION") else None
-            if match:
-                hours, minutes, seconds = map(float, match.groups())
-                return 3600 * hours + 60 * minutes + seconds - max(0.0, self._first_s or 0.0)
-        return (self.container.duration or 0) / av.time_base
-
-    def _shown_s(self) -> float:
-        """For how long the frames are shown; 0 where it is not known."""
-        if self._first_s is None or self._last_s is None:
-            return 0.0
-        return self._last_s - self._first_s + (float(1 / self.rate) if self.rate else 0.0)
-
-
-def _opened(path: str | os.PathLike[str]) -> _Reader:
-    try:
-        return _Reader(path)
-    except OSError as error:
-        if is_outage(error):
-            raise
-        raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
-
-
-def _open(file: _Reader | bytes) -> av.container.InputContainer:
-    options = {"protocol_whitelist": "none"}  # keeps playlists from reaching out
-
-    def source() -> Any:  # from its start; PyAV's types know no files but Python's own
-        if isinstance(file, bytes):
-            return io.BytesIO(file)
-        file.seek(0)
-        return file
-
-    try:
-        return av.open(source(), "r", container_options=options)
-    except UnicodeDecodeError:  # PyAV before version 19 refuses a title that is not UTF-8
-        return av.open(source(), "r", container_options=options, metadata_errors="replace")
-
-
-def _reason(error: Exception) -> str:
-    """What FFmpeg says, without the number and the path that it adds."""
+def reason(error: Exception) -> str:
+    """Returns what FFmpeg says, without the number and the path that it adds."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredVideo:
+    """The bytes of a video file, with what is known of its frames; its length is their number.
+
+    Attributes:
+        data: the file.
+        num_frames: that can be had from it.
+        times: when each frame is shown, in ticks of the stream, rising; empty where the file does
+            not say, so that decoding must start at the front.
+        keyframes: sorted numbers of frames at which decoding may start.
+    """
+
+    data: bytes
+    num_frames: int
+    times: Sequence[int] = ()
+    keyframes: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the numbers can be true.
+
+        Raises:
+            BadRecordError: they cannot.
+        """
+        if self.times and len(self.times) != self.num_frames:
+            raise BadRecordError(f"it has {len(self.times)} times for {self.num_frames} frames")
+        if self.keyframes and not 0 <= self.keyframes[0] <= self.keyframes[-1] < self.num_frames:
+            raise BadRecordError(f"its keyframes are {self.keyframes[0]} to {self.keyframes[-1]}")
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return self.num_frames
+
+    def each_frame(
+        self, frames: Int64[np.ndarray, "t"], frame_size: tuple[int, int]
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        """The frames of these sorted numbers, RGB, upright, of (height, width) `frame_size`.
+
+        Raises:
+            BadRecordError: the file is damaged, or does not have them.
+        """
+        if frame_size[0] * frame_size[1] > MAX_PIXELS or min(frame_size) < 1:
+            raise BadRecordError(f"its frames claim the size {frame_size}")
+        needed = frames.tolist()
+        if not needed or needed[0] < 0 or needed[-1] >= self.num_frames:
+            raise BadRecordError(f"frames {needed} were asked for, but it has {self.num_frames}")
+        upright = Upright(size=frame_size)
+        found = 0
+        try:
+            with OpenVideo(io.BytesIO(self.data)) as video:
+                for number, frame in self._needed(video, needed):
+                    yield number, upright(frame)
+                    found += 1
+        except (UnreadableVideoError, av.error.FFmpegError) as error:
+            raise BadRecordError(f"its video is damaged ({error})", Damage.FRAMES) from error
+        if found < len(needed):
+            raise BadRecordError(
+                f"its video shows only {found} of the frames {needed}", Damage.FRAMES
+            )
+
+    def _needed(
+        self, video: OpenVideo, needed: Sequence[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames of these sorted numbers, in order."""
+        if not self.times:
+            numbers = set(needed)
+            for number, frame in enumerate(video.container.decode(video.stream)):
+                if number in numbers:
+                    yield number, frame
+                if number == needed[-1]:
+                    return
+            return
+        for start, run in self._runs(needed):
+            yield from self._decode_run(video, start, run)
+
+    def _runs(self, needed: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Frames that are decoded in one go, and the keyframe to start at."""
+        start, run = self._keyframe(needed[0]), [needed[0]]
+        for number in needed[1:]:
+            keyframe = self._keyframe(number)
+            if keyframe > run[-1] + _SEEK_FRAMES:
+                yield start, run
+                start, run = keyframe, []
+            run.append(number)
+        yield start, run
+
+    def _keyframe(self, number: int) -> int:
+        """The last keyframe that is not behind the frame; 0 where there is none."""
+        place = bisect.bisect_right(self.keyframes, number)
+        return self.keyframes[place - 1] if place else 0
+
+    def _decode_run(
+        self, video: OpenVideo, start: int, run: Sequence[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        waiting: dict[int | None, int] = {self.times[number]: number for number in run}
+        # Close to damage, what is before it may only come out if no frame is passed over: then
+        # once more without.
+        with contextlib.suppress(av.error.FFmpegError):
+            for frame in self.frames_from(video, start, needed=set(waiting)):
+                if (number := waiting.pop(frame.pts, None)) is not None:
+                    yield number, frame
+                if not waiting:
+                    return
+        with OpenVideo(io.BytesIO(self.data)) as again:
+            for frame in self.frames_from(again, start):
+                if (number := waiting.pop(frame.pts, None)) is not None:
+                    yield number, frame
+                if not waiting:
+                    return
+
+    def frames_from(
+        self, video: OpenVideo, start: int, needed: Collection[int | None] | None = None
+    ) -> Iterator[av.VideoFrame]:
+        """Decodes from a keyframe on.
+
+        Args:
+            video: the file; not read before, if `start` is 0.
+            start: number of the keyframe.
+            needed: times of the frames that are needed; others may be passed over if no frame
+                refers to them. None: all are needed.
+
+        Raises:
+            av.error.FFmpegError: damage.
+        """
+        if start:  # not all containers find their way back to the front
+            video.container.seek(self.times[start], stream=video.stream)
+        if not _has_avc_units(video.stream):
+            needed = None
+        for packet in video.container.demux(video.stream):
+            if needed is None or packet.pts in needed or not _is_disposable(packet):
+                yield from video.stream.codec_context.decode(packet)
+
+
+def _has_avc_units(stream: av.VideoStream) -> bool:
+    """Whether packets are H.264 units, each behind its length in four bytes, as in MP4."""
+    extra = stream.codec_context.extradata or b""
+    return stream.codec_context.name == "h264" and extra[:1] == b"\1" and extra[4] & 3 == 3
+
+
+def _is_disposable(packet: av.Packet) -> bool:
+    """Whether an H.264 picture is one that no other refers to (its nal_ref_idc is 0)."""
+    data, place = memoryview(packet), 0
+    while place + 4 < len(data):
+        header = data[place + 4]
+        if header & 31 in _H264_SLICES:
+            return header >> 5 & 3 == 0
+        place += 4 + int.from_bytes(data[place : place + 4], "big")
+    return False
+
+
 def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) of a frame, turned as its metadata says."""
+    """Returns (height, width) of a frame, turned as its metadata says."""
     lies = round(frame.rotation / 90) % 2 == 1
     return (frame.width, frame.height) if lies else (frame.height, frame.width)
 
@@ -340,7 +286,7 @@ class Upright:
         self.height, self.width = size
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels of one frame, RGB."""
+        """Returns the pixels of one frame, RGB."""
         quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
         lies = quarter_turns % 2 == 1  # decoded with height and width exchanged
         if not self.height:

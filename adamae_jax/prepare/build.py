@@ -1,35 +1,62 @@
-"""A dataset from its source: read in parallel, written in shards, put in place when it is whole."""
+"""A dataset from its items: read in parallel, written in shards, put in place when it is whole."""
 
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+import tensorflow_datasets as tfds
+
+from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import beam, writer
+from adamae_jax.prepare import beam, examples
 from adamae_jax.prepare import output as folders
-from adamae_jax.prepare.find import Found
-from adamae_jax.prepare.flaws import write_flaws
-from adamae_jax.prepare.mounts import Mount
 from adamae_jax.prepare.progress import count, describe, progress, some
-from adamae_jax.prepare.reading import MAX_SECONDS, read_items
-from adamae_jax.prepare.shards import Journal, Limits, Shard, TooManySkippedError, write_shards
-from adamae_jax.prepare.sources import printable
-from adamae_jax.prepare.transform import (
+from adamae_jax.prepare.sources import Item
+from adamae_jax.prepare.transform import read_items
+from adamae_jax.prepare.write import (
     SKIPPED,
+    SKIPPED_NAME,
     TRUNCATED,
     Flaw,
-    Recipe,
-    transform,
+    Result,
+    Shard,
+    finished_shards,
+    write_flaws,
+    write_shards,
 )
 
-SKIPPED_NAME = "skipped.csv"
+# A video of ten seconds takes one or two; an hour of 1080p, about so many.
+MAX_SECONDS = 1800.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a dataset is made of, and how.
+
+    Attributes:
+        name: of the dataset.
+        thing: what one item is called.
+        source: where items come from, in words.
+        items: all of them; those of a split stand together, validation first.
+        read: makes a record of an item; can be pickled.
+        features: of the records.
+        arguments: what determines the records; values that JSON can hold.
+    """
+
+    name: str
+    thing: str
+    source: str
+    items: Sequence[Item]
+    read: Callable[[Item], Result]
+    features: tfds.features.FeaturesDict
+    arguments: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +89,10 @@ class Output:
                 f"--file_format={self.file_format} must be one of: {', '.join(FILE_FORMATS)}"
             )
 
+    def most_skipped(self, items: int) -> int:
+        """Returns how many of these items may be left out: 0.29 of 100 are 29, not 28.999."""
+        return math.floor(Fraction(repr(self.max_skipped)) * items)
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -69,9 +100,7 @@ class Engine:
 
     Attributes:
         num_workers: processes that read; 0 reads in this one.
-        beam_runner: of Apache Beam, which reads instead; None reads here.
-        beam_options: more of Beam's own options, as on a command line.
-        beam_mount: the folder that Beam's workers know by its address only; None: they see all.
+        on_beam: what Apache Beam is to do, which reads instead; None reads here.
         max_seconds: for one item, which is left out if it takes longer.
 
     Raises:
@@ -79,9 +108,7 @@ class Engine:
     """
 
     num_workers: int = 0
-    beam_runner: str | None = None
-    beam_options: str = ""
-    beam_mount: Mount | None = None
+    on_beam: beam.BeamOptions | None = None
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
@@ -90,12 +117,11 @@ class Engine:
             raise UserError(f"--max_seconds_per_video={self.max_seconds} must be more than 0")
 
 
-def build(found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
+def build(plan: Plan, output: Output, engine: Engine) -> None:
     """Makes a dataset.
 
     Args:
-        found: of what.
-        recipe: how each record is made.
+        plan: of what.
         output: where to.
         engine: what does the work; all make the same records.
 
@@ -103,139 +129,149 @@ def build(found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
         UserError: too much cannot be read, a split would be empty, the disk is full, or the folder
             holds something else.
     """
-    if output.folder.resolve().is_relative_to(found.root.resolve()):
-        raise UserError(
-            f"--output={output.folder} lies inside --source={found.root}: choose another one"
-        )
     arguments = {
-        **found.fingerprint(),
-        **dataclasses.asdict(recipe),
-        "shard_mb": output.shard_mb,
-        "file_format": output.file_format,
-    }
+        **plan.arguments, "shard_mb": output.shard_mb, "file_format": output.file_format
+    }  # fmt: skip
     if folders.already_written(output.folder, arguments):
         print(f"{output.folder} already holds this dataset: nothing to do")
         return
-    with folders.workspace(output.folder, resume=arguments) as workspace:
-        shards, built = workspace / "shards", workspace / "dataset"
-        _take_back(built, shards)
-        journal = Journal(shards, output.file_format)
-        _fill(journal, found, recipe, output, engine)
-        _refuse_empty_splits(journal, found)
-        _assemble(journal, built, recipe, found)
-        clips = {name: sum(n for n, _ in sizes) for name, sizes in _splits(journal.files).items()}
+    with folders.workspace(output.folder, arguments) as workspace:
+        shards_folder = folders.shards_folder(workspace, arguments)
+        _fill(shards_folder, plan, output, engine)
+        shards = finished_shards(shards_folder)
+        flaws = [flaw for shard in shards for flaw in shard.flaws]
+        _refuse_empty_splits(shards, flaws, plan)
+        built = workspace / "dataset"
+        clips = _assemble(shards_folder, shards, built, plan, output.file_format)
+        write_flaws(flaws, built / SKIPPED_NAME)
         folders.publish(built, output.folder, arguments, clips=clips)
-    _summarise(journal.flaws, output.folder)
-    print(f"wrote {output.folder}: {describe(clips, _thing(recipe))}")
+    _summarise(flaws, output.folder)
+    print(f"wrote {output.folder}: {describe(clips, plan.thing)}")
 
 
-def _thing(recipe: Recipe) -> str:
-    """What one item is called."""
-    return "image" if recipe.images else "video"
-
-
-def _fill(journal: Journal, found: Found, recipe: Recipe, output: Output, engine: Engine) -> None:
+def _fill(folder: Path, plan: Plan, output: Output, engine: Engine) -> None:
     """Writes the shards that are missing."""
-    items = found.source.items
-    again = f", {journal.done} of them done already" if journal.done else ""
-    thing, root = _thing(recipe), printable(str(found.root))
-    print(f"reading {count(len(items), thing)} from {root}{again}", flush=True)
-    limits = Limits(
-        shard_bytes=output.shard_mb * 1_000_000,
-        set_aside=found.set_aside,
-        max_skipped=_most(output.max_skipped, len(items)),
-    )
-    try:
-        if engine.beam_runner is not None:
-            options = beam.BeamOptions(
-                engine.beam_runner, engine.beam_options, engine.num_workers, engine.beam_mount
-            )
-            beam.fill(journal, items, recipe, limits, options, engine.max_seconds)
-            return
-        remaining = items[journal.done :]
-        work = functools.partial(transform, recipe)
-        results = read_items(work, remaining, engine.num_workers, engine.max_seconds)
-        with contextlib.closing(results) as read:
-            write_shards(journal, items, progress(read, journal.done, len(items)), limits)
-    except TooManySkippedError as error:
-        table = folders.unfinished(output.folder) / SKIPPED_NAME
-        write_flaws(error.flaws, table)
-        skipped = [flaw for flaw in error.flaws if flaw.status == SKIPPED]
-        stopped = f" (stopped after {error.done} of them)" if error.done < len(items) else ""
-        raise UserError(
-            f"{len(skipped)} of {count(len(items), thing)} cannot be used{stopped}, more than the "
-            f"{limits.max_skipped} that --max_skipped={output.max_skipped:g} allows; "
-            f"{output.folder} was not written; they are listed in {table}; run again with a larger "
-            "--max_skipped, which continues; or mend or remove them and begin anew (rm -r "
-            f"{shlex.quote(str(table.parent))}), for what is done is not read again:"
-            f"{_list(skipped)}"
-        ) from None
-
-
-def _most(fraction: float, number: int) -> int:
-    """How many a fraction allows, as it is written: 0.29 of 100 are 29, not 28.999."""
-    return math.floor(Fraction(repr(fraction)) * number)
-
-
-def _refuse_empty_splits(journal: Journal, found: Found) -> None:
-    items = found.source.items
-    written = {shard.split for shard in journal.files}
-    if not written:
-        raise UserError(
-            f"none of the {count(len(items), 'item')} can be used:{_list(journal.flaws)}"
+    shards = finished_shards(folder)
+    done = shards[-1].stop if shards else 0
+    flaws = [flaw for shard in shards for flaw in shard.flaws]
+    again = f", {done} of them done already" if done else ""
+    print(f"reading {count(len(plan.items), plan.thing)} from {plan.source}{again}", flush=True)
+    if engine.on_beam is not None:
+        work = beam.Work(
+            plan.read, output.file_format, folder, engine.max_seconds, output.shard_mb * 1_000_000
         )
-    wanted = {item.split or "train" for item in items}
-    wanted |= {"validation"} if found.set_aside else set()
-    if missing := sorted(wanted - written):
-        usable = sum(shard.records for shard in journal.files)
-        raise UserError(
-            f"the split {missing[0]!r} would be empty: {usable} of {count(len(items), 'item')} can "
-            "be used, all of them in another split: mend or add some, or give a list of each split "
-            f"(--list=train=FILE):{_list(journal.flaws)}"
-        )
-
-
-def _splits(shards: Sequence[Shard]) -> dict[str, list[tuple[int, int]]]:
-    """Records and bytes of the shards of each split."""
-    splits = collections.defaultdict(list)
-    for shard in shards:  # a split may come twice: begun by Beam, continued by this process
-        splits[shard.split].append((shard.records, shard.payload_bytes))
-    return dict(splits)
-
-
-def _assemble(journal: Journal, built: Path, recipe: Recipe, found: Found) -> None:
-    """Gives shards their names, now that their number is known, and describes them."""
-    built.mkdir()
-    splits = _splits(journal.files)
-    name = "images" if recipe.images else "videos"
-    for shard in journal.files:
-        number = int(shard.name.rpartition("-")[2])
-        final = writer.shard_name(
-            name, shard.split, journal.file_format, number, len(splits[shard.split])
-        )
-        (journal.folder / shard.name).rename(built / final)
-    names = found.source.label_names
-    described = (
-        writer.image_features(names)
-        if recipe.images
-        else writer.features(names, codec=recipe.codec)
-    )
-    description = f"{name.capitalize()} prepared by adamae_jax; codec {recipe.codec}."
-    writer.write_metadata(built, described, splits, journal.file_format, name, description)
-    write_flaws(journal.flaws, built / SKIPPED_NAME)
-
-
-def _take_back(built: Path, shards: Path) -> None:
-    """Undoes `_assemble` where a job was killed in it; makes the folder of shards if need be."""
-    shards.mkdir(exist_ok=True)
-    if not built.is_dir():
+        beam.fill(work, plan.items, done, engine.on_beam)
+        flaws = [flaw for shard in finished_shards(folder) for flaw in shard.flaws]
+        _refuse_too_many(flaws, len(plan.items), plan, output)
         return
-    for path in built.glob("*-of-*"):
-        split, number = path.name.split("-")[1].split(".")[0], path.name.split("-")[2]
-        path.rename(shards / f"{split}-{number}")
-    for path in built.iterdir():
-        path.unlink()
-    built.rmdir()
+    for half_written in folder.glob(".*"):
+        os.unlink(half_written)
+    remaining = plan.items[done:]
+    results = read_items(plan.read, remaining, engine.num_workers, engine.max_seconds)
+    with contextlib.closing(results):
+        shown = progress(results, done, len(plan.items))
+        within_limit = _watched(shown, flaws, done, plan, output)
+        empty = any(item.split == "validation" for item in plan.items)
+        empty = empty and all(shard.split != "validation" for shard in shards)
+        pairs = _settled(zip(remaining, within_limit, strict=True), empty)
+        write_shards(folder, output.file_format, done, pairs, output.shard_mb * 1_000_000)
+
+
+def _settled(pairs: Iterable[tuple[Item, Result]], empty: bool) -> Iterator[tuple[Item, Result]]:
+    """Gives the first usable item of no split to validation where that would be empty.
+
+    Args:
+        pairs: items and what became of them.
+        empty: whether items were set aside for validation, and none before was usable.
+    """
+    for item, result in pairs:
+        if result.payload is not None and empty and item.split in (None, "validation"):
+            item, empty = dataclasses.replace(item, split="validation"), False
+        yield item, result
+
+
+def _watched(
+    results: Iterable[Result], flaws: list[Flaw], done: int, plan: Plan, output: Output
+) -> Iterator[Result]:
+    """Hands results on until too many of them are skipped.
+
+    Args:
+        results: of the items that remain.
+        flaws: of those done before; gets the others.
+        done: how many were done before.
+        plan: of the dataset.
+        output: says how many may be skipped.
+
+    Raises:
+        UserError: too many are skipped.
+    """
+    _refuse_too_many(flaws, done, plan, output)
+    for number, result in enumerate(results, done + 1):
+        if result.flaw is not None:
+            flaws.append(result.flaw)
+            _refuse_too_many(flaws, number, plan, output)
+        yield result
+
+
+def _refuse_too_many(flaws: Sequence[Flaw], done: int, plan: Plan, output: Output) -> None:
+    skipped = [flaw for flaw in flaws if flaw.status == SKIPPED]
+    most = output.most_skipped(len(plan.items))
+    if len(skipped) <= most:
+        return
+    table = folders.unfinished(output.folder) / SKIPPED_NAME
+    write_flaws(flaws, table)
+    stopped = f" (stopped after {done} of them)" if done < len(plan.items) else ""
+    raise UserError(
+        f"{len(skipped)} of {count(len(plan.items), plan.thing)} cannot be used{stopped}, more "
+        f"than the {most} that --max_skipped={output.max_skipped:g} allows; {output.folder} was "
+        f"not written; they are listed in {table}; run again with a larger --max_skipped, which "
+        "continues; or mend or remove them and begin anew (rm -r "
+        f"{shlex.quote(str(table.parent))}), for what is done is not read again:{_list(skipped)}"
+    )
+
+
+def _refuse_empty_splits(shards: Sequence[Shard], flaws: Sequence[Flaw], plan: Plan) -> None:
+    usable = sum(shard.records for shard in shards)
+    items = count(len(plan.items), "item")
+    if not usable:
+        raise UserError(f"none of the {items} can be used:{_list(flaws)}")
+    wanted = {item.split or "train" for item in plan.items}
+    missing = wanted - {shard.split for shard in shards}
+    if missing:
+        raise UserError(
+            f"the split {min(missing)!r} would be empty: {usable} of {items} can be used, all of "
+            "them in another split: mend or add some, or give a larger --validation_fraction or a "
+            f"list of each split (--list=train=FILE):{_list(flaws)}"
+        )
+
+
+def _assemble(
+    folder: Path, shards: Sequence[Shard], built: Path, plan: Plan, file_format: str
+) -> dict[str, int]:
+    """Gives shards their names, now that their number is known, and describes them.
+
+    What a job that was killed in it has done is done again, or left as it is.
+
+    Returns:
+        The number of records of each split.
+    """
+    built.mkdir(exist_ok=True)
+    splits = collections.defaultdict(list)
+    for shard in shards:
+        if shard.records:
+            splits[shard.split].append(shard)
+    for split, of_split in splits.items():
+        for number, shard in enumerate(of_split):
+            final = examples.shard_name(plan.name, split, file_format, number, len(of_split))
+            if not (built / final).exists():
+                (folder / shard.name).rename(built / final)
+    sizes = {
+        split: [(shard.records, shard.num_bytes) for shard in of_split]
+        for split, of_split in splits.items()
+    }
+    description = f"{plan.name.replace('_', ' ').capitalize()}, prepared by adamae_jax."
+    examples.write_metadata(built, plan.features, sizes, file_format, plan.name, description)
+    return {split: sum(shard.records for shard in of_split) for split, of_split in splits.items()}
 
 
 def _list(flaws: Sequence[Flaw]) -> str:

@@ -1,18 +1,17 @@
 """Folders of videos or images: how they are searched, which files count, what folders say of them.
 
-Links are followed as far as they stay in the folder that is searched, and nothing is found twice: a
-link to what is found anyway is passed over, which ends circles.
+Links are followed, and nothing is found twice: of several ways to the same folder or file, the one
+without links is taken, or else the first.
 """
 
 import functools
 import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Generic, NamedTuple, TypeVar
 
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.sources import Entry, in_threads, leads_out, outside, printable
+from adamae_jax.prepare.sources import Entry, in_threads, text_of
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
                             ".webp"))  # fmt: skip
@@ -35,7 +34,6 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 
-
 Seen = TypeVar("Seen")
 
 
@@ -44,19 +42,15 @@ class Listing(NamedTuple):
 
     Attributes:
         path: of the folder, below the root; "" of the root itself.
-        real: where it really is.
         folders: names of the folders in it, links to such among them.
-        files: names of the files, links to such among them.
+        files: names of the files, links to such and links that lead nowhere among them.
         links: those of both that are links.
-        dangling: names of links that lead nowhere.
     """
 
     path: str
-    real: str
     folders: list[str]
     files: list[str]
     links: set[str]
-    dangling: list[str]
 
 
 class Found(NamedTuple, Generic[Seen]):
@@ -80,96 +74,66 @@ def search(root: Path, look: Callable[[Listing], Seen]) -> Found[Seen]:
 
     Returns:
         What `look` said of each folder, and the folders that were passed over.
-
-    Raises:
-        UserError: a link to a folder leads out of `root`.
     """
     start = os.path.realpath(root)
-    level, known = [("", start)], {start}  # folders to list next, and all so far
-    links: list[tuple[str, str]] = []  # to folders: kept for last, since most are found without
-    things: list[Seen] = []
-    passed_over = []
+    # Folders to list next, each with where it really is; and all so far, by the latter.
+    level, known = [("", start)], {start}
+    links: list[str] = []  # to folders: kept for last, since most lead to what is found anyway
+    found: Found[Seen] = Found([], [])
     while level or links:
         if not level:
-            path, real = links.pop()
-            if real in known:
-                passed_over.append(_found_anyway(path, real, start))
+            path = links.pop()
+            real = os.path.realpath(os.path.join(root, path))
+            if real in known or os.path.join(start, "").startswith(os.path.join(real, "")):
+                found.passed_over.append(f"{text_of(path)} (a link to what is found anyway)")
                 continue
             known.add(real)
             level = [(path, real)]
-        below = []
-        for answer in in_threads(functools.partial(_look, root, look), level):
+        below: list[tuple[str, str]] = []
+        answers = in_threads(functools.partial(_look, root, look), [path for path, _ in level])
+        for answer, (_, real) in zip(answers, level, strict=True):
             if isinstance(answer, str):
-                passed_over.append(answer)
+                found.passed_over.append(answer)
                 continue
             listing, seen = answer
-            things.append(seen)
+            found.things.append(seen)
             for name in listing.folders:
-                path, real = os.path.join(listing.path, name), os.path.join(listing.real, name)
+                path = os.path.join(listing.path, name)
                 if name in listing.links:
-                    links.append((path, _inside(root, path)))
-                elif real not in known:
-                    known.add(real)
-                    below.append((path, real))
+                    links.append(path)
+                elif (real_path := os.path.join(real, name)) not in known:
+                    known.add(real_path)
+                    below.append((path, real_path))
         level = below
         links.sort(reverse=True)
-    return Found(things, passed_over)
+    return found
 
 
-def _look(
-    root: Path, look: Callable[[Listing], Seen], folder: tuple[str, str]
-) -> tuple[Listing, Seen] | str:
-    """The folders in a folder and what was seen in it, or why it cannot be listed."""
-    path, real = folder
-    listing = Listing(path, real, [], [], set(), [])
+def _look(root: Path, look: Callable[[Listing], Seen], path: str) -> tuple[Listing, Seen] | str:
+    """Returns the folders in a folder and what was seen in it, or why it cannot be listed."""
+    listing = Listing(path, [], [], set())
     try:
         with os.scandir(os.path.join(root, path)) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
-                    _sort_in(entry, listing)
+                if entry.name.startswith("."):
+                    continue
+                link = entry.is_symlink()
+                if os.path.isdir(entry.path) if link else entry.is_dir():
+                    listing.folders.append(entry.name)
+                elif link or entry.is_file():
+                    listing.files.append(entry.name)
+                if link:
+                    listing.links.add(entry.name)
     except OSError as error:
         if not path:
             raise UserError(f"--source={root} cannot be listed: {error.strerror}") from error
-        return f"{printable(path)} (cannot be listed: {error.strerror})"
+        return f"{text_of(path)} (cannot be listed: {error.strerror})"
     # Without the names of files, which may be millions in all.
-    return listing._replace(files=[], dangling=[]), look(listing)
-
-
-def _found_anyway(path: str, real: str, real_root: str) -> str:
-    target = os.path.relpath(real, real_root)
-    return f"{printable(path)} (a link to {printable(target)}, which is found anyway)"
-
-
-def _sort_in(entry: os.DirEntry[str], listing: Listing) -> None:
-    # The listing says what is a link, a folder or a file: only links are asked where they lead.
-    if not entry.is_symlink():
-        folder, file = entry.is_dir(), entry.is_file()
-    else:
-        try:
-            mode = entry.stat().st_mode
-        except OSError:
-            listing.dangling.append(entry.name)
-            return
-        folder, file = stat.S_ISDIR(mode), stat.S_ISREG(mode)
-        listing.links.add(entry.name)
-    if folder or file:
-        (listing.folders if folder else listing.files).append(entry.name)
-
-
-def _inside(root: Path, path: str) -> str:
-    """Where a link below the root really leads.
-
-    Raises:
-        UserError: out of the root.
-    """
-    link = os.path.join(root, path)
-    if leads_to := leads_out(link, os.path.join(os.path.realpath(root), "")):
-        raise outside(printable(path), str(root), leads_to)
-    return os.path.realpath(link)
+    return listing._replace(files=[]), look(listing)
 
 
 def find_files(source: Path, images: bool = False) -> Found[str]:
-    """Paths of all files that may be videos, below `source` and relative to it, sorted.
+    """Returns the paths of all files that may be videos, relative to `source`, sorted.
 
     Hidden files and folders are passed over, and files whose names say that they are something
     else (texts, tables, pictures, archives). Links that lead nowhere are among the files: they are
@@ -180,36 +144,29 @@ def find_files(source: Path, images: bool = False) -> Found[str]:
         images: look for images, known by their suffixes, instead.
 
     Raises:
-        UserError: `source` is not a folder, holds no such file, or a link leads out of it.
+        UserError: `source` holds no such file.
     """
-    if not source.is_dir():
-        raise UserError(f"--source={source} is not a folder: give the one that holds the files")
 
-    def counts(name: str) -> bool:
-        suffix = os.path.splitext(name)[1].lower()
-        return suffix in IMAGE_SUFFIXES if images else suffix not in NO_VIDEOS
-
-    def look(listing: Listing) -> Listing:
-        files, dangling = (list(filter(counts, kind)) for kind in (listing.files, listing.dangling))
-        return listing._replace(files=files, dangling=dangling)
+    def look(listing: Listing) -> tuple[list[str], list[str]]:
+        """Returns the paths of files and of links to files."""
+        kinds: tuple[list[str], list[str]] = ([], [])
+        for name in listing.files:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES if images else suffix not in NO_VIDEOS:
+                kinds[name in listing.links].append(os.path.join(listing.path, name))
+        return kinds
 
     folders, passed_over = search(source, look)
-    found, links, known = [], [], set()
-    for folder in folders:
-        found += [os.path.join(folder.path, name) for name in folder.dangling]
-        for name in folder.files:
-            path = os.path.join(folder.path, name)
-            if name in folder.links:
-                links.append(path)
-            else:
-                found.append(path)
-                known.add(os.path.join(folder.real, name))
-    links.sort()
-    for path, real in zip(
-        links, in_threads(functools.partial(_inside, source), links), strict=True
-    ):
+    found = [path for files, _ in folders for path in files]
+    links = sorted(path for _, of_folder in folders for path in of_folder)
+
+    def real_path(path: str) -> str:
+        return os.path.realpath(os.path.join(source, path))
+
+    known = set(in_threads(real_path, found)) if links else set()
+    for path, real in zip(links, in_threads(real_path, links), strict=True):
         if real in known:
-            passed_over.append(_found_anyway(path, real, os.path.realpath(source)))
+            passed_over.append(f"{text_of(path)} (a link to what is found anyway)")
         else:
             known.add(real)
             found.append(path)
@@ -221,7 +178,7 @@ def find_files(source: Path, images: bool = False) -> Found[str]:
 
 
 def folder_entries(paths: Sequence[str], class_folders: bool) -> list[Entry]:
-    """What the folders of files say of them.
+    """Returns what the folders of files say of them.
 
     Where every file lies in a folder called train, val, validation or test, these are the splits.
 
@@ -243,7 +200,7 @@ def folder_entries(paths: Sequence[str], class_folders: bool) -> list[Entry]:
 
 
 def class_of(path: str, depth: int = 0) -> str:
-    """The folder at this depth on the way to a file, as text.
+    """Returns the folder at this depth on the way to a file, as text.
 
     Raises:
         UserError: it lies in none.
@@ -253,4 +210,4 @@ def class_of(path: str, depth: int = 0) -> str:
         raise UserError(
             f"{path!r} lies in no class folder: move it into one, or leave out --class_folders"
         )
-    return printable(folders[depth])
+    return text_of(folders[depth])

@@ -13,17 +13,31 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.folders import IMAGE_SUFFIXES, NO_VIDEOS, Found, Listing, search
-from adamae_jax.prepare.sources import leads_out, outside, printable
 
 _DIGITS = re.compile(r"([0-9]+)")
+_LAST_NUMBER = re.compile(r"(.*?)[0-9]+([^0-9]*)", re.S)
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
-_MOST_KINDS = 4  # that a message names
+
+
+class Look(NamedTuple):
+    """What the listing of a folder says.
+
+    Attributes:
+        state: tells its frames from others, by their names and by the sizes of the first and the
+            last; "" where it cannot be listed.
+        kinds: how many images there are of each kind, by a pattern of their names; images of one
+            kind differ in their last number only. One at most, if they are frames of one video.
+    """
+
+    state: str
+    kinds: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +53,17 @@ class FrameFolders:
     names: str = ""
     rate: float = 0.0
 
-    def is_frame(self, name: str) -> bool:
-        """Whether a file is a frame, by its name."""
+    def is_frame(self, name: str, is_dir: Callable[[], bool] = lambda: False) -> bool:
+        """Returns whether a file is a frame, by its name; a folder is none."""
         return (
             name.lower().endswith(_SUFFIXES)
             and not name.startswith(".")
             and (not self.names or fnmatch.fnmatchcase(name, self.names))
+            and not is_dir()
         )
 
-    def select(self, names: Iterable[str]) -> list[str]:
-        """Those of some files that are frames, in the order in which they are shown."""
-        return sorted(filter(self.is_frame, names), key=natural_order)
-
-    def paths(self, folder: str) -> list[str]:
-        """The frames of a folder, in the order in which they are shown.
+    def list_names(self, folder: str) -> list[str]:
+        """Returns the names of the frames of a folder, in no order.
 
         Links that lead nowhere are among them: reading them shows that a frame is missing.
 
@@ -60,68 +71,31 @@ class FrameFolders:
             OSError: there is no such folder, or it cannot be listed.
         """
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.is_dir()]
-        return [os.path.join(folder, name) for name in self.select(names)]
+            return [entry.name for entry in entries if self.is_frame(entry.name, entry.is_dir)]
 
-    def look(self, folder: str, root: Path) -> "Look":
-        """What a folder's listing says of its frames.
+    def paths(self, folder: str) -> list[str]:
+        """Returns the frames of a folder as they are shown; see `list_names`."""
+        names = sorted(self.list_names(folder), key=natural_order)
+        return [os.path.join(folder, name) for name in names]
 
-        Args:
-            folder: to look at; one that cannot be listed, which will be left out, has a state too.
-            root: folder that all frames must lie in.
-
-        Raises:
-            UserError: a frame is a link that leads out of `root`.
-        """
+    def look(self, folder: str) -> Look:
+        """Returns what a folder's listing says of its frames."""
         try:
-            with os.scandir(folder) as entries:
-                frames = [entry for entry in entries if self.is_frame(entry.name)]
-                frames = [entry for entry in frames if not entry.is_dir()]
-        except OSError:
-            return Look("", None)
-        if links := [entry.path for entry in frames if entry.is_symlink()]:
-            real_top = os.path.join(os.path.realpath(root), "")
-            for link in links:
-                if real := leads_out(link, real_top):
-                    raise outside(printable(link), str(root), real)
-        names = sorted(entry.name for entry in frames)
+            names = sorted(self.list_names(folder))
+        except OSError:  # it will be left out, and listed
+            return Look("", {})
         # A dataset has many millions of images: two sizes of each folder stand for all. They tell
         # frames that were extracted anew, in another size or quality, and a copy that was cut
         # short. What this misses: an image between the first and the last that was replaced under
-        # its name. The folder's own time would mostly tell of it, but also of a file beside the
-        # frames or of a copy of the whole, neither of which makes another dataset.
+        # its name.
         sizes = [_size(os.path.join(folder, name)) for name in {*names[:1], *names[-1:]}]
         digest = hashlib.sha256(os.fsencode("\n".join([*names, f"/{sorted(sizes)}"])))
-        return Look(digest.hexdigest(), None if self.names else _odd(names))
-
-
-class Odd(NamedTuple):
-    """Why the images of a folder are no frames of one video.
-
-    Attributes:
-        reason: in words.
-        pattern: that would choose some of them, for `FrameFolders.names`.
-    """
-
-    reason: str
-    pattern: str
-
-
-class Look(NamedTuple):
-    """What the listing of a folder says.
-
-    Attributes:
-        state: tells its frames from others, by their names and by the sizes of the first and the
-            last; "" where it cannot be listed.
-        odd: None where the images are frames of one video, or chosen by a pattern.
-    """
-
-    state: str
-    odd: Odd | None
+        kinds = collections.Counter(map(_around_number, [] if self.names else names))
+        return Look(digest.hexdigest(), {_pattern(*kind): count for kind, count in kinds.items()})
 
 
 def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
-    """A key by which names are sorted as people count: ``a2`` before ``a10``.
+    """Returns a key by which names are sorted as people count: ``a2`` before ``a10``.
 
     It depends on nothing but the name. Names that differ only in their zeros (``a2``, ``a02``) have
     an order, too.
@@ -132,7 +106,7 @@ def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 def find_folders(source: Path, folders: FrameFolders) -> Found[str]:
-    """Paths of all folders below `source` that directly hold frames, relative to it, sorted.
+    """Returns the paths of all folders that directly hold frames, relative to `source`, sorted.
 
     Hidden folders are passed over. An empty folder beside them is one of a video whose frames are
     missing, and is found with them; so is a link that leads nowhere.
@@ -142,15 +116,19 @@ def find_folders(source: Path, folders: FrameFolders) -> Found[str]:
         folders: which images are frames.
 
     Raises:
-        UserError: there is none, or a link to a folder leads out of `source`.
+        UserError: there is none.
     """
 
     def look(listing: Listing) -> tuple[str, bool, bool, list[str]]:
-        """Path, whether it holds frames, whether it is empty, and the links to no folder."""
-        frames = any(map(folders.is_frame, (*listing.files, *listing.dangling)))
-        lost = [name for name in listing.dangling if _may_be_folder(name)]
-        empty = not (listing.folders or listing.files or listing.dangling)
-        return listing.path, frames, empty, [os.path.join(listing.path, name) for name in lost]
+        """Returns path, whether it holds frames, whether it is empty, and links to nowhere."""
+        lost = [
+            os.path.join(listing.path, name)
+            for name in listing.links.difference(listing.folders)
+            if os.path.splitext(name)[1].lower() not in NO_VIDEOS
+            and not os.path.exists(os.path.join(source, listing.path, name))
+        ]
+        empty = not (listing.folders or listing.files)
+        return listing.path, any(map(folders.is_frame, listing.files)), empty, lost
 
     seen, passed_over = search(source, look)
     found = [path for path, frames, _, _ in seen if frames and path]
@@ -162,14 +140,10 @@ def find_folders(source: Path, folders: FrameFolders) -> Found[str]:
             "the folder that holds a folder of numbered images for each video"
         )
     parents = {os.path.dirname(path) for path in found}
-    empty = [path for path, _, empty, _ in seen if empty and path]
-    beside = [path for path in empty if os.path.dirname(path) in parents]
+    beside = [
+        path for path, _, empty, _ in seen if empty and path and os.path.dirname(path) in parents
+    ]
     return Found(sorted([*found, *lost, *beside]), passed_over)
-
-
-def _may_be_folder(name: str) -> bool:
-    """Whether a link that leads nowhere is to a folder, as far as its name says."""
-    return os.path.splitext(name)[1].lower() not in NO_VIDEOS
 
 
 def _size(path: str) -> int:
@@ -179,57 +153,16 @@ def _size(path: str) -> int:
         return -1  # reading it will show that it is missing
 
 
-def _odd(names: Sequence[str]) -> Odd | None:
-    """What is wrong where images are not numbered through under one name."""
-    if _differ_in_number(names):
-        return None
-    kinds: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    seen: dict[int, str] = {}
-    twice: Odd | None = None
-    for name in names:
-        start, number, end = _around_number(name)
-        kinds[start, end].append(name)
-        first = seen.setdefault(number, name)
-        if first != name and twice is None:
-            reason = f"holds frame {number} twice ({printable(first)}, {printable(name)})"
-            twice = Odd(reason, f"*{os.path.splitext(first)[1]}")
-    if len(kinds) < 2:
-        return twice
-    examples = [printable(of_kind[0]) for of_kind in kinds.values()]
-    more = ", ..." if len(examples) > _MOST_KINDS else ""
-    likely = max(kinds.values(), key=lambda of_kind: (len(of_kind), of_kind))
-    return Odd(
-        f"holds images of {len(kinds)} kinds ({', '.join(examples[:_MOST_KINDS])}{more})",
-        _pattern(likely[0]),
-    )
+def _around_number(name: str) -> tuple[str, bool, str, str]:
+    """Returns what is in front of a name's last number, whether it has one, its end and suffix."""
+    stem, dot, suffix = name.rpartition(".")
+    start = stem.rstrip(string.digits)
+    if start != stem:
+        return start, True, "", dot + suffix  # by far the most: quicker than a pattern
+    match = _LAST_NUMBER.fullmatch(stem)
+    front, end = (match[1], match[2]) if match else (stem, "")
+    return front, match is not None, end, dot + suffix
 
 
-def _differ_in_number(names: Sequence[str]) -> bool:
-    """Whether names differ in their last number and in nothing else.
-
-    It says of nearly all folders, in a tenth of the time, that nothing is wrong.
-    """
-    if not names or not (runs := list(_DIGITS.finditer(os.path.splitext(names[0])[0]))):
-        return False
-    start, end = names[0][: runs[-1].start()], names[0][runs[-1].end() :]
-    alike = [name for name in names if name.startswith(start) and name.endswith(end)]
-    digits = [name[len(start) : len(name) - len(end)] for name in alike]
-    numbers = {int(number) for number in digits if number.isascii() and number.isdecimal()}
-    return len(numbers) == len(names)
-
-
-def _around_number(name: str) -> tuple[str, int, str]:
-    """What stands in front of the last number of a name, the number, and what stands behind it.
-
-    Without the suffix; a name without a number has -1, and all of it stands in front.
-    """
-    *front, number, end = ["", *_DIGITS.split(os.path.splitext(name)[0])]
-    return ("".join(front), int(number), end) if number else (end, -1, "")
-
-
-def _pattern(name: str) -> str:
-    """A pattern of all names of a kind: ``img_[0-9]*``, which ``img_mask_1.jpg`` does not match."""
-    start, number, end = _around_number(name)
-    if number < 0:
-        return f"*{os.path.splitext(name)[1]}"
-    return f"{glob.escape(start)}[0-9]*{glob.escape(end) + '.*' if end else ''}"
+def _pattern(start: str, number: bool, end: str, suffix: str) -> str:
+    return f"{glob.escape(start)}{'[0-9]*' * number}{glob.escape(end)}{suffix}"

@@ -14,21 +14,22 @@ DIR, and the same command continues where it was; with other options it does not
 shards that are finished are left as they are, as is a whole dataset.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from adamae_jax.data import schema, storage
-from adamae_jax.data.shard_files import FILE_FORMATS, TFRECORD
+from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import embedded
-from adamae_jax.prepare.build import Engine, Output, build
-from adamae_jax.prepare.find import find_source
-from adamae_jax.prepare.mounts import Mount
+from adamae_jax.prepare import embedded, examples
+from adamae_jax.prepare.beam import BeamOptions
+from adamae_jax.prepare.build import MAX_SECONDS, Engine, Output, Plan, build
+from adamae_jax.prepare.find import Found, find_source
 from adamae_jax.prepare.pool import num_cores
-from adamae_jax.prepare.reading import MAX_SECONDS
-from adamae_jax.prepare.transform import Recipe
+from adamae_jax.prepare.sources import text_of
+from adamae_jax.prepare.transform import Recipe, reader
 
 _SOURCES = ("source", "tfds", "embedded")
 # Which options say something about which of the sources.
@@ -38,7 +39,7 @@ _FILE_OPTIONS = (
 )  # fmt: skip
 _RECIPE_OPTIONS = (
     "codec", "short_side", "min_frames", "max_skipped", "shard_mb", "file_format", "beam_runner",
-    "beam_options", "beam_mount", "max_seconds_per_video",
+    "beam_options", "max_seconds_per_video",
 )  # fmt: skip
 _FOREIGN = {
     "source": ("seed",),
@@ -76,7 +77,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )  # fmt: skip
     flags.DEFINE_boolean("images", False, "--source holds images", flag_values=values)
     flags.DEFINE_float(
-        "validation_fraction", 0.1, "share of files for validation, where nothing says which; or 0",
+        "validation_fraction", 0.1, "share of each class for validation, where nothing says which",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
@@ -103,10 +104,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("file_format", TFRECORD, f"of the shards: {' or '.join(FILE_FORMATS)}", values)
     text("beam_runner", None, "let Apache Beam do the work: DirectRunner, for instance", values)
     text("beam_options", "", "of Apache Beam, in one string: '--region=... --project=...'", values)
-    text(
-        "beam_mount", None,
-        "FOLDER=ADDRESS: the mounted bucket that Beam's workers know by its address only", values,
-    )  # fmt: skip
     number("num_workers", num_cores(), "processes that read or make clips", flag_values=values)
 
 
@@ -120,11 +117,9 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     kinds = [name for name in _SOURCES if values[name].value is not None]
     if len(kinds) != 1:
         raise UserError("give either --source=FOLDER, --tfds=FOLDER or --embedded=demo (or large)")
-    for name in _FOREIGN[kinds[0]]:
+    for name, why in _useless_options(values, kinds[0]):
         if values[name].present:
-            raise UserError(f"--{name} means nothing with --{kinds[0]}: leave it out")
-    if values.source is not None:
-        _check_frame_options(values)
+            raise UserError(f"--{name} means nothing with {why}: leave it out")
     for name in ("source", "tfds", "output"):
         if storage.is_remote(values[name].value or ""):
             raise UserError(
@@ -136,16 +131,15 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         raise UserError("--output=DIR is missing: give a folder to write")
     if values.num_workers < 0:
         raise UserError(f"--num_workers={values.num_workers} must be 0 or more")
-    here = not values.num_workers and values.beam_runner is None
-    if here and values["max_seconds_per_video"].present:
-        raise UserError(
-            "--max_seconds_per_video means nothing with --num_workers=0, which starts no process "
-            "that could be ended: leave one of them out"
-        )
     destination = Path(values.output).absolute()
     if values.embedded is not None:
         embedded.prepare(values.embedded, destination, values.seed, values.num_workers)
         return
+    output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
+    on_beam = None
+    if values.beam_runner is not None:
+        on_beam = BeamOptions(values.beam_runner, values.beam_options, values.num_workers)
+    engine = Engine(values.num_workers, on_beam, values.max_seconds_per_video)
     found = find_source(values)
     recipe = Recipe(
         values.codec,
@@ -155,48 +149,38 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         found.stored,
         found.frame_folders,
     )
-    for name, useless in (
-        ("short_side", values.codec == schema.CODEC_ORIGINAL),
-        ("min_frames", found.images),
-        ("rate", found.images),
-    ):
-        if useless and values[name].present:
-            why = "images" if found.images else "--codec=original"
-            raise UserError(f"--{name} means nothing with {why}: leave it out")
-    output = Output(destination, values.max_skipped, values.shard_mb, values.file_format)
-    for name in ("beam_options", "beam_mount"):
-        if values[name].present and values.beam_runner is None:
-            raise UserError(f"--{name} means nothing without --beam_runner: leave it out")
-    engine = Engine(
-        values.num_workers,
-        values.beam_runner,
-        values.beam_options,
-        _mount(values, found.root, destination),
-        values.max_seconds_per_video,
+    if destination.resolve().is_relative_to(found.root.resolve()):
+        raise UserError(f"--output={destination} lies inside --source={found.root}: choose another")
+    build(_plan(found, recipe), output, engine)
+
+
+def _useless_options(values: flags.FlagValues, kind: str) -> Iterator[tuple[str, str]]:
+    """Yields options that mean nothing beside others, and what these are."""
+    yield from ((name, f"--{kind}") for name in _FOREIGN[kind])
+    if values.frame_folders:
+        yield "images", "--frame_folders"
+    elif kind == "source":
+        yield from ((name, "videos, without --frame_folders") for name in ("frame_names", "rate"))
+    if values.images:
+        yield "min_frames", "--images"
+    if values.codec == schema.CODEC_ORIGINAL:
+        yield "short_side", "--codec=original"
+    if values.beam_runner is None:
+        yield "beam_options", "no --beam_runner"
+        if not values.num_workers:  # no process that could be ended
+            yield "max_seconds_per_video", "--num_workers=0"
+
+
+def _plan(found: Found, recipe: Recipe) -> Plan:
+    names = found.source.label_names
+    return Plan(
+        name="images" if recipe.images else "videos",
+        thing="image" if recipe.images else "video",
+        source=text_of(str(found.root)),
+        items=found.source.items,
+        read=reader(recipe),
+        features=examples.image_features(names)
+        if recipe.images
+        else examples.features(names, codec=recipe.codec),
+        arguments={**found.fingerprint(), **dataclasses.asdict(recipe)},
     )
-    build(found, recipe, output, engine)
-
-
-def _check_frame_options(values: flags.FlagValues) -> None:
-    if values.frame_folders and values.images:
-        raise UserError(
-            "--frame_folders and --images contradict each other: images are frames of videos, or "
-            "examples of their own; leave one of them out"
-        )
-    for name in ("frame_names", "rate"):
-        if values[name].present and not values.frame_folders:
-            raise UserError(
-                f"--{name} means nothing with --source without --frame_folders: leave it out"
-            )
-
-
-def _mount(values: flags.FlagValues, *folders: Path) -> Mount | None:
-    """What Beam's workers reach by address, after making sure that it holds all folders."""
-    if values.beam_mount is None:
-        return None
-    if values.tfds is not None:
-        raise UserError("--beam_mount means nothing with --tfds: copy the dataset to a folder")
-    mount = Mount.parse(values.beam_mount)
-    for folder in folders:
-        mount.address_of(folder)
-    return mount

@@ -3,13 +3,13 @@
 A dataset is built in a hidden folder beside its destination and then renamed, which the file system
 does in one step. A process that is killed leaves only the hidden folder, and the next one that
 writes to the same destination continues there if it is to make the same. If it is not, finished
-shards, which may be the work of days, keep it from starting; what is less is cleared away. A lock,
-which the kernel drops with its owner, tells a dead process from one that is still writing.
+shards, which may be the work of days, keep it from starting. A lock, which the kernel drops with
+its owner, tells a dead process from one that is still writing.
 """
 
 import contextlib
-import errno
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -21,20 +21,18 @@ from typing import Any
 import google_crc32c
 
 from adamae_jax.data import schema
-from adamae_jax.data.outages import FAILING, FULL
+from adamae_jax.data.storage import FAILING, FULL
 from adamae_jax.errors import UserError
-from adamae_jax.prepare.shards import JOURNAL_NAME, shard_from_json
 
 # Written last, beside the shards: what the dataset was made with, the size of every file, and
 # checksums of those that describe it.
 RECORD_NAME = "prepare.json"
 _TEXTS = (".json", ".txt", ".csv")
-# What one says that cannot sync a folder, and has no need to, or no way.
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_NOTE = "arguments.json"  # in the hidden folder: what is being made there
 
 
 def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
-    """Whether `output` holds the whole dataset that these arguments make.
+    """Returns whether `output` holds the whole dataset that these arguments make.
 
     Args:
         output: where the dataset is to be.
@@ -44,48 +42,34 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
         True if it is there, False if `output` does not exist or is an empty folder.
 
     Raises:
-        UserError: `output` is a file, a link or a mount point, holds anything else, or cannot be
-            read.
+        UserError: `output` is a file, a link or a mount point, or holds anything else.
     """
-    if output.name in ("", ".."):
-        raise UserError(f"--output={output} does not end in a name: give the folder's own path")
-    if output.is_symlink():
+    if output.is_symlink() or os.path.ismount(output) or output.name in ("", ".."):
         raise UserError(
-            f"--output={output} is a link, which a dataset cannot take the place of: give the path "
-            f"it leads to, {os.readlink(output)}"
+            f"--output={output} is a link or a mount point, which a dataset cannot take the place "
+            "of: give the path of a new folder"
         )
-    if os.path.ismount(output):
-        raise UserError(
-            f"--output={output} is a mount point, which a dataset cannot take the place of: give "
-            f"a folder in it, such as {output / 'dataset'}"
-        )
-    try:
-        return _holds(output, arguments)
-    except OSError as error:
-        raise UserError(
-            f"--output={output} cannot be read ({error}): see to its file system, or choose "
-            "another --output"
-        ) from error
-
-
-def _holds(output: Path, arguments: Mapping[str, Any]) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     remedy = "nothing was changed; choose another --output, or delete it first"
     if not (output / RECORD_NAME).is_file():
         raise UserError(f"--output={output} exists and is no dataset made by this job: {remedy}")
-    record = _read_record(output / RECORD_NAME)
-    if record["schema"] != schema.VERSION:
+    try:
+        record = json.loads((output / RECORD_NAME).read_text())
+        there, sizes = dict(record["arguments"]), dict(record["files"])
+        version = record["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{output / RECORD_NAME} cannot be read ({error!r}): {remedy}") from error
+    if version != schema.VERSION:
         raise UserError(
             f"--output={output} holds a dataset of another version of adamae_jax (its schema is "
-            f"{record['schema']}, not {schema.VERSION}): {remedy}"
+            f"{version}, not {schema.VERSION}): {remedy}"
         )
-    if differences := _differences(record["arguments"], arguments):
+    if differences := _differences(there, arguments):
         raise UserError(
-            f"--output={output} holds a dataset made with other arguments "
-            f"({'; '.join(differences.values())}): {remedy}"
+            f"--output={output} holds a dataset made with other arguments ({differences}): {remedy}"
         )
-    for name, size in record["files"].items():
+    for name, size in sizes.items():
         if not (output / name).is_file() or (output / name).stat().st_size != size:
             raise UserError(
                 f"--output={output} is damaged: {name} is missing or does not have its {size} "
@@ -94,40 +78,31 @@ def _holds(output: Path, arguments: Mapping[str, Any]) -> bool:
     return True
 
 
-def _differences(there: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:
-    """What is there and what was asked for, in words, of each argument that is not the same."""
+def _differences(there: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """Returns what is there and what was asked for, in words, where it is not the same."""
     asked = json.loads(json.dumps(arguments))
-    return {
+    words = {
         name: f"{name} is {there.get(name)!r} there, {asked.get(name)!r} was asked for"
         for name in sorted({*there, *asked})
         if there.get(name) != asked.get(name)
     }
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-        return {
-            "schema": record.get("schema", 1),  # the first was not written down
-            "arguments": dict(record["arguments"]),
-            "files": dict(record["files"]),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error!r}), so the dataset beside it may be damaged: choose "
-            "another --output, or delete it first"
-        ) from error
+    if "items" in words:  # a digest, which says nothing to a reader
+        words["items"] = "the files of --source, their labels or splits have changed"
+    return "; ".join(words.values())
 
 
 @contextlib.contextmanager
-def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def workspace(output: Path, arguments: Mapping[str, Any]) -> Iterator[Path]:
     """A folder to build `output` in, on the same file system; gone when the work is done.
+
+    A failure leaves the folder, and the next process that asks for the same goes on there.
 
     Args:
         output: see `already_written`.
-        resume: what determines the dataset. A failure then leaves the folder, and the next process
-            that asks for the same finds it as it was. None always starts with an empty folder and
-            leaves none.
+        arguments: what determines the dataset.
+
+    Yields:
+        The folder, which holds a folder for shards (`shards_folder`).
 
     Raises:
         UserError: another process is writing to the same `output`, one that was to make something
@@ -149,89 +124,60 @@ def workspace(output: Path, resume: Mapping[str, Any] | None = None) -> Iterator
             ) from None
         except OSError as error:  # Lustre and NFS know locks only where they were set up for them
             raise UserError(
-                f"--output={output} cannot be locked ({error}), which keeps two jobs from writing "
-                "there at once: mount its file system with locks (Lustre: -o flock; NFS: with its "
-                "lock service), or choose another --output and copy the dataset"
+                f"--output={output} cannot be locked ({error}): mount its file system with locks, "
+                "or choose another --output and copy the dataset"
             ) from error
-        keep = True
         try:
-            build = _leftovers(folder, output, resume)
-            keep = resume is not None
-            yield build
-            keep = False
+            _claim(folder, output, arguments)
+            yield folder
         except OSError as error:
             if error.errno not in FULL | FAILING:
                 raise
             full = error.errno in FULL
             why = "the disk (or a quota) is full" if full else "its file system fails"
-            remedy = "make room" if full else "see to it"
-            kept = f"; what is finished is kept in {folder}" if keep else ""
             raise UserError(
-                f"--output={output} cannot be written, since {why}: {error}{kept}: {remedy} and "
-                "run the same command again"
+                f"--output={output} cannot be written, since {why}: {error}; what is finished is "
+                f"kept in {folder}: {'make room' if full else 'see to it'} and run the same "
+                "command again"
             ) from error
-        finally:
-            if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unfinished(output: Path) -> Path:
-    """The hidden folder in which `output` is built."""
+    """Returns the hidden folder in which `output` is built."""
     return output.parent / f".{output.name}.unfinished"
 
 
-def _leftovers(folder: Path, output: Path, resume: Mapping[str, Any] | None) -> Path:
-    """The folder to build in: as a process before left it if that did the same, else empty.
+def shards_folder(folder: Path, arguments: Mapping[str, Any]) -> Path:
+    """Returns where the finished shards of this dataset go, in the hidden folder.
 
-    Raises:
-        UserError: that one did something else, and has finished shards.
+    It is named after the arguments, so that Beam's workers that outlive another job do not write
+    their shards among these.
     """
-    build, note = folder / "build", folder / "arguments.json"
-    begun: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        begun = json.loads(note.read_text())
-    if why := _what_differs(begun, resume):
-        if sizes := _finished_shards(build):
-            shards = f"{len(sizes)} finished shard{'' if len(sizes) == 1 else 's'}"
-            raise UserError(
-                f"{folder} holds {shards} ({sum(sizes) / 1e6:.1f} MB) of a dataset that was begun "
-                f"{why}: start it again as it was, which goes on; or choose another --output than "
-                f"{output}; or remove what is there: rm -r {shlex.quote(str(folder))}"
-            )
-        note.unlink(missing_ok=True)  # first, so that a kill in between does not mix two jobs
-        shutil.rmtree(build, ignore_errors=True)
-        build.mkdir()
-        note.write_text(json.dumps({"schema": schema.VERSION, "arguments": resume}))
-        _sync(note)  # lost in a power failure, it could not tell whose the shards are
-    return build
+    digest = hashlib.sha256(json.dumps([schema.VERSION, arguments], sort_keys=True).encode())
+    return folder / f"shards-{digest.hexdigest()[:16]}"
 
 
-def _what_differs(begun: Mapping[str, Any], resume: Mapping[str, Any] | None) -> str:
-    """How what was begun differs from what was asked for, in words; "" where it does not."""
-    made_with, version = begun.get("arguments"), begun.get("schema")
-    if made_with is None:
-        return "with arguments that are not known any more"
-    if version != schema.VERSION:
-        return f"by another version of adamae_jax (its schema is {version}, not {schema.VERSION})"
-    if resume is None:
-        return f"of source {made_with.get('source')!r}"
-    differences = _differences(made_with, resume)
-    if "items" in differences:
-        differences["items"] = "the files of --source, their labels or splits have changed"
-        differences.pop("set_aside", None)  # a number that follows from them
-    return f"with other arguments ({'; '.join(differences.values())})" if differences else ""
-
-
-def _finished_shards(build: Path) -> list[int]:
-    """Bytes of each shard that a journal, or a note beside a shard, says is finished."""
-    sizes = {}
-    for path in (*build.glob(f"*/{JOURNAL_NAME}"), *build.glob("*/*.json")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            shard = shard_from_json(line)
-            if shard is not None and shard.records:
-                # A shard that Beam's worker has noted may be in the journal too: it ends there.
-                sizes[shard.stop] = shard.file_bytes
-    return list(sizes.values())
+def _claim(folder: Path, output: Path, arguments: Mapping[str, Any]) -> None:
+    """Makes the hidden folder this dataset's own; what another one has finished is not removed."""
+    shards = shards_folder(folder, arguments)
+    if shards.is_dir():
+        return
+    if finished := sum(1 for _ in folder.glob("shards-*/*.json")):
+        begun: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            begun = json.loads((folder / _NOTE).read_text())
+        why = _differences(begun, arguments) or "by another version of adamae_jax"
+        raise UserError(
+            f"{folder} holds {finished} finished shards of a dataset that was begun with other "
+            f"arguments ({why}): start it again as it was, which goes on; or choose another "
+            f"--output than {output}; or remove what is there: rm -r {shlex.quote(str(folder))}"
+        )
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    (folder / _NOTE).write_text(json.dumps(arguments))
+    shards.mkdir()
 
 
 def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: Any) -> None:
@@ -244,41 +190,33 @@ def publish(built: Path, output: Path, arguments: Mapping[str, Any], **facts: An
         **facts: more to record beside the arguments.
 
     Raises:
-        UserError: `output` appeared in the meantime, or cannot be replaced (a mount point).
+        UserError: `output` appeared in the meantime, or cannot be replaced.
     """
-    files = sorted(path for path in built.rglob("*") if path.is_file())
-    sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
+    files = sorted(path for path in built.iterdir() if path.name != RECORD_NAME)
+    texts = [path for path in files if path.suffix in _TEXTS]
     record = {
         "schema": schema.VERSION,
         "arguments": dict(arguments),
         **facts,
-        "files": sizes,
+        "files": {path.name: path.stat().st_size for path in files},
         # Of what has no checksums in itself, as shards have.
-        "checksums": {
-            name: google_crc32c.value((built / name).read_bytes())
-            for name in sizes
-            if name.endswith(_TEXTS)
-        },
+        "checksums": {path.name: google_crc32c.value(path.read_bytes()) for path in texts},
     }
     (built / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
-    # On the disk before the rename is: after a power failure, too, the dataset is whole or absent.
-    # Folders as well, since the names of files are theirs.
-    for path in [*files, built / RECORD_NAME, *built.rglob("*/"), built]:
+    # On the disk before the rename is, as shards are already: after a power failure, too, the
+    # dataset is whole or absent.
+    for path in [*texts, built / RECORD_NAME, built]:
         _sync(path)
     try:
         os.rename(built, output)
     except OSError as error:
         raise UserError(f"--output={output} cannot be put in place: {error}") from error
-    _sync(output.parent)
 
 
 def _sync(path: Path) -> None:
-    """Brings a file or the names in a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC or not path.is_dir():
-            raise
+        with contextlib.suppress(OSError):  # not every file system knows this of folders
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -4,8 +4,8 @@ Every kind of source (files, folders of frames, list files, a dataset of TFDS) e
 what comes after knows nothing of where items came from.
 """
 
+import collections
 import dataclasses
-import functools
 import hashlib
 import os
 import re
@@ -35,7 +35,7 @@ class Item:
         id: unique within the dataset; for a file, its path below the root.
         path: of the file that holds it, or of the folder that holds its frames.
         label: class index, or `schema.UNLABELLED`.
-        split: the split that it belongs to; None where a share of all items is set aside.
+        split: the split that it belongs to; None: training, or validation if that would be empty.
         span: (offset, length) of the ``tf.train.Example`` in the file; None: it is the whole file.
         num_frames: how many frames of a folder are the video, from the first on; None: all.
     """
@@ -74,31 +74,32 @@ class Entry(NamedTuple):
 
 
 def make_source(
-    root: Path, entries: Sequence[Entry], classes: Mapping[str, int] | None = None
+    root: Path,
+    entries: Sequence[Entry],
+    classes: Mapping[str, int] | None = None,
+    validation_fraction: float = 0.0,
 ) -> Source:
-    """Checks paths, numbers labels and brings the items into their order.
+    """Checks paths, numbers labels, decides on splits and brings the items into their order.
 
     Items are ordered by split and then by a hash of their ids: it looks random, so that shards mix
     classes, but depends on nothing but the ids.
 
     Args:
-        root: folder that all files must lie in.
+        root: folder that all files lie in.
         entries: at least one.
         classes: index by name, and by number where classes are numbered; None takes the labels
             themselves, which are then all numbers or else all names, numbered alphabetically.
+        validation_fraction: of the entries without a split, see `with_splits`.
 
     Raises:
-        UserError: a path leads out of `root`, is named twice, or a label is unknown.
+        UserError: a path leads out of `root` by ``..``, is named twice, or a label is unknown.
     """
     if classes is None:
         classes = _classes_of(entries)
-    # With a slash at the end: what begins so lies below.
-    top, real_top = (os.path.join(place(root), "") for place in (os.path.abspath, os.path.realpath))
-    real_folder = functools.cache(os.path.realpath)  # folders have many files
-    below = functools.partial(_path_below, top, real_top, real_folder)
     seen: dict[str, str] = {}
     items = []
-    for entry, relative in zip(entries, in_threads(below, entries), strict=True):
+    for entry in entries:
+        relative = _path_below(root, entry)
         if relative in seen:
             raise UserError(
                 f"{entry.where}: {entry.path!r} is there already ({seen[relative]}): name each "
@@ -106,89 +107,69 @@ def make_source(
             )
         seen[relative] = entry.where
         path, label = os.path.join(root, relative), _label(entry, classes)
-        item = Item(printable(relative), path, label, entry.split, num_frames=entry.num_frames)
+        item = Item(text_of(relative), path, label, entry.split, num_frames=entry.num_frames)
         items.append(item)
     names = {index: name for name, index in reversed(list(classes.items()))}
-    return Source(in_order(items), tuple(names[index] for index in sorted(names)))
+    ordered = in_order(with_splits(items, validation_fraction))
+    return Source(ordered, tuple(names[index] for index in sorted(names)))
+
+
+def with_splits(items: Iterable[Item], validation_fraction: float) -> Iterator[Item]:
+    """Yields all items, with a part of those without a split set aside for "validation".
+
+    Of each class (and of what has none), the fraction is for validation, rounded, but at least one
+    item if the class has two or more: metrics of a class need an example of it. Which items it is
+    follows from a hash of their ids.
+
+    Args:
+        items: of a dataset.
+        validation_fraction: from 0, which sets nothing aside, to below 1.
+    """
+    classes: dict[int, list[Item]] = collections.defaultdict(list)
+    for item in items:
+        if item.split is None:
+            classes[item.label].append(item)
+        else:
+            yield item
+    groups = list(classes.values())
+    if all(len(group) < 2 for group in groups):  # one item of each class: classes cannot be parted
+        groups = [[item for group in groups for item in group]]
+    for of_class in groups:
+        wanted = max(1, round(validation_fraction * len(of_class))) if validation_fraction else 0
+        aside = min(wanted, len(of_class) - 1)  # one is left to train on
+        for place, item in enumerate(in_order(of_class)):
+            yield dataclasses.replace(item, split="validation") if place < aside else item
 
 
 def in_order(items: Iterable[Item]) -> tuple[Item, ...]:
-    """By split, validation first, and within a split by a hash of the id."""
+    """Returns items by split, validation first, and within a split by a hash of the id."""
 
     def place(item: Item) -> tuple[str, bytes, str]:
-        return _split_place(item.split), hashlib.sha256(item.id.encode()).digest(), item.id
+        # The small split comes first, so that what is wrong with it shows early.
+        split = "" if item.split == "validation" else item.split or "train"
+        return split, hashlib.sha256(item.id.encode()).digest(), item.id
 
     return tuple(sorted(items, key=place))
 
 
-def _split_place(split: str | None) -> str:
-    # The small split comes first, so that what is wrong with it shows early.
-    return "" if split in (None, "validation") else str(split)
-
-
-def _path_below(top: str, real_top: str, real_folder: Callable[[str], str], entry: Entry) -> str:
-    """The path of an entry relative to the root, after making sure that it stays there.
-
-    Links are followed to see where they end, and then left as they are.
-
-    Args:
-        top: the root, with a slash at the end.
-        real_top: where it really is, likewise.
-        real_folder: where a folder really is.
-        entry: what to look at.
-    """
+def _path_below(root: Path, entry: Entry) -> str:
+    """Returns the path of an entry relative to the root; what links lead to may lie elsewhere."""
     if not entry.path or "\0" in entry.path:
         raise UserError(f"{entry.where}: the path {entry.path!r} names no file")
+    top = os.path.join(os.path.abspath(root), "")
     path = os.path.normpath(os.path.join(top, entry.path))
-    folder, name = os.path.split(path)
-    real = os.path.join(real_folder(folder), name)
-    if os.path.islink(real):
-        real = leads_out(real, real_top) or real
-    parents = [parent for parent in (top, real_top) if path.startswith(parent)]
-    if not parents or not real.startswith(real_top):
-        called = f"{entry.where}: {printable(entry.path)!r}"
-        raise outside(called, top[:-1], real if parents else None)
-    return path.removeprefix(parents[0])
-
-
-def leads_out(link: str, real_top: str) -> str | None:
-    """Where a link leads to, if that lies outside; None where it stays or leads nowhere.
-
-    What is not there is no file of somebody else's: it is left out like any file that is missing.
-
-    Args:
-        link: to follow.
-        real_top: folder to stay in, itself no link; with a slash at the end.
-    """
-    real = os.path.realpath(link)
-    inside = os.path.join(real, "").startswith(real_top)
-    return None if inside or not os.path.exists(real) else real
-
-
-def outside(what: str, root: str, leads_to: str | None) -> UserError:
-    """The error of a path that lies outside of the root.
-
-    Args:
-        what: the path, with what a message needs in front of it.
-        root: what was given as ``--source``.
-        leads_to: for what begins in the root, where links have led to; else None.
-    """
-    if leads_to is None:
-        remedy = "move the file there, or give the folder that holds all files"
-        return UserError(f"{what} lies outside of --source={printable(root)}: {remedy}")
-    common = os.path.commonpath([os.path.realpath(root), leads_to])
-    such_as = f" (--source={printable(common)})" if common != os.sep else ""
-    target = leads_to if os.path.isdir(leads_to) else os.path.dirname(leads_to)
-    return UserError(
-        f"{what} lies outside of --source={printable(root)} (it leads to {printable(leads_to)}), "
-        f"and links are not followed there: give the folder that holds all files{such_as}, or "
-        f"mount the other one in --source in place of links (mount --bind {printable(target)} "
-        "FOLDER)"
-    )
+    if not path.startswith(top) and os.path.isabs(entry.path):  # by another name, perhaps
+        top, path = os.path.join(os.path.realpath(root), ""), os.path.realpath(path)
+    if not path.startswith(top):
+        raise UserError(
+            f"{entry.where}: {text_of(entry.path)!r} lies outside of --source={root}: give the "
+            "folder that holds all files"
+        )
+    return path.removeprefix(top)
 
 
 def in_threads(work: Callable[[Thing], Answer], things: Sequence[Thing]) -> Iterator[Answer]:
-    """What `work` says of each thing, in their order, asked by many threads at once.
+    """Yields what `work` says of each thing, in their order, asked by many threads at once.
 
     For questions to the file system, while which other threads can work.
     """
@@ -204,13 +185,13 @@ def in_threads(work: Callable[[Thing], Answer], things: Sequence[Thing]) -> Iter
             yield from block
 
 
-def printable(path: str) -> str:
-    """A path as text: file names on Linux are bytes, and need not be valid UTF-8."""
+def text_of(path: str) -> str:
+    """Returns a path as text: file names on Linux are bytes, and need not be valid UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _classes_of(entries: Sequence[Entry]) -> dict[str, int]:
-    """Classes that nobody has listed: 0 to the highest number, or all names alphabetically."""
+    """Returns classes that nobody has listed: 0 to the highest number, or names alphabetically."""
     given = {entry.label: entry.where for entry in entries if entry.label is not None}
     names = [label for label in given if not _is_number(label)]
     # In alphabetical order 10 comes before 2: numbers among names would get others' places.

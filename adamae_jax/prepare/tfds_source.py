@@ -3,10 +3,8 @@
 Without TensorFlow: the shards are read as our own are.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +12,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adamae_jax.data import index_files, schema
-from adamae_jax.data.record_reader import RecordReader
-from adamae_jax.data.tfds_info import NoDatasetError, read_info
-from adamae_jax.data.tfrecord import BadRecordError, ShardIndex, load_index
+from adamae_jax.data import schema
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.data.records import NoDatasetError, read_info
+from adamae_jax.data.tfrecord import load_index, stored_payload
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.sources import Item, Source, in_order
 
@@ -85,11 +83,11 @@ def tfds_source(directory: Path, rate: float = 0.0) -> tuple[Source, StoredFeatu
     features = _find_features(info.features or {}, directory, rate)
     items = []
     for name, split in info.splits.items():
-        index = _index([Path(path) for path in split.filepaths], split.shard_lengths)
+        index = load_index(split.filepaths, split.shard_lengths)
         for number in range(len(index)):
-            span = (int(index.offsets[number]), int(index.lengths[number]))
-            path = index.paths[index.shard_of(number)]
-            items.append(Item(f"{name}/{number}", path, split=name, span=span))
+            shard, _ = index.place(number)
+            item = Item(f"{name}/{number}", index.paths[shard], split=name, span=index.span(number))
+            items.append(item)
     if not items:
         raise UserError(f"--tfds={directory} is empty: prepare it again with TFDS")
     names = info.features[features.label].names if features.label else ()
@@ -113,14 +111,6 @@ def dataset_info(directory: Path, called: str) -> Any:
             f"{called} is no dataset that TFDS opens ({error}): give the folder that holds its "
             "dataset_info.json"
         ) from error
-
-
-def _index(paths: list[Path], counts: list[int]) -> ShardIndex:
-    place = index_files.digest_of(os.path.abspath(paths[0]) if paths else "")
-    cache = index_files.places("", place)[-1]
-    with contextlib.suppress(OSError):  # else it is kept in memory
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
-    return load_index(paths, counts, cache)
 
 
 def _find_features(features: Any, directory: Path, rate: float) -> StoredFeatures:
@@ -174,11 +164,7 @@ def read_stored(item: Item, features: StoredFeatures) -> StoredRecord:
         OSError: the shard cannot be read, again and again.
     """
     assert item.span is not None
-    offset, length = item.span
-    index = ShardIndex(
-        (item.path,), np.array([0, 1]), np.array([offset]), np.array([length], np.int32)
-    )
-    payload = RecordReader(index).payload(0).whole()
+    payload = stored_payload(item.path, *item.span).whole()
     try:
         stored = tf_example_pb2.Example.FromString(payload).features.feature
     except DecodeError as error:

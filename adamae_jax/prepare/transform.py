@@ -5,9 +5,10 @@ only what is no fault of the item is an error.
 """
 
 import dataclasses
+import functools
 import io
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 import simplejpeg
@@ -15,33 +16,24 @@ from PIL import Image
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.frames import PNG_MODES, PNG_SIGNATURE, encoded_size
-from adamae_jax.data.outages import is_outage
+from adamae_jax.data.storage import is_outage
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
-from adamae_jax.prepare.encoding import JPEG_QUALITY, EncodedVideo, read_video
+from adamae_jax.prepare import examples
+from adamae_jax.prepare.encode import (
+    JPEG_QUALITY,
+    EncodedVideo,
+    encode_stills,
+    read_folder,
+    read_video,
+    reason_of,
+    small_size,
+    upright,
+)
 from adamae_jax.prepare.frame_folders import FrameFolders
-from adamae_jax.prepare.sources import Item, printable
-from adamae_jax.prepare.stills import encode_stills, read_folder, reason_of, small_size, upright
+from adamae_jax.prepare.pool import ordered_map
+from adamae_jax.prepare.sources import Item, text_of
 from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored
-
-SKIPPED, TRUNCATED = "skipped", "truncated"
-
-
-@dataclasses.dataclass(frozen=True)
-class Flaw:
-    """An item that is not, or not wholly, in the dataset: one line of ``skipped.csv``.
-
-    Attributes:
-        id: of the item.
-        status: "skipped" (left out) or "truncated" (kept up to its damage).
-        frames: how many could be read.
-        reason: what is wrong.
-    """
-
-    id: str
-    status: str
-    frames: int
-    reason: str
+from adamae_jax.prepare.write import SKIPPED, TRUNCATED, Flaw, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,36 +75,47 @@ class Recipe:
             raise UserError(f"--short_side={self.short_side} must be 16 pixels or more")
 
 
-class Result(NamedTuple):
-    """A serialised ``tf.train.Example``, or none, and what was wrong."""
+def read_items(
+    read: Callable[[Item], Result], items: Iterable[Item], num_workers: int, max_seconds: float
+) -> Generator[Result, None, None]:
+    """Yields the results of items, in their order; to be closed.
 
-    payload: bytes | None
-    flaw: Flaw | None
-
-
-def transform(recipe: Recipe, item: Item, alone: bool = False) -> Result:
-    """Reads one item and encodes it.
+    An item that ends its process or takes too long is a flaw like others; storage that fails is
+    none, and raises what `read` raises.
 
     Args:
-        recipe: how the record is made.
-        item: what to read.
-        alone: that nobody else takes memory (see `VideoFile`).
+        read: makes a record of an item.
+        items: what to read.
+        num_workers: processes; 0 reads in this one, which has to bear what the items do.
+        max_seconds: for one item.
+    """
+    return ordered_map(read, items, num_workers, max_seconds, _lost)
+
+
+def _lost(item: Item, reason: str) -> Result:
+    return Result(None, Flaw(item.id, SKIPPED, 0, reason))
+
+
+def reader(recipe: Recipe) -> Callable[[Item], Result]:
+    """Returns `transform` with this recipe; it can be pickled."""
+    return functools.partial(transform, recipe)
+
+
+def transform(recipe: Recipe, item: Item) -> Result:
+    """Reads one item and encodes it.
 
     Raises:
         UserError: the storage fails, again and again: as a flaw, a short outage would leave out or
             cut off all that is being read.
-        MemoryError: there is too little, perhaps for what others take.
     """
     try:
         if recipe.images:
-            return Result(writer.serialize(_image(recipe, item)), None)
-        identity, label, video = _video(recipe, item, alone)
-    except MemoryError:
-        raise
+            return Result(examples.serialize(_image(recipe, item)), None)
+        identity, label, video = _video(recipe, item)
     except Exception as error:  # One bad file must not end a run of days, whatever it provokes.
         if is_outage(error):
             raise UserError(
-                f"{printable(item.path)} cannot be read, again and again ({reason_of(error)}): see "
+                f"{text_of(item.path)} cannot be read, again and again ({reason_of(error)}): see "
                 "to its storage and run the same command again, which continues; if it is this "
                 "file alone, put back a copy"
             ) from error
@@ -123,25 +126,24 @@ def transform(recipe: Recipe, item: Item, alone: bool = False) -> Result:
         reason += f" ({video.damage})" if video.damage else ""
         return Result(None, Flaw(item.id, SKIPPED, video.num_frames, reason))
     flaw = Flaw(item.id, TRUNCATED, video.num_frames, video.damage) if video.damage else None
-    return Result(
-        writer.serialize(writer.video_example(identity, label, recipe.codec, video)), flaw
-    )
+    example = examples.video_example(identity, label, recipe.codec, video)
+    return Result(examples.serialize(example), flaw)
 
 
-def _video(recipe: Recipe, item: Item, alone: bool) -> tuple[str, int, EncodedVideo]:
-    """Id, label and video."""
+def _video(recipe: Recipe, item: Item) -> tuple[str, int, EncodedVideo]:
+    """Returns id, label and video."""
+    if recipe.stored is not None:
+        record = read_stored(item, recipe.stored)
+        video = encode_stills(record.frames, record.rate, recipe.codec, recipe.short_side)
+        return record.id, record.label, video
     if recipe.frame_folders is not None:
         video = read_folder(item, recipe.frame_folders, recipe.codec, recipe.short_side)
-        return item.id, item.label, video
-    if recipe.stored is None:
-        video = read_video(item.path, recipe.codec, recipe.short_side, alone=alone)
-        return item.id, item.label, video
-    record = read_stored(item, recipe.stored)
-    video = encode_stills(record.frames, record.rate, recipe.codec, recipe.short_side)
-    return record.id, record.label, video
+    else:
+        video = read_video(item.path, recipe.codec, recipe.short_side)
+    return item.id, item.label, video
 
 
-def _image(recipe: Recipe, item: Item) -> writer.Example:
+def _image(recipe: Recipe, item: Item) -> examples.Example:
     identity, label = item.id, item.label
     if recipe.stored is None:
         data = storage.read_file(os.path.abspath(item.path))

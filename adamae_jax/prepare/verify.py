@@ -1,69 +1,50 @@
 """Checks a dataset: python -m adamae_jax.prepare verify DIR.
 
 Reads every record of every shard, checks the checksums of files, records and frames, their
-structure, decodes a sample, and prints one table, with a note if records share their ids. Ends with
-status 2 where anything is wrong.
+structure, decodes a sample, and prints one table. Ends with status 2 where anything is wrong.
 """
 
-import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 from absl import flags
 
 from adamae_jax.data import storage
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Layout
 from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.payload import StoredFrames
 from adamae_jax.data.records import layout_of
-from adamae_jax.data.shard_files import records
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores, ordered_map
-from adamae_jax.prepare.progress import count, progress, some
+from adamae_jax.prepare.progress import progress, some
+from adamae_jax.prepare.shard_files import records
 from adamae_jax.prepare.tfds_source import dataset_info
 
-_DIGEST_BYTES = 16
 
-
-@dataclasses.dataclass(frozen=True)
-class ShardReport:
+class ShardReport(NamedTuple):
     """What a shard holds.
 
     Attributes:
-        records: that are sound.
-        frames: of these.
-        decoded: of the records.
-        payload_bytes: of the sound records.
+        records: how many are sound.
+        frames: how many these have.
+        num_bytes: of them.
+        decoded: of how many records some frames were decoded.
         problems: what is wrong, one sentence each.
-        names: of each shard, a digest of every id, one after the other; of ten million records
-            these fit in memory, the ids would not.
     """
 
-    records: int = 0
-    frames: int = 0
-    decoded: int = 0
-    payload_bytes: int = 0
-    problems: tuple[str, ...] = ()
-    names: tuple[bytes, ...] = ()
-
-    def __add__(self, other: "ShardReport") -> "ShardReport":
-        """What two hold together."""
-        return ShardReport(
-            self.records + other.records,
-            self.frames + other.frames,
-            self.decoded + other.decoded,
-            self.payload_bytes + other.payload_bytes,
-            self.problems + other.problems,
-            self.names + other.names,
-        )
+    records: int
+    frames: int
+    num_bytes: int
+    decoded: int
+    problems: tuple[str, ...]
 
 
 def check_shard(
@@ -81,7 +62,6 @@ def check_shard(
     sound = frames = decoded = num_bytes = 0
     number = -1
     problems: list[str] = []
-    names = bytearray()
     try:
         for number, payload in enumerate(records(path, file_format)):
             try:
@@ -100,16 +80,11 @@ def check_shard(
                 continue
             sound, frames = sound + 1, frames + len(record.frames)
             num_bytes += len(payload)
-            names += _digest(record.id) if record.id else b""
         if number + 1 != expected:
             problems.append(f"{path}: {number + 1} records, but dataset_info.json says {expected}")
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
-    return ShardReport(sound, frames, decoded, num_bytes, tuple(problems), (bytes(names),))
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+    return ShardReport(sound, frames, num_bytes, decoded, tuple(problems))
 
 
 def verify(
@@ -142,26 +117,21 @@ def verify(
         ("split", "shards", "records", "frames", "MB", "decoded", "problems")
     ]
     problems = _wrong_files(directory)
-    names: list[bytes] = []
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
         reports = ordered_map(check, shards, num_workers)
-        told = progress(reports, 0, len(shards), f"shards of {name}")
-        total = functools.reduce(ShardReport.__add__, told, ShardReport())
-        rows.append(_row(name, len(shards), total))
-        problems += total.problems
-        names += total.names
+        told = list(progress(reports, 0, len(shards), f"shards of {name}"))
+        wrong = [problem for report in told for problem in report.problems]
+        sums = np.array([report[:-1] for report in told], np.int64).reshape(-1, 4).sum(0)
+        sound, frames, num_bytes, decoded = map(int, sums)
+        counts = len(shards), sound, frames, f"{num_bytes / 1e6:.1f}", decoded, len(wrong)
+        rows.append((name, *map(str, counts)))
+        problems += wrong
     print(_table(rows))
     if problems:
         raise UserError(
             f"{directory} is damaged: {some(problems)}: copy the dataset again, or remove the "
             "folder and prepare it anew"
-        )
-    if shared := _repeated(b"".join(names)):
-        # Ids that TFDS has handed on are not ours to refuse.
-        print(
-            f"note: {count(shared, 'record')} with the id of another one: whatever goes by ids "
-            "cannot tell them apart"
         )
     print(f"{directory} is sound")
 
@@ -196,17 +166,6 @@ def _checksum(path: Path) -> int | None:
         return int(google_crc32c.value(path.read_bytes()))
     except OSError:
         return None
-
-
-def _repeated(names: bytes) -> int:
-    """How many digests have been there before."""
-    digests = np.frombuffer(names, np.dtype(("V", _DIGEST_BYTES)))
-    return len(digests) - len(np.unique(digests))
-
-
-def _row(split: str, num_shards: int, total: ShardReport) -> tuple[str, ...]:
-    numbers = (num_shards, total.records, total.frames, f"{total.payload_bytes / 1e6:.1f}")
-    return (split, *map(str, (*numbers, total.decoded, len(total.problems))))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -16,11 +16,11 @@ from adamae_jax.benchmark import data, data_peers
 from adamae_jax.benchmark.data import _numbers, _prepare, timed
 from adamae_jax.benchmark.data_peers import PeerClips, read_with_pyav
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.mixture import Order
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stream import TrainStream
-from adamae_jax.data.video_file import VideoFile
+from adamae_jax.data.stream import TrainClips, train_stream
 from adamae_jax.errors import UserError
+from adamae_jax.prepare.video_file import VideoFile
 from tests.data.videos import make_video
 
 ROOT = Path(__file__).parents[2]
@@ -136,9 +136,9 @@ def test_peers_read_the_clips_that_we_do(tmp_path: Path) -> None:
         make_video(source / f"{number}.mp4", num_frames=40 + number, codec="libx264")
     dataset = Dataset(_prepare(source, tmp_path / "prepared", "original"), "train")
     spec = ClipSpec(4, 2, (16, 24))
-    ours = TrainStream(dataset, spec, seed=0, videos_per_step=2)
-    order = Order(dataset, 0)
-    paths = [source / dataset[order.record(g)].id for g in range(6)]
+    ours = train_stream(TrainClips(dataset, spec, seed=0, videos_per_step=2))
+    order = record_order(dataset, 0)
+    paths = [source / dataset[order[g]].id for g in range(6)]
     theirs = PeerClips(paths, spec, "pyav")
     for position in range(len(theirs)):
         np.testing.assert_array_equal(theirs[position], ours[position]["video"][0])

@@ -5,9 +5,8 @@ import itertools
 import json
 import os
 import struct
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +18,8 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from adamae_jax.data import schema
 from adamae_jax.data.examples import Record
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.prepare.writer import features
+from adamae_jax.data.payload import StoredFrames
+from adamae_jax.prepare.examples import features
 
 Result = TypeVar("Result")
 NAME = "small"
@@ -93,27 +92,11 @@ def sealed(lists: dict[str, list[Any]]) -> tf_feature_pb2.Features:
         ]
         getattr(features.feature[name], kind).value.extend(values)
     if schema.HEADER_CHECKSUM not in lists:
-        checksum = google_crc32c.value(canonical(lists))
+        header = tf_feature_pb2.Features.FromString(features.SerializeToString())
+        header.feature.pop(schema.FRAMES, None)
+        checksum = google_crc32c.value(header.SerializeToString(deterministic=True))
         features.feature[schema.HEADER_CHECKSUM].int64_list.value.append(checksum)
     return features
-
-
-def canonical(lists: dict[str, list[Any]]) -> bytes:
-    """What the checksum of a header is of."""
-    data = b""
-    for name, values in sorted(lists.items()):
-        if name != schema.FRAMES:
-            one = values[0] if values else None
-            kind = {bytes: 0, float: 1, int: 2}[type(one)] if values else 0
-            data += (
-                struct.pack("<I", len(name)) + name.encode() + struct.pack("<BI", kind, len(values))
-            )
-            for value in values:
-                if isinstance(value, bytes):
-                    data += struct.pack("<I", len(value)) + value
-                else:
-                    data += struct.pack("<f" if isinstance(value, float) else "<q", value)
-    return data
 
 
 def video(seed: int, num_frames: int = 6, height: int = 24, width: int = 32) -> np.ndarray:
@@ -176,16 +159,6 @@ def flip_byte(path: Path, position: int) -> None:
     data[position] ^= 0xFF
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def within(seconds: float, function: Callable[[], Result]) -> Result:
-    """What a function returns that may hang, as one does that waits for a lock."""
-    results: list[Result] = []
-    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert results, f"no result within {seconds} s"
-    return results[0]
 
 
 class ExitingStream:

@@ -7,21 +7,22 @@ import resource
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
-from adamae_jax.data import array_records, storage
+from adamae_jax.data import storage
 from adamae_jax.data.array_records import ArrayRecordReader
+from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import train_batches
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.shard_files import ARRAY_RECORD, FILE_FORMATS, WRITERS, records
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
-from tests.data.fixtures import flip_byte, small_records, stored_frames, within
+from adamae_jax.prepare import examples as writing
+from adamae_jax.prepare.shard_files import WRITERS, records
+from tests.data.fixtures import flip_byte, small_records, stored_frames
 
 pytest.importorskip("array_record")
 
@@ -61,9 +62,7 @@ def test_reads_every_record_of_every_shard(shards: list[str]) -> None:
     ]  # fmt: skip
 
 
-def test_survives_pickling_and_forking_and_serves_threads(
-    shards: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_survives_pickling_and_serves_threads(shards: list[str]) -> None:
     reader = ArrayRecordReader(shards, COUNTS)
     read(reader, 0)
     assert read(pickle.loads(pickle.dumps(reader)), 5) == PAYLOADS[5]
@@ -80,45 +79,6 @@ def test_survives_pickling_and_forking_and_serves_threads(
     for thread in threads:
         thread.join()
     assert wrong == []
-    reader._files._lock.acquire()  # as another thread might hold it at the moment of a fork
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert within(10, lambda: read(reader, 0)) == PAYLOADS[0]
-
-
-def test_flipped_bytes_are_harmless_or_found_out(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "shard", PAYLOADS)
-    whole, used = path.read_bytes(), sum(map(len, PAYLOADS)) + 2000
-    damaged = 0
-    # What lies behind the records, up to the index at the end, is filling.
-    for position in [*range(0, used, 31), *range(len(whole) - 70_000, len(whole), 997)]:
-        path.write_bytes(whole)
-        flip_byte(path, position)
-        try:
-            reader = ArrayRecordReader([str(path)], [7])
-        except UserError as error:
-            assert "is damaged or cut off" in str(error)
-            continue
-        for number in range(7):
-            try:
-                assert read(reader, number) == PAYLOADS[number]
-            except BadRecordError as error:
-                damaged += 1
-                assert "array_record cannot read it (Corrupted" in str(error)
-    assert damaged >= sum(map(len, PAYLOADS)) // 31 - 1
-
-
-def test_shard_that_shrinks_under_the_reader_gives_a_bad_record(tmp_path: Path) -> None:
-    """The package takes what is missing for an empty record."""
-    path = write_shard(tmp_path / "shard", [bytes([n]) * 60_000 for n in range(10)])
-    reader = ArrayRecordReader([str(path)], [10])
-    assert len(read(reader, 9)) == 60_000
-    reader._files.forget(0)
-    reader._files[0]
-    os.truncate(path, 200_000)
-    assert len(read(reader, 1)) == 60_000
-    for number in (3, 9):
-        with pytest.raises(BadRecordError):
-            reader.payload(number)
 
 
 def test_passing_failure_is_retried_and_a_lasting_one_is_fatal(
@@ -210,11 +170,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(file_format)
         sizes = []
         for shard, part in enumerate([examples[:5], examples[5:]]):
-            name = writer.shard_name("small", "train", file_format, shard, 2)
+            name = writing.shard_name("small", "train", file_format, shard, 2)
             write_shard(folder / name, part, file_format)
             sizes.append((len(part), sum(map(len, part))))
-        described = writer.features(("a", "b", "c"), foreground=True)
-        writer.write_metadata(folder, described, {"train": sizes}, file_format, "small", "Small.")
+        described = writing.features(("a", "b", "c"), foreground=True)
+        writing.write_metadata(folder, described, {"train": sizes}, file_format, "small", "Small.")
         folders[file_format] = folder
     return folders
 
@@ -230,13 +190,12 @@ def test_a_dataset_is_what_it_is_in_tfrecords(datasets: dict[str, Path]) -> None
     assert [path.name for path in datasets[ARRAY_RECORD].glob(".*")] == []  # no index beside it
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_training_batches_are_the_same(datasets: dict[str, Path], num_workers: int) -> None:
+def test_training_batches_are_the_same(datasets: dict[str, Path]) -> None:
     batches = {}
     for file_format, folder in datasets.items():
         with train_batches(
             Dataset(folder, "train"), ClipSpec(4, 1, (16, 16)),
-            seed=1, videos_per_step=6, first_step=2, num_steps=3, num_workers=num_workers,
+            seed=1, videos_per_step=6, first_step=2, num_steps=3,
         ) as stream:  # fmt: skip
             batches[file_format] = [batch["video"] for batch in stream]
     one, other = batches.values()
@@ -254,35 +213,3 @@ def test_a_damaged_record_is_named(datasets: dict[str, Path], tmp_path: Path) ->
     assert dataset[5].id == "video-5" and dataset[7].id == "video-7"
     with pytest.raises(BadRecordError, match=r"record 6 .*\(number 1 in .*-00001-of-00002\): "):
         dataset[6]
-
-
-def test_a_passing_failure_to_open_is_retried(
-    shards: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failures = [OSError(errno.EIO, "not now")]
-    refuse_to_open(shards[0], failures, monkeypatch)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    assert len(ArrayRecordReader(shards, COUNTS)) == 7
-    assert not failures
-
-
-def test_a_shard_that_may_not_be_read_is_not_called_damaged(
-    shards: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    denied = PermissionError(errno.EACCES, "Permission denied")
-    refuse_to_open(shards[2], [denied, denied], monkeypatch)
-    with pytest.raises(UserError, match=r"shard-2 cannot be opened \(Permission .*\): see to the"):
-        ArrayRecordReader(shards, COUNTS)
-    with pytest.raises(PermissionError):
-        list(records(Path(shards[2]), ARRAY_RECORD))
-
-
-def refuse_to_open(path: str, failures: list[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has a file opened in vain so often; permissions would not bind a superuser."""
-
-    def flaky(name: Any, *rest: Any, **options: Any) -> IO[Any]:
-        if str(name) == path and failures:
-            raise failures.pop()
-        return open(name, *rest, **options)
-
-    monkeypatch.setattr(array_records, "open", flaky, raising=False)

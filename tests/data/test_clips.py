@@ -10,13 +10,12 @@ from PIL import Image
 
 from adamae_jax.data import clips
 from adamae_jax.data.clips import ClipSpec, make_clips, short_videos
-from adamae_jax.data.crops import CROPS
-from adamae_jax.data.cutting import reduction
+from adamae_jax.data.crops import CROPS, reduction
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record, VideoLayout
 from adamae_jax.data.frames import each_frame
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import FRAME_SAMPLINGS
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
 from tests.data.fixtures import flip_byte, serialize, video, write_dataset
 

@@ -8,10 +8,9 @@ import simplejpeg
 from PIL import Image
 
 from adamae_jax.data import frames
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.frames import decode_foreground, decode_frames, each_frame, encoded_size
-from adamae_jax.data.payload import HeldPayload
-from adamae_jax.data.stored_frames import StoredFrames
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.payload import HeldPayload, StoredFrames
 from tests.data.fixtures import encode_png, video
 
 SIZE = (24, 32)

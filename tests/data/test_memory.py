@@ -6,8 +6,8 @@ import numpy as np
 import psutil
 import pytest
 
+from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
 from tests.data.fixtures import serialize, video, write_dataset
 

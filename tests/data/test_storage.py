@@ -1,12 +1,9 @@
 """Datasets on a file system of fsspec, stood in for by its own in memory."""
 
-import contextlib
 import errno
-import functools
 import importlib.util
-import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adamae_jax.data import storage, tfrecord
+from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.pipeline import train_batches
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from tests.data.fixtures import NAME, small_records, stored_frames, write_dataset
@@ -161,56 +158,17 @@ def test_failing_storage_is_given_some_seconds(monkeypatch: pytest.MonkeyPatch) 
     """With the delays that users get, which the other tests replace."""
     slept: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", slept.append)
-    read = Failing(lambda: b"")
-    read.fails = set(range(100))
+    calls: list[int] = []
+
+    def fail() -> bytes:
+        calls.append(len(calls))
+        raise OSError(errno.EIO, "the cable is loose")
+
     with pytest.raises(OSError, match="loose.*: 'there'"):
-        storage.retried(read, "there")
-    assert len(slept) >= 3 and read.calls == len(slept) + 1
+        storage.retried(fail, "there")
+    assert len(slept) >= 3 and len(calls) == len(slept) + 1
     assert slept == sorted(set(slept))  # each longer than the one before
     assert 5 <= sum(slept) <= 30
-
-
-@pytest.mark.parametrize("place", ["remote", "local"])
-def test_whatever_fails_once_while_a_dataset_is_opened_is_tried_again(
-    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    directory = remote if place == "remote" else str(tmp_path)
-    expected = Dataset(directory, "train").fingerprint  # and the index is kept
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    for owner, name in (
-        [(Cloud, "ls"), (Cloud, "cat_file")]
-        if place == "remote"
-        else [(storage, "_list_local"), (storage, "_read_local"), (storage, "_stat")]
-    ):
-        whole = Failing(getattr(owner, name))
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, whole)
-            Dataset(directory, "train")
-            calls = whole.calls
-            assert calls
-            for number in range(calls):
-                whole.calls, whole.fails = 0, {number}
-                assert Dataset(directory, "train").fingerprint == expected
-                assert whole.calls > calls
-            whole.calls, whole.fails = 0, set(range(100))
-            with pytest.raises(UserError, match=r"cannot be read \(.*loose.*: see to the storage"):
-                Dataset(directory, "train")
-
-
-class Failing:
-    """A function that fails in those of its calls whose numbers are given."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function, self.calls, self.fails = function, 0, set[int]()
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.calls += 1
-        if self.calls - 1 in self.fails:
-            raise OSError(errno.EIO, "the cable is loose")
-        return self.function(*arguments, **options)
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        return functools.partial(self, instance)
 
 
 def test_what_is_not_there_is_reported(remote: str) -> None:
@@ -236,30 +194,3 @@ def test_a_missing_package_is_named(address: str, package: str, remedy: str) -> 
         pytest.skip(f"{package} is installed, and would look for the bucket")
     with pytest.raises(UserError, match=f"^{address} cannot be opened: .*{package}.*: {remedy}"):
         Dataset(address, "train")
-
-
-def test_files_by_an_address_of_the_local_file_system(tmp_path: Path) -> None:
-    """fsspec's own takes a range literally, and would make room for it."""
-    path = tmp_path / "small"
-    path.write_bytes(b"content")
-    assert storage.read_file(f"file://{path}") == b"content"
-
-
-def test_what_vanishes_while_a_folder_is_listed_hides_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the temporary file of an index does that another process is keeping."""
-    for name in ("a", "b", "c", "d"):
-        (tmp_path / name).write_bytes(b"12")
-    scandir = os.scandir
-
-    @contextlib.contextmanager
-    def listed_before(path: str) -> Iterator[list[os.DirEntry[str]]]:
-        with scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        (tmp_path / "b").unlink()
-        yield found
-
-    monkeypatch.setattr(os, "scandir", listed_before)
-    listed = storage.list_directory(str(tmp_path))
-    assert {name: state.size for name, state in listed.items()} == {"a": 2, "c": 2, "d": 2}

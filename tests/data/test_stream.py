@@ -1,24 +1,24 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
+import grain
 import numpy as np
 import pytest
 import simplejpeg
 
 from adamae_jax.data.clips import ClipSpec
+from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
+from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.stream import Element, EvalStream, HostSlice, TrainStream
-from adamae_jax.data.tfrecord import BadRecordError
+from adamae_jax.data.stream import Element, EvalClips, Shard, TrainClips, eval_stream, train_stream
 from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, small_records, video, write_dataset
 
 COUNT = 7
-NUMBERS = (
-    *("label", "dataset_index", "example_index", "slot", "repeat"),
-    *("replaced", "bad_record"),
-)
+NUMBERS = ("label", "example_index", "slot", "repeat", "replaced", "bad_record", "damage")
 SPEC = ClipSpec(4, 1, (16, 16))
 
 
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Record 2 is no example, and record 4 has a damaged frame."""
+    """Record 2 is no example, and record 4 has damaged frames."""
     records = small_records(COUNT, with_masks=False)
     records[2] = b"\xff"
     records[4] = serialize(video(4), "video-4", frames=[b"rubbish"] * 6)
@@ -39,11 +39,15 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def make_stream(
-    dataset: Dataset, on_error: str = "replace", seed: int = 3, repeats: int = 1
-) -> TrainStream:
-    return TrainStream(
-        dataset, SPEC, seed=seed, videos_per_step=3, repeats=repeats, on_error=on_error
-    )
+    dataset: Dataset, seed: int = 3, videos_per_step: int = 3, **options: Any
+) -> grain.MapDataset[Element]:
+    return train_stream(TrainClips(dataset, SPEC, seed, videos_per_step, **options))
+
+
+def evaluate(dataset: Dataset, **options: Any) -> list[Element]:
+    """Two batches of an evaluation."""
+    stream = eval_stream(EvalClips(dataset, SPEC, **options))
+    return [stream[position] for position in range(2 * options["batch_size"])]
 
 
 def assert_same(first: Element, second: Element) -> None:
@@ -53,14 +57,15 @@ def assert_same(first: Element, second: Element) -> None:
 
 
 def test_elements_say_what_they_are(dataset: Dataset) -> None:
-    stream = make_stream(dataset)
+    stream, order = make_stream(dataset), record_order(dataset, seed=3)
     for position in range(2 * COUNT):
         element = stream[position]
         assert element["video"].shape == (1, *SPEC.video_shape)
         assert element["foreground"].shape == (1, *SPEC.foreground_shape)
-        assert element["label"] == element["example_index"] % 3
+        assert element["example_index"] == order[position]
+        assert element["label"] == order[position] % 3
         assert element["slot"] == position % 3
-        assert element["repeat"] == element["replaced"] == 0
+        assert element["repeat"] == element["replaced"] == element["damage"] == 0
         assert element["bad_record"] == -1
         assert {(element[name].shape, element[name].dtype) for name in NUMBERS} == {
             ((1,), np.dtype(np.int32))
@@ -72,12 +77,8 @@ def test_repeats_are_added_to_a_video(dataset: Dataset) -> None:
     for position in range(2 * COUNT):
         element = thrice[position]
         assert element["repeat"].tolist() == [0, 1, 2]
-        for name in ("label", "dataset_index", "example_index", "slot", "replaced"):
+        for name in ("label", "example_index", "slot", "replaced"):
             assert element[name].tolist() == once[position][name].tolist() * 3
-        assert_same(
-            {name: values[:2] for name, values in element.items()},
-            make_stream(dataset, repeats=2)[position],
-        )
         assert_same({name: values[:1] for name, values in element.items()}, once[position])
     clips = {clip.tobytes() for position in range(COUNT) for clip in thrice[position]["video"]}
     assert len(clips) == 3 * COUNT
@@ -104,26 +105,15 @@ def test_a_frame_that_is_bad_for_one_repeat_replaces_the_video(tmp_path: Path) -
     jpegs = [simplejpeg.encode_jpeg(frame) for frame in video(1)]
     records[1] = serialize(video(1), "video-1", frames=[*jpegs[:-1], b"rubbish"])
     dataset = Dataset(write_dataset(tmp_path, {"train": records}, with_masks=False), "train")
+    once, twice = make_stream(dataset), make_stream(dataset, repeats=2)
     fates = set()
     for position in range(60):
-        element = make_stream(dataset, repeats=2)[position]
+        element = twice[position]
         assert len(set(element["example_index"].tolist())) == 1
         assert len(set(element["replaced"].tolist())) == 1
-        if make_stream(dataset).example_index(position) == 1:
-            alone = make_stream(dataset)[position]["replaced"].tolist()
-            fates.add((alone == [0], element["replaced"].tolist() == [0, 0]))
-    assert {(True, False), (True, True)} <= fates
-    assert (False, True) not in fates
-
-
-def test_each_epoch_is_another_permutation(dataset: Dataset) -> None:
-    stream = make_stream(dataset)
-    epochs = [
-        tuple(int(stream[epoch * COUNT + k]["example_index"][0]) for k in range(COUNT))
-        for epoch in range(4)
-    ]
-    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
-    assert len(set(epochs)) == 4
+        if record_order(dataset, 3)[position] == 1:
+            fates.add((not once[position]["replaced"].any(), not element["replaced"].any()))
+    assert fates == {(True, False), (True, True), (False, False)}
 
 
 def test_an_element_depends_on_seed_and_position_only(dataset: Dataset) -> None:
@@ -133,28 +123,22 @@ def test_an_element_depends_on_seed_and_position_only(dataset: Dataset) -> None:
         element = stream[position]
         if position in backwards:
             assert_same(element, backwards[position])
-    others = TrainStream(dataset, SPEC, seed=3, videos_per_step=5)
+    others = make_stream(dataset, videos_per_step=5)
     np.testing.assert_array_equal(others[11]["video"], backwards[11]["video"])
     reseeded = make_stream(dataset, seed=4)
     assert any((reseeded[k]["video"] != stream[k]["video"]).any() for k in range(3))
 
 
 def test_augmentation_changes_from_epoch_to_epoch(dataset: Dataset) -> None:
-    stream = make_stream(dataset)
-    clips = set()
-    for position in range(5 * COUNT):
-        element = stream[position]
-        if element["example_index"] == 0:
-            clips.add(element["video"].tobytes())
+    elements = [make_stream(dataset)[position] for position in range(5 * COUNT)]
+    clips = {e["video"].tobytes() for e in elements if e["example_index"] == 0}
     assert len(clips) >= 4
 
 
-def test_damaged_records_are_replaced_where_they_stand(
-    damaged: Dataset, caplog: pytest.LogCaptureFixture
-) -> None:
-    stream = make_stream(damaged)
-    wanted = [stream.example_index(position) for position in range(6 * COUNT)]
-    elements = [stream[position] for position in range(6 * COUNT)]
+def test_damaged_records_are_replaced_where_they_stand(damaged: Dataset) -> None:
+    order = record_order(damaged, 3)
+    wanted = [order[position] for position in range(6 * COUNT)]
+    elements = [make_stream(damaged)[position] for position in range(6 * COUNT)]
     used = [int(element["example_index"][0]) for element in elements]
     replaced = [int(element["replaced"][0]) for element in elements]
     assert set(wanted) == set(range(COUNT))
@@ -164,36 +148,17 @@ def test_damaged_records_are_replaced_where_they_stand(
         assert count or before == after
     bad = [int(element["bad_record"][0]) for element in elements]
     assert bad == [before if before in (2, 4) else -1 for before in wanted]
-    substitutes = {after for after, count in zip(used, replaced, strict=True) if count}
-    assert len(substitutes) > 2
-    again = make_stream(damaged)
+    kinds = {-1: Damage.NONE, 2: Damage.FEATURES, 4: Damage.FRAMES}
+    assert [element["damage"][0] for element in elements] == [kinds[index] for index in bad]
+    assert len({after for after, count in zip(used, replaced, strict=True) if count}) > 2
     for position in reversed(range(6 * COUNT)):
-        assert_same(again[position], elements[position])
-
-
-def test_elements_say_what_was_damaged_and_how(damaged: Dataset) -> None:
-    stream = make_stream(damaged, repeats=2)
-    evaluation = EvalStream(damaged, SPEC, batch_size=COUNT, num_examples=COUNT)
-    for element in [stream[position] for position in range(4 * COUNT)]:
-        first, second = (reason.decode() for reason in element["bad_reason"])
-        assert first == second
-        if element["bad_record"][0] == 4:
-            assert f"{damaged.where(4)}, 'video-4': frame " in first
-        elif element["bad_record"][0] == 2:
-            assert first.startswith(f"{damaged.where(2)}: it is no tf.train.Example")
-        else:
-            assert first == ""
-    reasons = [evaluation[position]["bad_reason"] for position in range(COUNT)]
-    assert {reason.shape for reason in reasons} == {(1,)}
-    assert [position for position in range(COUNT) if reasons[position][0]] == [2, 4]
-    assert b"'video-4': frame 1 is no JPEG" in reasons[4][0]
+        assert_same(make_stream(damaged)[position], elements[position])
 
 
 def test_damage_can_be_raised_instead(damaged: Dataset) -> None:
-    stream = make_stream(damaged, on_error="raise")
-    position = next(p for p in range(COUNT) if stream.example_index(p) == 4)
+    position = next(p for p in range(COUNT) if record_order(damaged, 3)[p] == 4)
     with pytest.raises(BadRecordError, match=r"record 4 of split .*'video-4': frame \d is no JPEG"):
-        stream[position]
+        make_stream(damaged, on_error="raise")[position]
 
 
 def test_nothing_but_damage_ends_the_stream(tmp_path: Path) -> None:
@@ -204,19 +169,18 @@ def test_nothing_but_damage_ends_the_stream(tmp_path: Path) -> None:
 
 
 def test_impossible_streams_are_refused(dataset: Dataset) -> None:
-    with pytest.raises(UserError, match="seed is -1"):
-        TrainStream(dataset, SPEC, seed=-1, videos_per_step=3)
-    with pytest.raises(UserError, match="videos_per_step is 0"):
-        TrainStream(dataset, SPEC, seed=0, videos_per_step=0)
-    with pytest.raises(UserError, match="repeats is 0, but must be at least 1"):
-        TrainStream(dataset, SPEC, seed=0, videos_per_step=3, repeats=0)
-    with pytest.raises(UserError, match="on_error is 'skip', but must be one of: replace, raise"):
-        TrainStream(dataset, SPEC, seed=0, videos_per_step=3, on_error="skip")
+    changes: dict[str, dict[str, Any]] = {
+        "seed is -1": {"seed": -1},
+        "repeats is 0, but must be at least 1": {"repeats": 0},
+        "on_error is 'skip', but must be one of: replace, raise": {"on_error": "skip"},
+    }
+    for complaint, options in changes.items():
+        with pytest.raises(UserError, match=complaint):
+            make_stream(dataset, **options)
 
 
 def test_evaluation_is_in_order_then_filled_up(dataset: Dataset) -> None:
-    stream = EvalStream(dataset, SPEC, batch_size=4, num_examples=6)
-    elements = [stream[position] for position in range(8)]
+    elements = evaluate(dataset, batch_size=4, num_examples=6)
     joined = {name: np.concatenate([e[name] for e in elements]) for name in elements[0]}
     assert joined["example_index"].tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
     assert joined["label"].tolist() == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
@@ -230,22 +194,20 @@ def test_evaluation_is_in_order_then_filled_up(dataset: Dataset) -> None:
 
 
 def test_unreadable_videos_are_marked_not_replaced(damaged: Dataset) -> None:
-    stream = EvalStream(damaged, SPEC, batch_size=COUNT, num_examples=COUNT)
-    elements = [stream[position] for position in range(COUNT)]
+    elements = evaluate(damaged, batch_size=4, num_examples=COUNT)[:COUNT]
     assert [e["example_index"].tolist() for e in elements] == [[k] for k in range(COUNT)]
     assert [k for k, e in enumerate(elements) if not e["valid"]] == [2, 4]
     assert [k for k, e in enumerate(elements) if e["unreadable"]] == [2, 4]
+    assert [int(elements[k]["damage"][0]) for k in (2, 4)] == [Damage.FEATURES, Damage.FRAMES]
     assert not elements[2]["video"].any()
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 3])
-def test_hosts_read_consecutive_parts_of_each_batch(dataset: Dataset, process_count: int) -> None:
-    stream = TrainStream(dataset, SPEC, seed=3, videos_per_step=6)
-    parts = [HostSlice(stream, 6, p, process_count, first_step=2) for p in range(process_count)]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_read_consecutive_parts_of_each_batch(dataset: Dataset, count: int) -> None:
+    stream = make_stream(dataset, videos_per_step=6)
+    parts = [Shard(stream, 6, index, count, first_step=2) for index in range(count)]
     for step in range(2):
-        joined = [
-            part[step * part.local_batch + k] for part in parts for k in range(part.local_batch)
-        ]
+        joined = [part[step * part.batch + k] for part in parts for k in range(part.batch)]
         assert [int(element["slot"][0]) for element in joined] == list(range(6))
         for slot, element in enumerate(joined):
             assert_same(element, stream[(2 + step) * 6 + slot])

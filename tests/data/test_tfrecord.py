@@ -4,16 +4,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from adamae_jax.data import index_files, tfrecord
-from adamae_jax.data.record_reader import RecordReader
-from adamae_jax.data.tfrecord import ShardIndex, load_index
+from adamae_jax.data import storage, tfrecord
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.data.tfrecord import RecordIndex, RecordReader, load_index
 from adamae_jax.errors import UserError
-from tests.data.fixtures import frame_record
+from tests.data.fixtures import flip_byte, frame_record
 
 PAYLOADS = [bytes([number]) * (10 * number + 1) for number in range(7)]
 COUNTS = [3, 0, 4]
@@ -29,75 +28,88 @@ def shards(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def load(shards: list[Path]) -> ShardIndex:
-    return load_index(shards, COUNTS, shards[0].parent / "index.npy")
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "adamae_jax" / "indexes"
+
+
+def load(shards: list[Path]) -> RecordIndex:
+    return load_index(shards, COUNTS, str(shards[0].parent / "index.npy"))
+
+
+def read_all(index: RecordIndex) -> list[bytes]:
+    reader = RecordReader(index)
+    return [reader.payload(number).whole() for number in range(len(reader))]
 
 
 def test_reads_every_record_of_every_shard(shards: list[Path]) -> None:
     reader = RecordReader(load(shards))
-    assert [reader.payload(number).whole() for number in range(7)] == PAYLOADS
-    assert reader.payload(5).whole() == PAYLOADS[5]
+    assert read_all(reader.index) == PAYLOADS
+    assert [reader.place(number) for number in (0, 2, 3, 6)] == [
+        (str(shards[0]), 0), (str(shards[0]), 2), (str(shards[2]), 0), (str(shards[2]), 3)
+    ]  # fmt: skip
+    assert pickle.loads(pickle.dumps(reader)).payload(3).whole() == PAYLOADS[3]
 
 
-def test_index_is_cached_and_rebuilt_when_a_shard_changes(
+def test_a_part_is_read_alone_and_within_the_record(shards: list[Path]) -> None:
+    payload = RecordReader(load(shards)).payload(5)
+    assert payload.size == len(PAYLOADS[5]) and payload.gap == storage.LOCAL_GAP
+    assert payload.read(7, 11) == PAYLOADS[5][7:18]
+    for start, count in ((0, payload.size + 1), (-1, 2), (payload.size, 1)):
+        with pytest.raises(BadRecordError, match="it ends before"):
+            payload.read(start, count)
+
+
+def test_records_smaller_than_a_block_are_found(tmp_path: Path) -> None:
+    payloads = [bytes(number % 50) for number in range(2000)]
+    (tmp_path / "shard").write_bytes(b"".join(map(frame_record, payloads)))
+    assert read_all(load_index([tmp_path / "shard"], [2000])) == payloads
+
+
+def test_index_is_kept_and_rebuilt_when_a_shard_or_the_index_changes(
     shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(shards)
-    assert (shards[0].parent / "index.npy").exists()
-    scan, scanned = tfrecord._scan_shard, []
+    bounds = load(shards).bounds.tolist()
+    path = shards[0].parent / "index.npy"
+    whole = path.read_bytes()
+    scan, scanned = tfrecord._scan_shards, []
 
-    def noted_scan(path: str, size: int) -> Any:
-        scanned.append(Path(path))
-        return scan(path, size)
+    def noted_scan(*arguments: object) -> object:
+        scanned.append(arguments)
+        return scan(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tfrecord, "_scan_shard", noted_scan)
-    again = load(shards)
-    assert scanned == []
-    assert again.paths == first.paths
-    np.testing.assert_array_equal(again.offsets, first.offsets)
+    monkeypatch.setattr(tfrecord, "_scan_shards", noted_scan)
+    assert load(shards).bounds.tolist() == bounds and not scanned
     os.utime(shards[2], (1, 1))
+    assert load(shards).bounds.tolist() == bounds and len(scanned) == 1
+    # Such as a power cut leaves: cut off, pages of zeros, single bits.
+    whole = path.read_bytes()
+    damages = [whole[:0], whole[:60], whole[:-8], whole[:64] + bytes(len(whole) - 64)]
+    damages += [
+        whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+        for place in (0, 9, 30, 61, len(whole) - 70, len(whole) - 30, len(whole) - 1)
+    ]
+    for number, damaged in enumerate(damages, 2):
+        path.write_bytes(damaged)
+        assert load(shards).bounds.tolist() == bounds
+        assert len(scanned) == number and path.read_bytes() == whole
+
+
+def test_a_mapped_index_travels_as_the_name_of_its_file(shards: list[Path]) -> None:
+    index = load(shards)
+    assert isinstance(index.bounds, np.memmap)
+    # 9 records or 9 million: what a worker is sent does not hold them.
+    pickled = pickle.dumps(index)
+    assert index.bounds.tobytes() not in pickled
+    copy = pickle.loads(pickled)
+    assert isinstance(copy.bounds, np.memmap)
+    assert read_all(copy) == PAYLOADS
+    os.utime(shards[0], (1, 1))
     load(shards)
-    assert sorted(scanned) == shards
-    scanned.clear()
-    (shards[0].parent / "index.npy").write_bytes(b"\x93NUMPY rubbish")
-    assert len(load(shards)) == 7
-    assert sorted(scanned) == shards
-
-
-def test_a_damaged_index_is_built_again(shards: list[Path]) -> None:
-    """Such as a power cut leaves: the right size, and pages of zeros."""
-    good = load(shards)
-    index = shards[0].parent / "index.npy"
-    whole = index.read_bytes()
-    for place in (len(whole) - 1, len(whole) - 30, len(whole) - 8 * 12):
-        index.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        again = load(shards)
-        np.testing.assert_array_equal(again.offsets, good.offsets)
-        np.testing.assert_array_equal(again.lengths, good.lengths)
-        assert index.read_bytes() == whole
-
-
-def test_an_index_with_a_damaged_header_is_built_again(shards: list[Path]) -> None:
-    """NumPy evaluates a header as Python source, which ends in errors of many kinds."""
-    good = load(shards)
-    index = shards[0].parent / "index.npy"
-    whole = index.read_bytes()
-    assert good.mapped is not None
-    size = whole.index(good.mapped[1])
-    assert np.load(index).tobytes() == whole[size:]  # it is a header for others to read
-    damages = [(place, value) for place in range(size) for value in b"\0\n(,'9\xff"]
-    damages += [(place, whole[place] ^ 1 << bit) for place in range(size) for bit in range(8)]
-    for place, value in damages:
-        if value != whole[place]:
-            index.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
-            assert index_files.read(*good.mapped) is None, (place, value)
-    for torn in (0, 1, size - 1, size, size + 8, len(whole) - 8, len(whole) - 1):
-        index.write_bytes(whole[:torn])
-        assert index_files.read(*good.mapped) is None, torn
-    index.write_bytes(whole[:60] + b"\0" + whole[61:])
-    again = load(shards)
-    np.testing.assert_array_equal(again.offsets, good.offsets)
-    assert index.read_bytes() == whole
+    with pytest.raises(UserError, match=r"index.npy has changed since the dataset was opened"):
+        pickle.loads(pickled)
 
 
 def refuse_in(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,58 +124,23 @@ def refuse_in(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "mkstemp", refusing)
 
 
-@pytest.fixture
-def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("user")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "adamae_jax" / "indexes"
-
-
-def test_index_of_read_only_data_is_kept_by_the_user(
+def test_index_of_read_only_data_is_kept_by_the_user_or_in_memory(
     shards: list[Path], user_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shards[0].parent
     refuse_in([folder], monkeypatch)
     index = load(shards)
-    assert RecordReader(index).payload(6).whole() == PAYLOADS[6]
-    assert sorted(path.name for path in folder.iterdir()) == [p.name for p in shards]
     (kept,) = user_cache.iterdir()
-    assert index.mapped is not None and index.mapped[0] == str(kept)
-    monkeypatch.setattr(tfrecord, "_scan_shards", None)
-    assert RecordReader(load(shards)).payload(6).whole() == PAYLOADS[6]
-
-
-def test_index_stays_in_memory_where_it_cannot_be_written(
-    shards: list[Path], user_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse_in([shards[0].parent, user_cache], monkeypatch)
+    assert index.file is not None and index.file[0] == str(kept)
+    assert sorted(path.name for path in folder.iterdir()) == [p.name for p in shards]
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord, "_scan_shards", None)
+        assert read_all(load(shards)) == PAYLOADS
+    kept.unlink()
+    refuse_in([folder, user_cache], monkeypatch)
     index = load(shards)
-    assert index.mapped is None
-    assert RecordReader(pickle.loads(pickle.dumps(index))).payload(6).whole() == PAYLOADS[6]
-    assert not list(user_cache.iterdir())
-
-
-def test_a_mapped_index_travels_as_the_name_of_its_file(shards: list[Path]) -> None:
-    load(shards)
-    index = load(shards)
-    assert isinstance(index.offsets, np.memmap)
-    # 9 records or 9 million: what a worker is sent does not hold them.
-    pickled = pickle.dumps(index)
-    assert index.offsets.tobytes() not in pickled and len(pickled) < 1000
-    copy = pickle.loads(pickled)
-    assert isinstance(copy.offsets, np.memmap)
-    assert [RecordReader(copy).payload(number).whole() for number in range(7)] == PAYLOADS
-    os.utime(shards[0], (1, 1))
-    load(shards)
-    with pytest.raises(UserError, match=r"index.npy has changed since the dataset was opened"):
-        pickle.loads(pickled)
-
-
-def test_records_smaller_than_a_block_are_found(tmp_path: Path) -> None:
-    payloads = [bytes(number % 50) for number in range(2000)]
-    (tmp_path / "shard").write_bytes(b"".join(map(frame_record, payloads)))
-    reader = RecordReader(load_index([tmp_path / "shard"], [2000], tmp_path / "index.npy"))
-    assert [reader.payload(number).whole() for number in range(2000)] == payloads
+    assert index.file is None
+    assert read_all(pickle.loads(pickle.dumps(index))) == PAYLOADS
 
 
 @pytest.mark.full
@@ -179,9 +156,9 @@ def test_ten_million_records_take_less_than_500_megabytes(tmp_path: Path) -> Non
         "folder = pathlib.Path(sys.argv[1])\n"
         "paths = sorted(folder.glob('shard-*'))\n"
         "start = time.monotonic()\n"
-        "index = load_index(paths, [2_500_000] * 4, folder / 'index.npy')\n"
-        "assert len(index) == 10**7 and index.shard_of(9_999_999) == 3\n"
-        "int(index.offsets.sum())\n"
+        "index = load_index(paths, [2_500_000] * 4, str(folder / 'index.npy'))\n"
+        "assert len(index) == 10**7 and index.place(9_999_999) == (3, 2_499_999)\n"
+        "int(index.bounds.sum())\n"
         # Not ru_maxrss, which begins with that of the process it was forked from.
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "peak = int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])\n"
@@ -210,19 +187,64 @@ def test_lying_length_is_not_believed(shards: list[Path], length: int) -> None:
         load(shards)
 
 
-def test_cut_off_shard_is_reported(shards: list[Path]) -> None:
+def test_shards_that_are_cut_off_incomplete_or_missing_are_named(shards: list[Path]) -> None:
     shards[2].write_bytes(shards[2].read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-2 is damaged or cut off .* after 3 whole records"):
         load(shards)
-
-
-def test_missing_records_are_reported(shards: list[Path]) -> None:
     shards[2].write_bytes(b"".join(map(frame_record, PAYLOADS[3:6])))
     with pytest.raises(UserError, match=r"shard-2 holds 3 records, .* says 4"):
         load(shards)
-
-
-def test_missing_shard_is_reported(shards: list[Path]) -> None:
     shards[1].unlink()
     with pytest.raises(UserError, match=r"shard-1 cannot be opened \(No such file"):
         load(shards)
+
+
+def test_damage_is_found_and_the_other_records_are_not_touched(shards: list[Path]) -> None:
+    flip_byte(shards[2], load(shards).span(4)[0] + 3)
+    reader = RecordReader(load(shards))
+    with pytest.raises(BadRecordError, match="checksum"):
+        reader.payload(4).whole()
+    assert [reader.payload(number).whole() for number in (3, 5)] == [PAYLOADS[3], PAYLOADS[5]]
+    os.truncate(shards[2], shards[2].stat().st_size - 2)
+    with pytest.raises(BadRecordError, match="ends inside"):
+        reader.payload(6).whole()
+
+
+def test_passing_failure_is_retried_and_a_lasting_one_is_fatal(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
+    reader = RecordReader(load(shards))
+    pread, failures = os.pread, [2]
+
+    def failing(*arguments: int) -> bytes:
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise OSError(5, "Input/output error")
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert reader.payload(1).whole() == PAYLOADS[1]
+    failures[0] = 3
+    with pytest.raises(OSError, match=r"Input/output error.*shard-0"):
+        reader.payload(1).whole()
+
+
+def test_few_files_stay_open_and_a_stale_handle_is_not_used_again(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MAX_OPEN", 1)
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
+    reader = RecordReader(load(shards))
+
+    def open_shards() -> list[int]:
+        links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+        prefix = str(shards[0].parent / "shard-")
+        return [int(p.name) for p in links if p.is_symlink() and prefix in os.readlink(p)]
+
+    for number in (0, 4, 1, 5, 2):
+        assert reader.payload(number).whole() == PAYLOADS[number]
+        (descriptor,) = open_shards()
+    with open(os.devnull, "wb") as unreadable:  # as a network file system leaves it
+        os.dup2(unreadable.fileno(), descriptor)
+    assert reader.payload(1).whole() == PAYLOADS[1]

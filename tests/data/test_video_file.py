@@ -1,415 +1,221 @@
-import errno
-import os
-import resource
+"""Any frame of a stored file, compared with decoding all of them from the front."""
+
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-import simplejpeg
-from jaxtyping import Int, UInt8
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jaxtyping import UInt8
 
-from adamae_jax.data import storage
-from adamae_jax.data.video_file import UnreadableVideoError, VideoFile
-from adamae_jax.prepare.encoding import read_video
-from tests.data.videos import (
-    QUARTERS,
-    RATE,
-    blot,
-    cut,
-    frame_pixels,
-    make_audio,
-    make_video,
-    replace,
-    turn_clockwise,
-)
+from adamae_jax.data import schema, video_file
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.data.examples import VideoLayout
+from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.video_file import StoredVideo, Upright
+from adamae_jax.prepare import examples as writing
+from adamae_jax.prepare import keyframes
+from adamae_jax.prepare.encode import EncodedVideo, read_video
+from adamae_jax.prepare.video_file import VideoFile
+from tests.data.videos import blot, frame_pixels, make_video
 
 
-def decode(frames: list[bytes]) -> UInt8[np.ndarray, "t h w 3"]:
-    return np.stack([simplejpeg.decode_jpeg(frame) for frame in frames])
-
-
-def quarters(frame: UInt8[np.ndarray, "h w 3"]) -> Int[np.ndarray, "2 2 3"]:
-    """Colours in the middle of each quarter of a frame."""
-    height, width = frame.shape[:2]
-    return frame[height // 4 :: height // 2, width // 4 :: width // 2].astype(int)
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"),
-    [("a.mp4", "mpeg4"), ("a.avi", "mpeg4"), ("a.mkv", "libx264"), ("a.mp4", "libx264")],
-)
-def test_a_whole_video(tmp_path: Path, name: str, codec: str) -> None:
-    video = read_video(make_video(tmp_path / name, 30, codec=codec))
-    assert (video.height, video.width, video.rate, video.damage) == (48, 64, RATE, None)
-    expected = np.stack([frame_pixels(index, 48, 64) for index in range(30)]).astype(int)
-    # Every frame, in the right order: the pattern moves by a third of a period between frames.
-    assert abs(decode(video.frames) - expected).mean() < 6
-    assert [simplejpeg.decode_jpeg_header(frame)[:2] for frame in video.frames] == [(48, 64)] * 30
-
-
-def test_frames_come_in_the_order_in_which_they_are_shown(tmp_path: Path) -> None:
-    # This encoder stores frames out of order, each after those that it refers to.
-    video = read_video(make_video(tmp_path / "a.mp4", 30, codec="libx264"))
-    brightness = decode(video.frames)[:, :, :32].mean((1, 2, 3))
-    assert (np.diff(brightness) > 0).mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("stored", "short_side", "expected"),
-    [
-        ((48, 64), 24, (24, 32)),
-        ((64, 48), 24, (32, 24)),
-        ((48, 64), 48, (48, 64)),
-        ((48, 64), 256, (48, 64)),
-        ((48, 66), 20, (20, 28)),
-    ],
-)
-def test_the_short_side_is_reduced_and_never_enlarged(
-    tmp_path: Path, stored: tuple[int, int], short_side: int, expected: tuple[int, int]
-) -> None:
-    video = read_video(make_video(tmp_path / "a.mp4", 3, *stored), short_side=short_side)
-    assert (video.height, video.width) == expected
-    frames = decode(video.frames)
-    assert frames.shape == (3, *expected, 3)
-    assert abs(quarters(frames[0]) - QUARTERS).max() < 60
-
-
-def test_rotation_is_applied(tmp_path: Path) -> None:
-    path = turn_clockwise(make_video(tmp_path / "a.mp4", 3, 48, 64))
-    video = read_video(path, short_side=24)
-    assert (video.height, video.width) == (32, 24)
-    frame = decode(video.frames)[0]
-    # Turned clockwise, the left column becomes the upper row, its lower end on the left.
-    (up_left, up_right), (down_left, down_right) = QUARTERS
-    turned = np.array([[down_left, up_left], [down_right, up_right]])
-    assert abs(quarters(frame) - turned).max() < 60
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"), [("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "libx264")]
-)
-def test_damage_in_the_middle_ends_the_video(tmp_path: Path, name: str, codec: str) -> None:
-    path = blot(make_video(tmp_path / name, 60, codec=codec), 0.65, 150)
-    video = read_video(path)
-    count = len(video.frames)
-    assert video.damage is not None
-    assert 10 <= count < 50
-    assert video.damage.startswith(f"after {count} frames ({count / RATE:.2f} s): ")
-    assert len(video.damage.split(": ")[1]) > 10  # FFmpeg's words
-    # What was kept was not touched by the damage.
-    expected = np.stack([frame_pixels(index, 48, 64) for index in range(count)]).astype(int)
-    assert abs(decode(video.frames) - expected).mean((1, 2, 3)).max() < 8
-
-
-@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])
-def test_a_file_that_ends_early_is_damaged(tmp_path: Path, name: str) -> None:
-    video = read_video(cut(make_video(tmp_path / name, 60), 0.7))
-    assert 10 <= len(video.frames) < 50
-    assert video.damage is not None
-    assert f" {len(video.frames)} " in video.damage
-
-
-def test_a_missing_end_is_noticed_although_ffmpeg_says_nothing(tmp_path: Path) -> None:
-    video = read_video(cut(make_video(tmp_path / "a.mkv", 60, codec="libx264"), 0.5))
-    assert video.damage == (f"only {len(video.frames)} of the 60 frames that its header announces")
-
-
-def test_size_is_bounded(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "a.mp4", 30)
-    whole = read_video(path)
-    bound = sum(map(len, whole.frames[:10])) - 1
-    video = read_video(path, max_bytes=bound)
-    assert video.frames == whole.frames[:10]
-    assert video.damage == f"after 10 frames: more than {bound} bytes of JPEGs"
-
-
-def test_nothing_to_decode(tmp_path: Path) -> None:
-    def reason(path: Path) -> str:
-        with pytest.raises(UnreadableVideoError) as caught:
-            read_video(path)
-        return str(caught.value)
-
-    empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
-    empty.write_bytes(b"")
-    text.write_text("no video\n" * 100)
-    assert reason(empty).startswith("cannot be opened: ")
-    assert reason(text) == "cannot be opened: Invalid data found when processing input"
-    assert "No such file" in reason(tmp_path / "absent.mp4")
-    assert reason(make_audio(tmp_path / "sound.mp4")) == "holds no video stream"
-    # An MP4 file has its table of contents at the end.
-    assert "cannot be opened" in reason(cut(make_video(tmp_path / "cut.mp4"), 0.5))
-    strange = make_video(tmp_path / "strange.mp4", codec="libx264")
-    replace(strange, b"avc1", b"zzzz", after=b"stsd")
-    assert reason(strange) == "FFmpeg has no decoder for its codec"
-    blank = blot(make_video(tmp_path / "blank.avi"), 0.5, 0)
-    data = blank.read_bytes()
-    blank.write_bytes(data[: data.index(b"movi") + 4] + bytes(len(data)))
-    assert reason(blank) in ("holds no frame", "cannot be decoded: End of file")
-
-
-def failing(
-    monkeypatch: pytest.MonkeyPatch, number: int, share: float = 0.5, times: int = 1 << 30
-) -> None:
-    """Local files cannot be read behind a share of them, so many times."""
-    read = storage._LocalFile.read
-    left = [times]
-
-    def fail(file: storage._LocalFile, offset: int, count: int) -> bytes:
-        if left[0] and offset + count > share * os.fstat(file._descriptor).st_size:
-            left[0] -= 1
-            raise OSError(number, os.strerror(number))
-        return read(file, offset, count)
-
-    monkeypatch.setattr(storage._LocalFile, "read", fail)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"),
-    [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mp4", "libx264")],
-)
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EHOSTDOWN])
-def test_storage_that_fails_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, number: int
-) -> None:
-    """FFmpeg would say: an end of the file, or damage; of transport streams nothing at all."""
-    path = make_video(tmp_path / name, 60, 240, 320, codec)
-    failing(monkeypatch, number, 0.7)
-    with pytest.raises(OSError) as caught:
-        read_video(path)
-    assert (caught.value.errno, caught.value.filename) == (number, str(path))
-
-
-def test_storage_that_fails_for_a_moment_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_video(tmp_path / "a.mkv", 30, 240, 320)
-    expected = read_video(path)
-    failing(monkeypatch, errno.ESTALE, times=2)
-    assert read_video(path) == expected
-
-
-def test_storage_that_fails_where_files_are_kept_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_video(tmp_path / "a.mkv")
-    expected, numbers = read_video(path, "original"), [errno.ESTALE, errno.EIO]
-    read = storage._read_local
-
-    def fail(path: str) -> bytes:
-        if numbers:
-            raise OSError(numbers.pop(), "failed")
-        return read(path)
-
-    monkeypatch.setattr(storage, "_read_local", fail)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
-    assert read_video(path, "original") == expected
-    numbers += [errno.EIO] * 3
-    with pytest.raises(OSError, match="failed"):
-        read_video(path, "original")
-    numbers += [errno.EACCES] * 3
-    with pytest.raises(UnreadableVideoError, match="cannot be opened: failed"):
-        read_video(path, "original")
-
-
-def test_a_file_that_may_not_be_read_is_no_failing_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_video(tmp_path / "a.mkv", 30, 240, 320)
-    with monkeypatch.context() as patch:
-        failing(patch, errno.EACCES)
-        with pytest.raises(UnreadableVideoError, match="cannot be read: Permission denied"):
-            read_video(path)
-        failing(patch, errno.EACCES, share=-1)
-        with pytest.raises(UnreadableVideoError, match="cannot be opened: Permission denied"):
-            read_video(path)
-    with pytest.raises(UnreadableVideoError, match="cannot be opened: Is a directory"):
-        read_video(tmp_path)
-
-
-def test_what_ffmpeg_calls_failing_storage_is_damage(tmp_path: Path) -> None:
-    path = cut(make_video(tmp_path / "a.webm", codec="libvpx"), 0.05)
-    with pytest.raises(UnreadableVideoError, match="cannot be opened: Input/output error"):
-        read_video(path)
-
-
-@pytest.mark.parametrize("kind", [MemoryError, av.error.MemoryError])
-def test_too_little_memory_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryError]
-) -> None:
-    def fail(*arguments: object, **options: object) -> None:
-        raise kind(errno.ENOMEM, "Cannot allocate memory")
-
-    path = make_video(tmp_path / "a.mkv")
-    monkeypatch.setattr(VideoFile, "_missing_frames", fail)
-    with pytest.raises(MemoryError):
-        read_video(path)
-    monkeypatch.setattr(av, "open", fail)
-    with pytest.raises(MemoryError):
-        read_video(path)
-
-
-def test_too_little_memory_where_nobody_else_takes_any_is_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What this process takes is none of the file's."""
-    kinds: list[type[MemoryError]] = [av.error.MemoryError, av.error.MemoryError, MemoryError]
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise kinds.pop(0)(errno.ENOMEM, "Cannot allocate memory")
-
-    path = make_video(tmp_path / "a.mkv")
-    whole = read_video(path)
-    monkeypatch.setattr(VideoFile, "_missing_frames", fail)
-    kept = read_video(path, alone=True)
-    assert kept.frames == whole.frames
-    assert kept.damage == f"after {whole.num_frames} frames (1.20 s): Cannot allocate memory"
-    assert read_video(path, "original", alone=True).num_frames == whole.num_frames
-    with pytest.raises(MemoryError):
-        read_video(path, alone=True)
-
-
-def test_a_count_that_lies_takes_no_memory(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "a.mp4")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"stts") + 8] = 0x80  # over two thousand million entries of a table
-    path.write_bytes(data)
-    with pytest.raises(MemoryError):
-        read_video(path)
-    with pytest.raises(UnreadableVideoError, match="cannot be opened: Cannot allocate memory"):
-        read_video(path, alone=True)
-
-
-def test_playlists_reach_nothing(tmp_path: Path) -> None:
-    video = make_video(tmp_path / "a.mp4")
-    playlist = tmp_path / "b.mp4"
-    playlist.write_text(f"ffconcat version 1.0\nfile 'http://127.0.0.1:9/{video.name}'\n")
-    with pytest.raises(UnreadableVideoError, match="cannot be opened"):
-        read_video(playlist)
-
-
-@pytest.mark.parametrize("name", ["a:b.mp4", "http:%03d.mp4", "bücher 1.mp4"])
-def test_names_are_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_video(tmp_path / "a.mp4", 3).rename(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert len(read_video(name).frames) == 3
-
-
-def test_titles_that_are_not_utf8(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
+def make(
+    path: Path,
+    codec: str,
+    num_frames: int = 40,
+    pix_fmt: str = "yuv420p",
+    sound: bool = False,
+    times: list[int] | None = None,
+    **options: str,
+) -> Path:
+    """A video of 48 x 64 pixels with these options of its encoder; `times` in 1/1000 s."""
     with av.open(str(path), "w") as container:
-        container.metadata["title"] = "QQQQ"
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(frame_pixels(0, 48, 64), format="rgb24")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    assert len(read_video(replace(path, b"QQQQ", b"\xff\xfe\xe9\xe9")).frames) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "pix_fmt", "old", "new"),
-    [
-        ("a.gif", "gif", "rgb8", b"GIF89a\x40\x00\x30\x00", b"GIF89a\xff\xff\xff\xff"),
-        ("a.avi", "mjpeg", "yuvj420p", b"\x11\x08\x00\x30\x00\x40", b"\x11\x08\xff\xff\xff\xff"),
-    ],
-)
-def test_absurd_sizes_are_not_allocated(
-    tmp_path: Path, name: str, codec: str, pix_fmt: str, old: bytes, new: bytes
-) -> None:
-    with av.open(str(tmp_path / name), "w") as container:
-        stream = container.add_stream(codec, rate=RATE)
+        stream = container.add_stream(codec, rate=25)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 48, 64, pix_fmt
-        frame = av.VideoFrame.from_ndarray(frame_pixels(0, 48, 64), format="rgb24")
-        container.mux(stream.encode(frame.reformat(format=pix_fmt)))
-        container.mux(stream.encode())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UnreadableVideoError, match="cannot be decoded: Invalid"):
-        read_video(replace(tmp_path / name, old, new))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kB
-
-
-def test_a_varying_rate_is_no_damage(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        for index in range(30):
+        stream.options = dict(options)
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        if times is not None:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for index in range(num_frames):
             frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
-            frame.pts, frame.time_base = 40 * index + 9 * index**2, Fraction(1, 1000)
+            if times is not None:
+                frame.pts, frame.time_base = times[index], Fraction(1, 1000)
+            if pix_fmt == "rgb8":
+                frame = frame.reformat(format="rgb8")
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    video = read_video(tmp_path / "a.mkv")
-    assert (video.num_frames, video.damage) == (30, None)
+            if audio is not None:
+                samples = np.zeros((1, 1024), np.float32)
+                tone = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+                tone.sample_rate, tone.pts = 16000, 1024 * index
+                container.mux(audio.encode(tone))
+        for each in container.streams:
+            container.mux(each.encode())  # type: ignore[attr-defined]
+    return path
 
 
-def test_frames_that_an_edit_list_hides_are_no_damage(tmp_path: Path) -> None:
-    # As a cut leaves it that copies the stream: decoding starts before what is to be shown.
-    whole, path = make_video(tmp_path / "a.mp4", 60, codec="libx264"), tmp_path / "cut.mp4"
-    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.pts is not None and packet.dts is not None:
-                start = int(2 / packet.time_base)  # two seconds
-                packet.pts, packet.dts = packet.pts - start, packet.dts - start
-                packet.stream = stream
-                container.mux(packet)
-    with av.open(str(path)) as container:
-        assert container.streams.video[0].frames == 60  # what the header counts
-    for codec in ("jpeg", "original"):
-        video = read_video(path, codec)
-        assert (video.num_frames, video.damage) == (10, None)
+def from_the_front(video: EncodedVideo) -> UInt8[np.ndarray, "t h w 3"]:
+    upright = Upright(size=(video.height, video.width))
+    with VideoFile(video.frames[0]) as file:
+        frames = [upright(frame) for frame in islice(file.frames(), video.num_frames)]
+    return np.stack(frames)
 
 
-@pytest.mark.parametrize(("share", "whole"), [(1.0, True), (0.9, False)])
-def test_sound_that_goes_on_is_no_damage(tmp_path: Path, share: float, whole: bool) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        sound = container.add_stream("aac", rate=16000)
-        sound.layout = "mono"
-        pictures = round(50 * share)
-        for index in range(pictures):
-            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        for index in range(64):  # 4.1 s
-            silence = np.zeros((1, 1024), np.float32)
-            samples = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
-            samples.sample_rate, samples.pts = 16000, 1024 * index
-            container.mux(sound.encode(samples))
-        container.mux(sound.encode())
-    if not whole:  # the header says of the pictures, too, when they end
-        replace(path, b"00:00:01.8", b"00:00:02.0")
-    video = read_video(path)
-    expected = None if whole else "only 45 of the 50 frames that its header announces"
-    assert (video.num_frames, video.damage) == (pictures, expected)
+def stored(video: EncodedVideo) -> StoredVideo:
+    return StoredVideo(video.frames[0], video.num_frames, video.times, video.keyframes)
 
 
-def test_a_missing_end_of_avi_is_known_by_the_count_alone(tmp_path: Path) -> None:
-    # FFmpeg makes the duration smaller where the file is too short for it.
-    path = make_video(tmp_path / "a.avi", 60)
-    with av.open(str(path)) as container:
-        places = [packet.pos for packet in container.demux() if packet.size]
-    path.write_bytes(path.read_bytes()[: places[54]])
-    video = read_video(path)
-    assert video.num_frames == 54
-    assert video.damage == f"only {video.num_frames} of the 60 frames that its header announces"
+SHORT_GROUPS = {"g": "8", "bf": "3"}
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "b-frames": ("a.mp4", "libx264", SHORT_GROUPS),
+    "one group": ("a.mp4", "libx264", {}),
+    "pyramid": ("a.mkv", "libx264", {"x264-params": "keyint=10:bframes=5:b-pyramid=normal"}),
+    "open groups": ("a.mp4", "libx264", {"x264-params": "keyint=10:bframes=3:open-gop=1"}),
+    "intra refresh": ("a.mp4", "libx264", {"x264-params": "keyint=10:intra-refresh=1"}),
+    "all key": ("a.mp4", "libx264", {"g": "1"}),
+    "10 bits": ("a.mp4", "libx264", {"pix_fmt": "yuv420p10le", **SHORT_GROUPS}),
+    "sound": ("a.mp4", "libx264", {"sound": True, **SHORT_GROUPS}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "keyint=10:log-level=none"}),
+    "webm": ("a.webm", "libvpx-vp9", {"g": "8", "deadline": "realtime", "cpu-used": "8"}),
+    "avi": ("a.avi", "mpeg4", {"g": "8"}),
+    "mpeg4 b": ("a.mp4", "mpeg4", {"g": "8", "bf": "2"}),
+    "stream": ("a.ts", "libx264", SHORT_GROUPS),
+    "gif": ("a.gif", "gif", {"pix_fmt": "rgb8"}),
+    "variable rate": (
+        "a.mkv", "libx264", {"times": [7 * n * n + 40 * n for n in range(40)], **SHORT_GROUPS}
+    ),
+}  # fmt: skip
 
 
-def test_a_missing_end_behind_an_mp4_header_is_damage(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for index in range(60):
-            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    video = read_video(cut(tmp_path / "a.mp4", 0.7))
-    assert 10 <= video.num_frames < 50
+@pytest.fixture(scope="module", params=KINDS)
+def original(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> EncodedVideo:
+    name, codec, options = KINDS[request.param]
+    path = make(tmp_path_factory.mktemp("videos") / name, codec, **options)
+    video = read_video(path, schema.CODEC_ORIGINAL)
+    assert video.frames == [path.read_bytes()]
+    return video
+
+
+@given(data=st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+def test_frames_are_those_that_decoding_from_the_front_gives(
+    original: EncodedVideo, data: st.DataObject
+) -> None:
+    assert (original.num_frames, original.damage) == (40, None)
+    expected = from_the_front(original)
+    number = st.integers(0, 39)
+    chosen = data.draw(st.lists(number, min_size=1, max_size=8))
+    pixels = decode_frames(stored(original), np.array(chosen), (48, 64))
+    np.testing.assert_array_equal(pixels, expected[chosen])
+
+
+def test_all_frames_in_one_go(original: EncodedVideo) -> None:
+    pixels = decode_frames(stored(original), np.arange(40), (48, 64))
+    np.testing.assert_array_equal(pixels, from_the_front(original))
+
+
+@pytest.mark.parametrize("kind", ["b-frames", "open groups", "webm", "avi", "variable rate"])
+def test_only_what_is_needed_is_decoded(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, codec, options = KINDS[kind]
+    video = read_video(make(tmp_path / name, codec, **options), schema.CODEC_ORIGINAL)
+    assert len(video.keyframes) >= 3
+    decoded = []
+    frames_from = StoredVideo.frames_from
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        for frame in frames_from(*arguments, **options):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(StoredVideo, "frames_from", count)
+    decode_frames(stored(video), np.array([36, 37]), (48, 64))
+    assert 2 <= len(decoded) <= 12
+
+
+def test_frames_that_none_refers_to_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = read_video(make_video(tmp_path / "a.mp4", 48), schema.CODEC_H264)
+    shown: list[Any] = []
+    disposable: list[bool] = []
+    upright, is_disposable = Upright.__call__, video_file._is_disposable
+
+    def note_frame(self: Upright, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        shown.append(frame)
+        return upright(self, frame)
+
+    def note_packet(packet: av.Packet) -> bool:
+        disposable.append(is_disposable(packet))
+        return disposable[-1]
+
+    monkeypatch.setattr(Upright, "__call__", note_frame)
+    monkeypatch.setattr(video_file, "_is_disposable", note_packet)
+    decode_frames(stored(video), np.arange(0, 48, 4), (48, 64))
+    assert len(shown) == 12
+    assert sum(disposable) > 48 // 2
+
+
+def test_keyframes_that_do_not_repair_the_picture_at_once_are_dropped(tmp_path: Path) -> None:
+    name, codec, options = KINDS["b-frames"]
+    video = read_video(make(tmp_path / name, codec, **options), schema.CODEC_ORIGINAL)
+    with VideoFile(video.frames[0]) as file:
+        digests = [keyframes.digest(frame) for frame in file.frames()]
+    digests[video.keyframes[1] + 1] ^= 1
+    assert keyframes.exact_keyframes(stored(video), digests) == (
+        video.keyframes[0], *video.keyframes[2:]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])
+def test_through_the_record(tmp_path: Path, codec: str) -> None:
+    video = read_video(make_video(tmp_path / "a.mp4", 20, codec="libx264"), codec)
+    payload = writing.serialize(writing.video_example("a", 1, codec, video))
+    record = VideoLayout(has_foreground=False).parse(payload)
+    assert (record.id, record.label, len(record.frames), record.rate) == ("a", 1, 20, 25.0)
+    frames = decode_frames(record.frames, np.array([3, 17]), (record.height, record.width))
+    np.testing.assert_array_equal(frames, from_the_front(video)[[3, 17]])
+
+
+def test_bad_records(tmp_path: Path) -> None:
+    video = read_video(make_video(tmp_path / "a.mp4", 20), schema.CODEC_H264)
+    data, size = video.frames[0], (48, 64)
+    good = stored(video)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"data": b"rubbish"}, "its video is damaged"),
+        ({"data": data[: len(data) // 2]}, "its video is damaged"),
+        ({"times": [time + 1 for time in video.times]}, "shows only 0 of the frames"),
+        ({"num_frames": 30, "times": (), "keyframes": ()}, "shows only 1 of the frames"),
+    ]
+    for change, message in changes:
+        numbers = np.array([3, 25 if "num_frames" in change else 5])
+        with pytest.raises(BadRecordError, match=message):
+            decode_frames(StoredVideo(**{**vars(good), **change}), numbers, size)
+    with pytest.raises(BadRecordError, match="frames \\[20\\] were asked for"):
+        decode_frames(good, np.array([20]), size)
+    with pytest.raises(BadRecordError, match="claim the size"):
+        decode_frames(good, np.array([2]), (1 << 20, 1 << 20))
+    with pytest.raises(BadRecordError, match="it has 20 times for 21 frames"):
+        StoredVideo(data, 21, video.times)
+    with pytest.raises(BadRecordError, match="its keyframes are 0 to 20"):
+        StoredVideo(data, 20, video.times, (0, 20))
+
+
+@pytest.mark.parametrize("place", [0.55, 0.6, 0.65])
+def test_frames_close_to_damage_come_out_alone(tmp_path: Path, place: float) -> None:
+    """A decoder that waits for more before it shows a frame finds the damage first."""
+    path = blot(make(tmp_path / "a.mp4", "libx264", 60, g="12", bf="3"), place, 30)
+    video = read_video(path, schema.CODEC_ORIGINAL)
     assert video.damage is not None
+    expected = from_the_front(video)
+    for number in range(video.num_frames - 6, video.num_frames):
+        (pixels,) = decode_frames(stored(video), np.array([number]), (video.height, video.width))
+        np.testing.assert_array_equal(pixels, expected[number])

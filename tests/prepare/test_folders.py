@@ -33,57 +33,31 @@ def test_what_counts_as_an_image(folder: Path) -> None:
 
 def test_what_is_no_file_is_no_video(folder: Path) -> None:
     os.mkfifo(folder / "pipe.mp4")
-    (folder / "link.mp4").symlink_to("pipe.mp4")
     assert find_files(folder).things == sorted([*NAMES, "dangling.mp4"])
 
 
-def test_links_are_followed_inside_of_the_source(tmp_path: Path) -> None:
-    """Each real file is found once, whatever leads to it."""
-    root = tmp_path / "videos"
-    for name in ("a/1.mp4", ".store/b/2.mp4", ".store/3", ".store/c/4.mp4", ".more/5"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-    links = {
-        "b": ".store/b", "a/3.mp4": "../.store/3", "z": ".store", "a/5.mp4": "1.mp4",
-        "a/circle": "..", "y": "b", "a/6.mp4": "../.more/5", "a/7.mp4": "../.more/5", "x": "x",
-        "notes.txt": "/etc/passwd",
+def test_links_are_followed_wherever_they_lead(tmp_path: Path) -> None:
+    """Datasets are farms of links on many clusters. Each real file is found once."""
+    root, disk = tmp_path / "videos", tmp_path / "disk"
+    for path in (root / "a/1.mp4", root / ".more/5", disk / "b/2.mp4", disk / "3", disk / "c/4"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    links: dict[str, str | Path] = {
+        "b": disk / "b", "a/3.mp4": disk / "3", "z": disk, "a/5.mp4": "1.mp4", "a/circle": "..",
+        "y": "b", "a/6.mp4": "../.more/5", "a/7.mp4": "../.more/5", "x": "x", "up": tmp_path,
     }  # fmt: skip
     for link, target in links.items():
         (root / link).symlink_to(target)
     (tmp_path / "link").symlink_to(root)
+    anyway = "(a link to what is found anyway)"
     for source in (root, tmp_path / "link"):
         assert find_files(source) == (
-            ["a/1.mp4", "a/6.mp4", "b/2.mp4", "x", "z/3", "z/c/4.mp4"],
+            ["a/1.mp4", "a/6.mp4", "b/2.mp4", "x", "z/3", "z/c/4"],
             [
-                "a/circle (a link to ., which is found anyway)",
-                "y (a link to .store/b, which is found anyway)",
-                "a/3.mp4 (a link to .store/3, which is found anyway)",
-                "a/5.mp4 (a link to a/1.mp4, which is found anyway)",
-                "a/7.mp4 (a link to .more/5, which is found anyway)",
+                f"{name} {anyway}"
+                for name in ("a/circle", "up", "y", "a/3.mp4", "a/5.mp4", "a/7.mp4")
             ],
         )
-
-
-@pytest.mark.parametrize("link", ["dog", "1.mp4", "a/b/.."])
-def test_links_that_lead_out_are_refused(tmp_path: Path, link: str) -> None:
-    root, target = tmp_path / "videos", tmp_path / "disk 2" / link
-    (root / "a" / "b").mkdir(parents=True)
-    (root / "0.mp4").write_bytes(b"")
-    if link == "a/b/..":
-        link, target = "a/b/up", tmp_path  # what leads above the source leads out of it
-    elif link == "dog":
-        target.mkdir(parents=True)
-    else:
-        target.parent.mkdir()
-        target.write_bytes(b"")
-    (root / link).symlink_to(target)
-    with pytest.raises(UserError) as caught:
-        find_files(root)
-    message = str(caught.value)
-    assert message.startswith(f"{link} lies outside of --source={root} (it leads to {target})")
-    assert f"give the folder that holds all files (--source={tmp_path}), or mount" in message
-    mounted = target if target.is_dir() else target.parent
-    assert f"(mount --bind {mounted} FOLDER)" in message and "\n" not in message
 
 
 def test_folders_that_cannot_be_listed_are_named(
@@ -108,7 +82,7 @@ def test_a_source_without_files(tmp_path: Path) -> None:
         find_files(tmp_path)
     with pytest.raises(UserError, match="holds no images"):
         find_files(tmp_path, images=True)
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="cannot be listed"):
         find_files(tmp_path / "README.md")
 
 

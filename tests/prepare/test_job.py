@@ -1,5 +1,4 @@
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -15,18 +14,10 @@ from absl import flags
 
 from adamae_jax.data import schema
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import build, job, progress, synthetic
-from adamae_jax.prepare.shards import Shard
-from adamae_jax.prepare.verify import verify
+from adamae_jax.prepare import build, job, progress, transform
 from tests.data.videos import blot, make_audio, make_video
 
-TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
 JOB = [sys.executable, "-m", "adamae_jax.prepare"]
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "SIZES", {"demo": TINY})
 
 
 def interrupt(*arguments: object, **options: object) -> None:
@@ -75,16 +66,18 @@ def ids(output: Path, split: str) -> list[str]:
     return sorted(example[schema.ID].decode() for example in tfds.as_numpy(dataset))
 
 
+MADE = ["--max_skipped=0.4", "--short_side=24", "--validation_fraction=0.3"]
+
+
 def test_a_folder_of_videos(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
-    run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+    run(f"--source={source}", f"--output={output}", *MADE)
     train, validation = ids(output, "train"), ids(output, "validation")
     assert sorted(train + validation) == sorted(GOOD)
-    assert len(validation) == 1  # a tenth of the thirteen found
     record = json.loads((output / "prepare.json").read_text())
-    assert record["clips"] == {"validation": 1, "train": 7}
+    assert record["clips"] == {"validation": len(validation), "train": len(train)}
     assert record["arguments"]["short_side"] == 24
     with open(output / "skipped.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -93,13 +86,14 @@ def test_a_folder_of_videos(
     assert truncated["id"] == "damaged.mkv"
     assert truncated["reason"].startswith(f"after {truncated['frames']} frames")
     assert {row["id"]: row["reason"] for row in rows}["still.mp4"] == "1 frame, fewer than 16"
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert told.startswith("4 of 13 items set aside for validation, which is too few for metrics ")
     for word in [
         "13 videos",
         "5 items",
         "torn.mp4 (cannot be ",
         "1 item: damaged.mkv (after ",
-        "7 videos for train",
+        f"{len(train)} videos for train",
     ]:
         assert word in printed
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
@@ -108,15 +102,15 @@ def test_a_folder_of_videos(
 
     # Once more: nothing to do, and nothing is done.
     before = snapshot(output)
-    run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+    run(f"--source={source}", f"--output={output}", *MADE)
     assert "nothing to do" in capsys.readouterr().out
     assert snapshot(output) == before
     with pytest.raises(UserError, match="short_side is 24 there, 256 was asked for"):
-        run(f"--source={source}", f"--output={output}", "--max_skipped=0.4")
+        run(f"--source={source}", f"--output={output}", MADE[0], MADE[2])
     make_video(source / "z.mp4", 16)
     try:
         with pytest.raises(UserError, match="other arguments"):
-            run(f"--source={source}", f"--output={output}", "--max_skipped=0.4", "--short_side=24")
+            run(f"--source={source}", f"--output={output}", *MADE)
     finally:
         (source / "z.mp4").unlink()
     assert snapshot(output) == before
@@ -132,12 +126,12 @@ def test_the_dataset_does_not_depend_on_the_number_of_workers(source: Path, tmp_
         )  # fmt: skip
         results.append(snapshot(output))
     assert results[0] == results[1]
-    assert len(ids(output, "validation")) == 4
 
 
 def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
+    command = [f"--source={source}", f"--output={tmp_path / 'output'}", MADE[2]]
     with pytest.raises(UserError) as caught:
-        run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.38")
+        run(*command, "--max_skipped=0.38")
     message = str(caught.value)
     assert message.startswith("5 of 13 videos cannot be used")
     assert ", more than the 4 that --max_skipped=0.38 allows; " in message
@@ -148,7 +142,7 @@ def test_too_many_useless_videos(source: Path, tmp_path: Path) -> None:
     with open(tmp_path / ".output.unfinished" / "skipped.csv", newline="") as file:
         assert {row["id"] for row in csv.DictReader(file)} >= set(USELESS)
     # With more patience the same command goes on.
-    run(f"--source={source}", f"--output={tmp_path / 'output'}", "--max_skipped=0.4")
+    run(*command, "--max_skipped=0.4")
     assert os.listdir(tmp_path) == ["output"]
 
 
@@ -164,13 +158,11 @@ def test_a_video_that_hangs_is_left_out(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ids(output, "train") == ["0.mp4", "1.mp4"]
     assert (output / "skipped.csv").read_text().splitlines()[1:] == [
-        "hangs.mp4,skipped,0,takes longer than --max_seconds_per_video=1.5"
+        "hangs.mp4,skipped,0,takes longer than 1.5 s"
     ]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_damage_that_asks_for_absurd_memory_is_damage(tmp_path: Path, num_workers: int) -> None:
-    """As known from its second attempt, while nothing else is read."""
+def test_damage_that_asks_for_absurd_memory_is_left_out(tmp_path: Path) -> None:
     path = make_video(tmp_path / "videos" / "a.mp4")
     make_video(tmp_path / "videos" / "b.mp4")
     data = bytearray(path.read_bytes())
@@ -178,10 +170,10 @@ def test_damage_that_asks_for_absurd_memory_is_damage(tmp_path: Path, num_worker
     path.write_bytes(data)
     run(
         f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'data'}", "--max_skipped=0.5",
-        "--validation_fraction=0", num_workers=num_workers,
+        "--validation_fraction=0",
     )  # fmt: skip
     _, row = (tmp_path / "data" / "skipped.csv").read_text(encoding="utf-8").splitlines()
-    assert row == "a.mp4,skipped,0,cannot be opened: Cannot allocate memory"
+    assert row.startswith("a.mp4,skipped,0,") and "Cannot allocate memory" in row
 
 
 def test_only_useless_videos(tmp_path: Path) -> None:
@@ -190,59 +182,6 @@ def test_only_useless_videos(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of the 1 item can be used: a.mp4 \(cannot be open"):
         run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}", "--max_skipped=1")
     assert sorted(os.listdir(tmp_path)) == [".a.unfinished", "videos"]
-
-
-def test_one_video_is_for_training(tmp_path: Path) -> None:
-    make_video(tmp_path / "videos" / "a.mp4")
-    run(f"--source={tmp_path / 'videos'}", f"--output={tmp_path / 'a'}")
-    assert list(tfds.builder_from_directory(tmp_path / "a").info.splits) == ["train"]
-    assert (tmp_path / "a" / "skipped.csv").read_text().split() == ["id,status,frames,reason"]
-
-
-def test_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "a" / "b"
-    run("--embedded=demo", f"--output={output}", "--seed=3")
-    assert "16 clips for train, 8 clips for validation" in capsys.readouterr().out
-    record = json.loads((output / "prepare.json").read_text())
-    assert record["arguments"] == {"embedded": "demo", "seed": 3}
-    assert record["clips"] == {"train": 16, "validation": 8}
-    before = snapshot(output)
-    run("--embedded=demo", f"--output={output}", "--seed=3")
-    assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="seed is 3 there, 0 was asked for"):
-        run("--embedded=demo", f"--output={output}")
-    assert snapshot(output) == before
-    assert os.listdir(output.parent) == ["b"]
-
-
-@pytest.mark.parametrize("name", ["label.labels.txt", "prepare.json"])
-def test_what_describes_a_dataset_is_verified(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "a"
-    run("--embedded=demo", f"--output={output}")
-    verify(output)
-    assert "note" not in capsys.readouterr().out
-    place = next(output.glob(f"*{name}"))
-    data = bytearray(place.read_bytes())
-    place.unlink()
-    if name == "prepare.json":
-        verify(output)
-        assert "note: no prepare.json" in capsys.readouterr().out
-        place.mkdir()
-        with pytest.raises(UserError, match="prepare.json cannot be read"):
-            verify(output)
-        place.rmdir()
-        for old, new in ((b'"checksums"', b'"checksumz"'), (b'"dataset_info', b'"Xataset_info')):
-            place.write_bytes(data.replace(old, new))
-            with pytest.raises(UserError, match="is damaged"):
-                verify(output)
-        return
-    letter = data.index(b"s")
-    data[letter] = ord("t")  # of the same size, and text like any other
-    place.write_bytes(data)
-    with pytest.raises(UserError, match=f"{name} does not match its checksum"):
-        verify(output)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +195,6 @@ def test_what_describes_a_dataset_is_verified(
         (["--embedded=demo", "--output="], "--output=DIR is missing"),
         (["--source=gs://bucket/videos"], "--source=gs://bucket/videos is an address, but folders"),
         (["--embedded=demo", "--output=s3://bucket/a"], "mount the bucket and give its folder"),
-        (["--embedded=huge"], "--embedded=huge is unknown: choose demo"),
-        (["--embedded=demo", "--seed=-1"], "--seed=-1 must be 0 or more"),
         (["--embedded=demo", "--min_frames=4"], "--min_frames means nothing with --embedded"),
         (["--embedded=demo", "--num_workers=-1"], "--num_workers=-1 must be"),
         (
@@ -306,65 +243,32 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert result.stderr == "error: --embedded=huge is unknown: choose demo or large\n"
 
 
-def test_a_killed_job_leaves_no_dataset_and_no_worker(tmp_path: Path) -> None:
-    output, workspace = tmp_path / "a", tmp_path / ".a.unfinished"
-    command = [*JOB, "--embedded=demo", f"--output={output}", "--num_workers=1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as job:
-        deadline = time.monotonic() + 60
-        while not list(workspace.rglob("*incomplete*")):
-            assert time.monotonic() < deadline and job.poll() is None
-            time.sleep(0.05)
-        time.sleep(1)
-        job.send_signal(signal.SIGKILL)
-        # Its worker holds the same pipe open: this returns when that has ended too.
-        job.communicate(timeout=30)
-    assert os.listdir(tmp_path) == [workspace.name]
-    run("--embedded=demo", f"--output={output}")
-    assert os.listdir(tmp_path) == [output.name]
-    assert len(ids(output, "train")) == 16
-
-
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     source, output = tmp_path / "videos", tmp_path / "a"
     first = make_video(source / "0.mp4", 60, 240, 320)
-    for index in range(1, 10):
+    for index in range(1, 8):
         shutil.copy(first, source / f"{index}.mp4")
     arguments = [f"--source={source}", f"--output={output}", "--shard_mb=1", "--num_workers=1"]
-    journal = tmp_path / ".a.unfinished" / "build" / "shards" / "journal.jsonl"
-    with subprocess.Popen([*JOB, *arguments], stdout=subprocess.DEVNULL) as process:
+    unfinished = tmp_path / ".a.unfinished"
+    job = [*JOB, *arguments]
+    with subprocess.Popen(job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
-        while not (journal.is_file() and journal.read_text().count("\n") > 1):
+        while len(list(unfinished.glob("shards-*/*.json"))) < 2:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
+        # Its worker holds the same pipe open: this returns when that has ended too.
+        process.communicate(timeout=30)
     assert sorted(os.listdir(tmp_path)) == [".a.unfinished", "videos"]
     assert not list(tmp_path.rglob("dataset_info.json"))
-    names = [json.loads(line)["name"] for line in journal.read_text().splitlines()[:2]]
-    finished = [(journal.parent / name).stat().st_mtime_ns for name in names]
+    notes = list(unfinished.glob("shards-*/*.json"))
+    finished = [note.with_suffix("").stat().st_mtime_ns for note in notes]
     run(*arguments)
     made = {path.stat().st_mtime_ns for path in output.glob("*tfrecord*")}
     assert set(finished) <= made  # they were moved, not written again
     run(f"--source={source}", f"--output={tmp_path / 'b'}", "--shard_mb=1")
     assert snapshot(output) == snapshot(tmp_path / "b")
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "videos"]
-
-
-def test_another_job_does_not_go_on_with_foreign_shards(tmp_path: Path) -> None:
-    source, output = tmp_path / "videos", tmp_path / "a"
-    for name in "bcd":
-        make_video(source / f"{name}.mp4", 20)
-    (source / "a.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be used"):
-        run(f"--source={source}", f"--output={output}", "--max_skipped=0")
-    other = [f"--source={source}", f"--output={output}", "--max_skipped=1", "--short_side=24"]
-    left = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"short_side is 256 there, 24 was asked for.*: rm -r "):
-        run(*other)
-    assert snapshot(tmp_path) == left
-    shutil.rmtree(tmp_path / ".a.unfinished")
-    run(*other)
-    example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
-    assert example[schema.HEIGHT] == 24
 
 
 @pytest.mark.parametrize("step", ["write_metadata", "write_flaws", "publish"])
@@ -375,14 +279,16 @@ def test_a_job_that_is_killed_while_it_names_its_shards(
     for index in range(3):
         make_video(source / f"{index}.mp4", 20)
     arguments = [f"--source={source}", f"--output={output}"]
-    places = {"write_metadata": build.writer, "publish": build.folders, "write_flaws": build}
+    places = {"write_metadata": build.examples, "publish": build.folders, "write_flaws": build}
     with monkeypatch.context() as patch:
         patch.setattr(places[step], step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(*arguments)
     assert not output.exists()
+    with pytest.raises(UserError, match=r"short_side is 256 there, 24 was asked for.*: rm -r "):
+        run(*arguments, "--short_side=24")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "transform", interrupt)  # nothing is read again
+        patch.setattr(transform, "read_video", interrupt)  # nothing is read again
         run(*arguments)
     run(f"--source={source}", f"--output={tmp_path / 'b'}")
     assert snapshot(output) == snapshot(tmp_path / "b")
@@ -391,7 +297,7 @@ def test_a_job_that_is_killed_while_it_names_its_shards(
 FULL = """
 import resource, sys
 from adamae_jax.cli import run
-from adamae_jax.prepare import build, job, progress
+from adamae_jax.prepare import job
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 job.define_flags()
 run(job.main)
@@ -407,27 +313,17 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL, f"--source={source}", f"--output={output}"]
     done = subprocess.run([*command, "--num_workers=0"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: --output={output} cannot be written, since the disk")
-    assert done.stderr.count("\n") == 1
+    *_, error = done.stderr.splitlines()
+    assert error.startswith(f"error: --output={output} cannot be written, since the disk")
     assert not output.exists()
     assert snapshot(earlier) == before
     run(f"--source={source}", f"--output={output}")  # there is room now
-    assert len(ids(output, "train")) == 2
+    assert snapshot(output).keys() == before.keys()
 
 
 def test_fractions_are_taken_as_they_are_written() -> None:
-    assert [build._most(number / 100, 100) for number in range(101)] == list(range(101))
-    assert (build._most(1.0, 7), build._most(0.0, 7), build._most(0.01, 99)) == (7, 0, 0)
-
-
-def test_a_split_may_come_twice() -> None:
-    shards = [Shard("x", split, 1, n, 10 * n, 0, ()) for n, split in enumerate("abba")]
-    assert build._splits(shards) == {"a": [(0, 0), (3, 30)], "b": [(1, 10), (2, 20)]}
-
-
-def test_many_things_are_not_all_named() -> None:
-    assert progress.some(["a", "b"]) == "a; b"
-    assert progress.some(["a"] * 33).endswith("a; a; and 3 more")
+    shares = [build.Output(Path(), max_skipped=number / 100) for number in range(101)]
+    assert [share.most_skipped(100) for share in shares] == list(range(101))
 
 
 def test_a_log_tells_how_it_goes(
@@ -441,12 +337,3 @@ def test_a_log_tells_how_it_goes(
         "8 of 10 clips read, 0.2/s, 00:10 left",
         "10 of 10 clips read, 0.2/s, 00:00 left",
     ]
-
-
-def test_importing_twice_is_harmless() -> None:
-    importlib.reload(job)
-    importlib.reload(job)
-    values = flags.FlagValues()
-    job.define_flags(values)
-    assert "embedded" in values
-    assert "embedded" not in flags.FLAGS

@@ -60,43 +60,54 @@ def test_items_know_their_files() -> None:
     source = make_source(Path("/videos"), [entry("a b/./c.mp4", "x", "train")])
     assert source.items == (Item("a b/c.mp4", "/videos/a b/c.mp4", 0, "train"),)
     (item,) = make_source(Path("/videos"), [entry("/videos/d.mp4")]).items
-    assert (item.id, item.path) == ("d.mp4", "/videos/d.mp4")
+    assert (item.id, item.path, item.split) == ("d.mp4", "/videos/d.mp4", None)
     (item,) = make_source(Path("/videos"), [entry("b\udcff.mp4")]).items
     assert item.id == "b\\xff.mp4"
     assert os.fsencode(item.path) == b"/videos/b\xff.mp4"
 
 
 @pytest.mark.parametrize(
-    "path", ["../a.mp4", "a/../../b.mp4", "/etc/passwd", "/videos-2/a.mp4", ".", "", "a\0b", "link",
-             "loop/../../a.mp4", "folder/passwd"]
-)  # fmt: skip
-def test_paths_stay_below_the_source(tmp_path: Path, path: str) -> None:
-    root = tmp_path / "videos"
-    root.mkdir()
-    (root / "link").symlink_to("/etc/passwd")
-    (root / "folder").symlink_to("/etc")
+    "path", ["../a.mp4", "a/../../b.mp4", "/etc/passwd", "/videos-2/a.mp4", ".", "", "a\0b"]
+)
+def test_paths_of_lists_do_not_climb_out_of_the_source(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match=r"^list.csv, line .*(lies outside of|names no file)"):
-        make_source(root, [entry(path)])
+        make_source(tmp_path / "videos", [entry(path)])
 
 
-def test_links_that_stay_inside_are_followed(tmp_path: Path) -> None:
+def test_links_are_followed_and_keep_their_names(tmp_path: Path) -> None:
+    """The source may be a link, and hold links to other disks, or to nowhere."""
     real, root = tmp_path / "real", tmp_path / "videos"
     real.mkdir()
-    root.symlink_to(real)  # the folder itself may be a link
-    (real / "a.mp4").write_bytes(b"")
-    (real / "b.mp4").symlink_to("a.mp4")
-    entries = [entry("a.mp4"), entry("b.mp4"), entry(str(real / "c.mp4"))]
+    root.symlink_to(real)
+    (real / "b.mp4").symlink_to("/etc/passwd")
+    (real / "d.mp4").symlink_to("nowhere")
+    entries = [entry("b.mp4"), entry(str(real / "c.mp4")), entry("d.mp4"), entry(f"{root}/e.mp4")]
     assert sorted(item.id for item in make_source(root, entries).items) == [
-        "a.mp4", "b.mp4", "c.mp4"
+        "b.mp4", "c.mp4", "d.mp4", "e.mp4"
     ]  # fmt: skip
 
 
-def test_links_that_lead_nowhere_are_missing_files(tmp_path: Path) -> None:
-    """Wherever they lead: reading them will show it, and they are listed then."""
-    (tmp_path / "a.mp4").symlink_to("nowhere")
-    (tmp_path / "b.mp4").symlink_to("/no/where.mp4")
-    source = make_source(tmp_path, [entry("a.mp4"), entry("b.mp4")])
-    assert {item.id for item in source.items} == {"a.mp4", "b.mp4"}
+def test_a_part_of_each_class_is_set_aside() -> None:
+    """At least one video of each class that has two; what has a split keeps it."""
+
+    def split(fraction: float, *labels: str | None) -> dict[str | None, int]:
+        entries = [entry(f"{number}.mp4", label) for number, label in enumerate(labels)]
+        source = make_source(Path("/videos"), entries, validation_fraction=fraction)
+        assert {item.split for item in source.items} <= {None, "validation"}
+        aside = [item.label for item in source.items if item.split == "validation"]
+        names = source.label_names or (None,)
+        return {name: aside.count(names.index(name) if name else UNLABELLED) for name in names}
+
+    assert split(0.1, *"aaaaaabbbbbb") == {"a": 1, "b": 1}
+    assert split(0.25, *"aaaaaaaabbbbc") == {"a": 2, "b": 1, "c": 0}
+    assert split(0.95, *"aaab") == {"a": 2, "b": 0}  # something is left to train on
+    assert split(0.1, *[None] * 12) == {None: 1}
+    assert split(0.25, *[None] * 12) == {None: 3}
+    assert split(0, *"aabb") == {"a": 0, "b": 0}
+    assert sum(split(0.1, *"abc").values()) == 1
+    entries = [entry("a.mp4", split="test"), entry("b.mp4"), entry("c.mp4")]
+    source = make_source(Path("/videos"), entries, validation_fraction=0.5)
+    assert sorted(str(item.split) for item in source.items) == ["None", "test", "validation"]
 
 
 def test_many_entries_keep_their_order(tmp_path: Path) -> None:
@@ -105,21 +116,6 @@ def test_many_entries_keep_their_order(tmp_path: Path) -> None:
     assert list(in_threads(str.upper, names)) == [name.upper() for name in names]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda number: 1 // (number - 500), range(1000)))
-
-
-def test_the_error_of_a_link_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "a.mp4").write_bytes(b"")
-    (tmp_path / "videos" / "a.mp4").symlink_to("../more/a.mp4")
-    with pytest.raises(UserError) as caught:
-        make_source(tmp_path / "videos", [entry("a.mp4")])
-    assert str(caught.value) == (
-        f"list.csv, line a: 'a.mp4' lies outside of --source={tmp_path}/videos (it leads to "
-        f"{tmp_path}/more/a.mp4), and links are not followed there: give the folder that holds all "
-        f"files (--source={tmp_path}), or mount the other one in --source in place of links "
-        f"(mount --bind {tmp_path}/more FOLDER)"
-    )
 
 
 def test_a_file_is_there_once() -> None:
@@ -142,5 +138,7 @@ def test_splits_stand_together() -> None:
     items = [Item(str(n), "", 0, ("train", "validation", "test")[n % 3]) for n in range(30)]
     splits = [item.split for item in in_order(items)]
     assert splits == ["validation"] * 10 + ["test"] * 10 + ["train"] * 10
+    items = [Item("a", ""), Item("b", "", 0, "validation"), Item("c", "")]
+    assert [item.split for item in in_order(items)] == ["validation", None, None]
     # By SHA-256, in all versions.
     assert [item.id for item in in_order(Item(name, "") for name in "abc")] == ["c", "b", "a"]

@@ -1,7 +1,6 @@
 """Folders of frames, as `transform` makes records of them."""
 
 import errno
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adamae_jax.data import schema, storage
+from adamae_jax.data import schema
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
-from adamae_jax.prepare.transform import Flaw, Recipe, Result, transform
+from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw, Result
 from tests.data.fixtures import video
 from tests.prepare.test_transform import break_reading, features, save
 
@@ -84,7 +84,7 @@ def test_lists_say_how_many_frames_of_a_folder_are_the_video(tmp_path: Path) -> 
     ("damage", "reason"),
     [
         ("cut", r"after 3 frames: .*truncated.* \(img_4.png\)"),
-        ("empty", r"after 3 frames: what follows is no image \(img_4.png\)"),
+        ("empty", r"after 3 frames: it is no image \(img_4.png\)"),
         ("link", r"after 3 frames: .*No such file.* \(img_4.png\)"),
     ],
 )
@@ -120,9 +120,7 @@ def test_useless_folders_of_frames(tmp_path: Path) -> None:
     assert reason(tmp_path / "absent") == "cannot be opened: No such file or directory"
     assert reason(folder / "img_1.png") == "cannot be opened: Not a directory"
     (folder / "img_1.png").write_text("text")
-    assert reason(folder) == (
-        "nothing can be decoded (after 0 frames: what follows is no image (img_1.png))"
-    )
+    assert reason(folder) == ("nothing can be decoded (after 0 frames: it is no image (img_1.png))")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -144,27 +142,6 @@ def test_frames_stand_upright(tmp_path: Path, suffix: str) -> None:
     assert features(result.payload)[schema.HEIGHT] == [32]
 
 
-def test_one_frame_of_a_folder_is_held_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_frames(tmp_path / "v", video(0))
-    events: list[str] = []
-
-    def note(place: Any, name: str) -> None:
-        work = getattr(place, name)
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            events.append(name)
-            return work(*arguments, **options)
-
-        monkeypatch.setattr(place, name, noted)
-
-    note(storage, "read_file")
-    note(simplejpeg, "encode_jpeg")
-    of_folder(folder)
-    assert events == ["read_file", "encode_jpeg"] * 6
-
-
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
 def test_what_is_no_fault_of_an_item_is_an_error(
@@ -177,29 +154,9 @@ def test_what_is_no_fault_of_an_item_is_an_error(
         with pytest.raises(UserError, match="v cannot be read, again .*gone.*run the same command"):
             of_folder(folder, codec=codec)
     with monkeypatch.context() as patch:
-        break_reading(patch, MemoryError(), first)
-        with pytest.raises(MemoryError):
-            of_folder(folder, codec=codec)
+        break_reading(patch, MemoryError(), first)  # no damage behind which a video ends
+        assert of_folder(folder, codec=codec).flaw == Flaw("a/b", "skipped", 0, "MemoryError")
     break_reading(monkeypatch, PermissionError(errno.EACCES, "not allowed"), first)
     found = of_folder(folder, codec=codec).flaw
     assert found is not None and "not allowed" in found.reason
     assert found.status == ("truncated" if first else "skipped")
-
-
-def test_folders_are_listed_again_where_the_storage_fails_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, calls = save_frames(tmp_path / "v", video(0)), itertools.count()
-    paths = FrameFolders.paths
-
-    def fail_once(folders: FrameFolders, folder: str) -> list[str]:
-        if not next(calls):
-            raise OSError(errno.ESTALE, "stale")
-        return paths(folders, folder)
-
-    monkeypatch.setattr(FrameFolders, "paths", fail_once)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    assert of_folder(folder).flaw is None
-    break_reading(monkeypatch, OSError(errno.ETIMEDOUT, "no answer"), name="retried")
-    with pytest.raises(UserError, match="no answer"):  # when the folder is listed
-        of_folder(folder)

@@ -1,4 +1,3 @@
-import errno
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,11 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from adamae_jax.data import shard_files, storage
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.tfrecord import BadRecordError
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import writer
+from adamae_jax.prepare import examples as writing
+from adamae_jax.prepare import shard_files
 from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored, tfds_source
 from tests.data.fixtures import flip_byte, video
 
@@ -35,14 +34,14 @@ def write(folder: Path, features: Mapping[str, Any], splits: dict[str, list[Any]
     """A dataset as TFDS leaves it: its own description, and examples with these features."""
     folder.mkdir()
     for split, examples in splits.items():
-        path = folder / writer.shard_name("other", split, "tfrecord", 0, 1)
+        path = folder / writing.shard_name("other", split, "tfrecord", 0, 1)
         shard = shard_files.TFRecordWriter(path)
         for example in examples:
-            shard.write(writer.serialize(example))
+            shard.write(writing.serialize(example))
         shard.close()
     sizes = {split: [(len(examples), 1)] for split, examples in splits.items()}
     described = tfds.features.FeaturesDict(features)
-    writer.write_metadata(folder, described, sizes, "tfrecord", "other", "Somebody else's.")
+    writing.write_metadata(folder, described, sizes, "tfrecord", "other", "Somebody else's.")
     return folder
 
 
@@ -101,20 +100,6 @@ def test_the_folder_is_left_as_it_is(tmp_path: Path) -> None:
         assert [len(tfds_source(folder)[0].items) for folder in folders] == [2, 3]
     assert sorted(path.name for path in folders[0].iterdir()) == before
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
-
-
-def test_reading_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, features = tfds_source(write(tmp_path / "a", VIDEO, {"train": clips(1)}))
-    real, failures = storage.open_file, iter([OSError(errno.EIO, "for a moment")])
-
-    def fail_once(path: str) -> storage.RangedFile:
-        if error := next(failures, None):
-            raise error
-        return real(path)
-
-    monkeypatch.setattr(storage, "open_file", fail_once)
-    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0,))
-    assert read_stored(source.items[0], features).label == 0
 
 
 def test_images_without_labels(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from tensorflow_datasets.proto import tf_example_pb2
 from adamae_jax.data import schema, storage
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from adamae_jax.prepare import transform as module
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.tfds_source import StoredFeatures, tfds_source
-from adamae_jax.prepare.transform import Flaw, Recipe, transform
+from adamae_jax.prepare.transform import Recipe, transform
+from adamae_jax.prepare.write import Flaw
 from tests.data.fixtures import video
 from tests.data.videos import blot, make_audio, make_video
 from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write
@@ -87,14 +87,6 @@ def test_damaged_videos_are_kept_and_named(tmp_path: Path) -> None:
     assert result.flaw.reason.startswith(f"after {count} frames")
 
 
-def test_whatever_happens_becomes_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise KeyError("two\nlines")
-
-    monkeypatch.setattr(module, "read_video", fail)
-    assert "\n" not in flaw(tmp_path / "a.mp4").reason
-
-
 def break_reading(
     monkeypatch: pytest.MonkeyPatch, error: Exception, first: int = 0, name: str = "read_file"
 ) -> None:
@@ -142,19 +134,9 @@ def test_records_of_tfds(tmp_path: Path, codec: str) -> None:
         assert np.allclose(red, 10 * np.arange(6) + 5, atol=5)
 
 
-@pytest.mark.parametrize("codec", [schema.CODEC_JPEG, schema.CODEC_H264])
-def test_records_of_tfds_keep_their_rate(tmp_path: Path, codec: str) -> None:
-    described = {**VIDEO, "fps": np.float32, "id": tfds.features.Text()}
-    example = {**clips(1)[0], "fps": 29.97, "id": "a/b"}
-    source, stored = tfds_source(write(tmp_path / "a", described, {"train": [example]}))
-    values = features(transform(Recipe(codec, 16, 6, stored=stored), source.items[0]).payload)
-    assert values[schema.RATE] == [np.float32(29.97)]
-    assert values[schema.ID] == [b"a/b"]
-
-
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(b"x", "after 4 frames: what follows is no image"), (None, "after 4 frames: .*truncated")],
+    [(b"x", "after 4 frames: it is no image"), (None, "after 4 frames: .*truncated")],
 )
 def test_records_of_tfds_are_kept_up_to_their_damage(
     tmp_path: Path, broken: bytes | None, reason: str
@@ -172,7 +154,7 @@ def test_records_of_tfds_are_kept_up_to_their_damage(
     source, stored = tfds_source(write(tmp_path / "b", VIDEO, {"train": [example]}))
     result = transform(Recipe(min_frames=1, stored=stored), source.items[0])
     assert result.flaw is not None
-    assert result.flaw.reason == "nothing can be decoded (after 0 frames: what follows is no image)"
+    assert result.flaw.reason == "nothing can be decoded (after 0 frames: it is no image)"
 
 
 def test_records_of_tfds_have_frames_of_one_size(tmp_path: Path) -> None:
@@ -200,14 +182,6 @@ def test_images(tmp_path: Path, suffix: str) -> None:
     assert decoded.shape == (32, 64, 3)
     assert abs(decoded.mean((0, 1)) - pixels.mean((0, 1))).max() < 8
     assert (values[schema.ID], values[schema.LABEL]) == ([b"x"], [2])
-
-
-def test_images_stand_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    path = save(tmp_path / "a.jpg", video(0, height=32, width=64)[0], exif=exif)
-    values = features(transform(Recipe(images=True), Item("x", str(path))).payload)
-    assert simplejpeg.decode_jpeg_header(values[schema.IMAGE][0])[:2] == (64, 32)
 
 
 def test_original_images(tmp_path: Path) -> None:
@@ -244,14 +218,8 @@ def test_images_of_tfds(tmp_path: Path) -> None:
     [
         ({"codec": "av1"}, "--codec=av1 must be one of: jpeg, h264, original"),
         ({"codec": "h264", "images": True}, "--codec=h264 must be one of: jpeg, original"),
-        (
-            {"codec": "original", "stored": StoredFeatures("a", None, False)},
-            "--codec=original must be one of: jpeg, h264",
-        ),
-        (
-            {"codec": "original", "frame_folders": FrameFolders()},
-            "--codec=original must be one of: jpeg, h264",
-        ),
+        ({"codec": "original", "stored": StoredFeatures("a", None, False)}, "of: jpeg, h264$"),
+        ({"codec": "original", "frame_folders": FrameFolders()}, "of: jpeg, h264$"),
         ({"min_frames": 0}, "--min_frames=0"),
         ({"short_side": 8}, "--short_side=8"),
     ],

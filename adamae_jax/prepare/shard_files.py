@@ -1,5 +1,7 @@
 """Files of records, written and read from front to back: TFRecord and ArrayRecord."""
 
+import contextlib
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -7,16 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 from adamae_jax.data import array_records
-from adamae_jax.data.tfrecord import (
-    CHECKSUM_BYTES,
-    HEADER_BYTES,
-    LENGTH_BYTES,
-    BadRecordError,
-    masked_checksum,
-)
+from adamae_jax.data.damage import BadRecordError
+from adamae_jax.data.schema import ARRAY_RECORD, TFRECORD
+from adamae_jax.data.tfrecord import CHECKSUM_BYTES, HEADER_BYTES, LENGTH_BYTES, masked_checksum
 
-TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
-FILE_FORMATS = (TFRECORD, ARRAY_RECORD)
+# Each record for itself, as TFDS has it. What is in them is compressed already: to try that once
+# more only makes writing three times slower.
+_ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
 
 
 class RecordWriter(Protocol):
@@ -65,9 +64,48 @@ class TFRecordWriter:
         self._file.close()
 
 
+class ArrayRecordWriter:
+    """See `RecordWriter`."""
+
+    def __init__(self, path: Path):
+        """Opens a new file."""
+        self._path = path
+        self._writer = array_records.package().ArrayRecordWriter(
+            os.fspath(path), _ARRAY_RECORD_OPTIONS
+        )
+
+    def write(self, payload: bytes) -> None:
+        """See `RecordWriter`."""
+        try:
+            self._writer.write(payload)
+        except RuntimeError as error:
+            raise _os_error(error, os.fspath(self._path)) from error
+
+    def close(self) -> None:
+        """See `RecordWriter`."""
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise _os_error(error, os.fspath(self._path)) from error
+        with open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+
+    def abandon(self) -> None:
+        """See `RecordWriter`."""
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+
+
+def _os_error(error: RuntimeError, path: str) -> OSError:
+    """With the number of what the kernel has said, so that a full disk is known for one."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    found = [number for number in numbers if os.strerror(number) in str(error)]
+    return OSError(found[0] if found else errno.EIO, str(error), path)
+
+
 WRITERS: dict[str, Callable[[Path], RecordWriter]] = {
     TFRECORD: TFRecordWriter,
-    ARRAY_RECORD: array_records.ArrayRecordWriter,
+    ARRAY_RECORD: ArrayRecordWriter,
 }
 
 
@@ -89,7 +127,7 @@ def records(path: Path, file_format: str) -> Iterator[bytes | BadRecordError]:
 
     Args:
         path: of the file.
-        file_format: one of `FILE_FORMATS`.
+        file_format: one of `schema.FILE_FORMATS`.
 
     Yields:
         The payload of each record, or why it cannot be had. Nothing comes after a damaged length in
@@ -98,7 +136,7 @@ def records(path: Path, file_format: str) -> Iterator[bytes | BadRecordError]:
     Raises:
         OSError: the file cannot be read.
     """
-    read = _tfrecord_records if file_format == TFRECORD else array_records.records
+    read = _tfrecord_records if file_format == TFRECORD else _array_records
     return read(path)
 
 
@@ -117,3 +155,15 @@ def _tfrecord_records(path: Path) -> Iterator[bytes | BadRecordError]:
             payload = file.read(length)
             sound = int.from_bytes(file.read(CHECKSUM_BYTES), "little") == masked_checksum(payload)
             yield payload if sound else BadRecordError("its checksum does not match its content")
+
+
+def _array_records(path: Path) -> Iterator[bytes | BadRecordError]:
+    reader = array_records.open_reader(os.fspath(path))
+    if not reader.ok():
+        yield BadRecordError(array_records.CUT_OFF)
+        return
+    for number in range(reader.num_records()):
+        try:
+            yield array_records.read_record(reader, os.fspath(path), number)
+        except BadRecordError as error:
+            yield error

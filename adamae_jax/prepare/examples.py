@@ -1,41 +1,27 @@
-"""Datasets as TensorFlow Datasets describes them, all after one schema.
-
-Importing this module does not import TensorFlow; writing does.
-"""
+"""Examples after the one schema, and the metadata by which TensorFlow Datasets opens them."""
 
 import contextlib
 import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import simplejpeg
 import tensorflow_datasets as tfds
-import tqdm
-from absl import logging
-from jaxtyping import UInt8
-from PIL import Image
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from adamae_jax.data import schema
-from adamae_jax.data.header import compose, header_checksum
-from adamae_jax.prepare import synthetic
-from adamae_jax.prepare.encoding import EncodedVideo
-from adamae_jax.prepare.pool import ordered_map
+from adamae_jax.data.payload import compose, header_checksum
+from adamae_jax.prepare.encode import EncodedVideo
 
 Example = dict[str, Any]  # the features of one clip, by their names in the schema
-
-# Small enough to move around and to read in parallel, large enough not to be many.
-_MAX_SHARD_BYTES = 512 << 20
 
 
 def features(
     label_names: Sequence[str] = (), foreground: bool = False, codec: str = schema.CODEC_JPEG
 ) -> tfds.features.FeaturesDict:
-    """The schema of `adamae_jax.data.schema` in terms of TFDS.
+    """Returns the schema of `adamae_jax.data.schema` in terms of TFDS.
 
     Args:
         label_names: the classes; none where clips have no labels.
@@ -69,7 +55,7 @@ def features(
 
 
 def image_features(label_names: Sequence[str] = ()) -> tfds.features.FeaturesDict:
-    """The features of a dataset of images; see `features`."""
+    """Returns the features of a dataset of images; see `features`."""
     return tfds.features.FeaturesDict(
         {
             schema.ID: tfds.features.Text(),
@@ -88,7 +74,7 @@ def make_example(
     label: int = schema.UNLABELLED,
     foreground: bytes | None = None,
 ) -> Example:
-    """One clip of JPEG frames as `features` describes it.
+    """Returns one clip of JPEG frames as `features` describes it.
 
     Args:
         identity: unique within the dataset.
@@ -106,7 +92,7 @@ def make_example(
 def video_example(
     identity: str, label: int, codec: str, video: EncodedVideo, foreground: bytes | None = None
 ) -> Example:
-    """One video as `features` describes it; its codec is one of `schema.CODECS`."""
+    """Returns one video as `features` describes it; its codec is one of `schema.CODECS`."""
     example: Example = {
         schema.ID: identity,
         schema.LABEL: label,
@@ -129,7 +115,7 @@ def video_example(
 
 
 def serialize(example: Example) -> bytes:
-    """The bytes of a ``tf.train.Example``, frames last; the same features give the same bytes."""
+    """Returns a ``tf.train.Example`` as bytes: frames last, the same for the same features."""
     header = {name: value for name, value in example.items() if name != schema.FRAMES}
     frames = {name: value for name, value in example.items() if name == schema.FRAMES}
     return compose(
@@ -139,7 +125,7 @@ def serialize(example: Example) -> bytes:
 
 
 def _messages(example: Example) -> Any:
-    """Features as the message ``tf.train.Features``."""
+    """Returns features as the message ``tf.train.Features``."""
     messages = tf_feature_pb2.Features()
     for name, value in example.items():
         values = value if isinstance(value, list) else [value]
@@ -184,7 +170,7 @@ def write_metadata(
         )
         for split, shards in splits.items()
     ]
-    with _quiet():
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it writes
         tfds.folder_dataset.write_metadata(
             data_dir=folder,
             features=described,
@@ -196,113 +182,5 @@ def write_metadata(
 
 
 def shard_name(name: str, split: str, file_format: str, number: int, count: int) -> str:
-    """The name of one of the `count` shards of a split."""
+    """Returns the name of one of the `count` shards of a split."""
     return f"{name}-{split}.{file_format}-{number:05d}-of-{count:05d}"
-
-
-class MovingObjects(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The embedded dataset, made from a seed (see `adamae_jax.prepare.synthetic`)."""
-
-    # TFDS looks beside a builder's code for checksums of downloads, by way of a package that it
-    # does not require; here nothing is downloaded.
-    code_path = None
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS looks for a list)
-        tfds.core.BuilderConfig(name=name, description=f"{size.side}x{size.side} pixels")
-        for name, size in synthetic.SIZES.items()
-    ]
-
-    def __init__(self, *, seed: int = 0, num_workers: int = 0, **arguments: Any):
-        """Like any TFDS builder, with two arguments more.
-
-        Args:
-            seed: of all clips.
-            num_workers: processes that make clips; 0 makes them in this one.
-            **arguments: of `tfds.core.GeneratorBasedBuilder`.
-        """
-        self._seed = seed
-        self._num_workers = num_workers
-        super().__init__(**arguments)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Textured objects that move over smooth backgrounds, labelled by motion.",
-            features=features(synthetic.MOTIONS, foreground=True),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in synthetic.SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, Example]]:
-        size = self.builder_config.name
-        count = synthetic.SIZES[size].clips[split]
-        clips = ((size, self._seed, split, index) for index in range(count))
-        encoded = ordered_map(encode_clip, clips, self._num_workers)
-        # disable=None: a progress bar on a terminal only.
-        for fields in tqdm.tqdm(encoded, f"making {split} clips", count, disable=None):
-            yield fields["identity"], make_example(**fields)
-
-
-def encode_clip(address: tuple[str, int, str, int]) -> dict[str, Any]:
-    """Makes one clip of the embedded dataset and encodes it: the arguments of `make_example`.
-
-    Args:
-        address: name of the size, seed, split, index in the split.
-    """
-    name, seed, split, index = address
-    size = synthetic.SIZES[name]
-    clip = synthetic.make_clip(size, seed, split, index)
-    return {
-        "identity": f"{split}-{index:06d}",
-        # Little compression: what it adds to the pixels must stay small against their gradients.
-        "frames": [
-            simplejpeg.encode_jpeg(frame, quality=95, colorsubsampling="444")
-            for frame in clip.frames
-        ],
-        "rate": synthetic.RATE,
-        "height": size.side,
-        "width": size.side,
-        "label": clip.label,
-        "foreground": _encode_masks(clip.foreground),
-    }
-
-
-def _encode_masks(masks: UInt8[np.ndarray, "t h w"]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(masks.reshape(-1, masks.shape[-1])).save(file, format="PNG", compress_level=3)
-    return file.getvalue()
-
-
-def write(builder: tfds.core.GeneratorBasedBuilder) -> tuple[Path, dict[str, int]]:
-    """Lets TFDS write a dataset, quietly and without looking for it in the cloud.
-
-    Args:
-        builder: made with a `data_dir` in which the dataset does not exist yet.
-
-    Returns:
-        The folder that holds ``dataset_info.json`` and the shards, and the number of clips of each
-        split.
-    """
-    # Before TensorFlow is imported, which would announce its processor features otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=_MAX_SHARD_BYTES)
-    with _quiet():
-        builder.download_and_prepare(download_config=config)
-    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
-    return Path(builder.data_dir), counts
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what TFDS prints and logs about downloads (of which there are none) and files."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

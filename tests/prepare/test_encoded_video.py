@@ -1,0 +1,94 @@
+"""Videos encoded to be stored as video files."""
+
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import UInt8
+
+from adamae_jax.data import schema
+from adamae_jax.data.frames import decode_frames
+from adamae_jax.data.video_file import StoredVideo, Upright
+from adamae_jax.prepare.encode import EncodedVideo, encode_h264, read_video
+from adamae_jax.prepare.video_file import VideoFile
+from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
+
+
+def from_the_front(video: EncodedVideo) -> UInt8[np.ndarray, "t h w 3"]:
+    upright = Upright(size=(video.height, video.width))
+    with VideoFile(video.frames[0]) as file:
+        frames = [upright(frame) for frame in islice(file.frames(), video.num_frames)]
+    return np.stack(frames)
+
+
+def stored(video: EncodedVideo) -> StoredVideo:
+    return StoredVideo(video.frames[0], video.num_frames, video.times, video.keyframes)
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])
+def test_rotation(tmp_path: Path, codec: str) -> None:
+    path = turn_clockwise(make_video(tmp_path / "a.mp4", 20, 48, 64))
+    video = read_video(path, codec)
+    assert (video.height, video.width) == (64, 48)
+    jpegs = read_video(path)
+    expected = decode_frames(tuple(jpegs.frames), np.arange(20), (64, 48)).astype(int)
+    pixels = decode_frames(stored(video), np.arange(20), (64, 48))
+    assert abs(pixels - expected).mean() < 4
+
+
+def test_h264_has_short_groups_and_is_close_to_its_source(tmp_path: Path) -> None:
+    video = read_video(
+        make_video(tmp_path / "a.mp4", 50, 96, 130), schema.CODEC_H264, short_side=48
+    )
+    assert (video.height, video.width, video.num_frames) == (48, 64, 50)  # even
+    assert video.keyframes == (0, 12, 24, 36, 48)
+    assert len(video.times) == 50
+    expected = np.stack([frame_pixels(index, 48, 64) for index in range(50)]).astype(int)
+    assert abs(decode_frames(stored(video), np.arange(50), (48, 64)) - expected).mean() < 8
+
+
+def test_h264_has_no_keyframes_but_every_twelfth() -> None:
+    """Nor where the picture changes at once; by what the file says of its packets."""
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+    scenes = pictures.repeat(8, axis=1).repeat(8, axis=2).repeat(11, axis=0)  # 11 frames each
+    video = encode_h264(iter(scenes), Fraction(25))
+    with VideoFile(video.frames[0]) as file:
+        packets = {packet.pts: packet.is_keyframe for packet in file.container.demux(file.stream)}
+    assert len(video.times) == 55
+    assert [number for number in range(55) if packets[video.times[number]]] == [0, 12, 24, 36, 48]
+    assert video.keyframes == (0, 12, 24, 36, 48)
+
+
+def test_the_same_frames_give_the_same_h264() -> None:
+    """So that shards are the same however often they are made; x264 by itself often differs."""
+    rng = np.random.default_rng(0)
+    picture = rng.normal(128, 40, (60, 80, 3)).repeat(16, 0).repeat(16, 1)
+    frames = []
+    for t in range(60):
+        seen = picture[3 * t : 3 * t + 256, 2 * t : 2 * t + 340]
+        frames.append(np.clip(seen + rng.normal(0, 4, seen.shape), 0, 255).astype(np.uint8))
+    encoded = {encode_h264(iter(frames), Fraction(25)).frames[0] for _ in range(8)}
+    assert len(encoded) == 1
+
+
+@pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])
+def test_damaged_videos_are_kept_up_to_the_damage(tmp_path: Path, codec: str) -> None:
+    path = blot(make_video(tmp_path / "a.mkv", 60, codec="libx264"), 0.65, 150)
+    expected = read_video(path)
+    video = read_video(path, codec)
+    assert (video.num_frames, video.damage) == (expected.num_frames, expected.damage)
+    assert video.damage is not None and 10 <= video.num_frames < 50
+    last = video.num_frames - 1
+    pixels = decode_frames(stored(video), np.array([0, last // 2, last]), (48, 64))
+    np.testing.assert_array_equal(pixels, from_the_front(video)[[0, last // 2, last]])
+
+
+def test_size_is_bounded(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 60)
+    video = read_video(path, schema.CODEC_H264, max_bytes=5_000)
+    assert video.num_frames < 60
+    assert video.damage == f"after {video.num_frames} frames: more than 5000 bytes of H.264"
+    with pytest.raises(Exception, match="has more than 5000 bytes: use --codec"):
+        read_video(path, schema.CODEC_ORIGINAL, max_bytes=5_000)
