@@ -16,11 +16,12 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from adamae_jax.errors import UserError, WorkerDeathError
+from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 
 END_S = 10.0  # a job that has failed may take so long to tidy up
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # as a shell says of SIGINT
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 
 _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 
@@ -48,6 +49,9 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
             fail(error)
         except UserError as error:
             fail(error)
+        except PreemptedError as error:
+            print(f"preempted: {error}", file=sys.stderr, flush=True)
+            sys.exit(PREEMPTED_STATUS)
         except KeyboardInterrupt:
             print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
             sys.stdout.flush()

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class WorkerDeathError(UserError, RuntimeError):
     """A worker process has ended, or hangs, while it was needed."""
+
+
+class PreemptedError(Exception):
+    """A run was asked to end (SIGTERM), and has saved its state: the same command goes on."""

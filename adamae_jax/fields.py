@@ -59,6 +59,12 @@ FIELDS: dict[str, Field] = {
     "pictures_every": ExecutionField(
         5000, "Steps from one picture in TensorBoard to the next. 0: never.", lowest=0
     ),
+    "max_bad_steps": ExecutionField(
+        10,
+        "How many updates in a row may be skipped because loss or gradient was not finite; then "
+        "the run ends with the state before them saved.",
+        lowest=1,
+    ),
     "keep_checkpoints": ExecutionField(3, "How many of the newest checkpoints are kept.", lowest=1),
     "compilation_cache_dir": ExecutionField(
         "~/.cache/adamae_jax",

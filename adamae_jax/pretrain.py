@@ -42,6 +42,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
     workdir = Path(flags.FLAGS.workdir)
     with peers.ending_together(workdir):
         summary = pretrain(flags.FLAGS.config, workdir)

@@ -19,7 +19,7 @@ from adamae_jax.config import masking_config
 from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import RunData, open_training, open_validation
-from adamae_jax.training import rundir, trainer
+from adamae_jax.training import loop, rundir
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
 from tests.data import fixtures
@@ -85,7 +85,7 @@ def mixed(
     workdir = tmp_path_factory.mktemp("mixed") / "run"
     failures = 0
     with pytest.MonkeyPatch.context() as patch:
-        read, log = os.pread, trainer.Loop._log
+        read, log = os.pread, loop.Loop._log
         calls = itertools.count()
 
         def failing(descriptor: int, count: int, offset: int) -> bytes:
@@ -95,7 +95,7 @@ def mixed(
                 raise OSError(errno.EIO, "the cable is loose")
             return read(descriptor, count, offset)
 
-        def killed(self: trainer.Loop, step: int, figures: dict[str, float]) -> None:
+        def killed(self: loop.Loop, step: int, figures: dict[str, float]) -> None:
             if step == 4:
                 raise KilledError
             log(self, step, figures)
@@ -104,7 +104,7 @@ def mixed(
         patch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
         patch.setattr(pretrain, "drawing", lambda *_: None)
         with patch.context() as death:
-            death.setattr(trainer.Loop, "_log", killed)
+            death.setattr(loop.Loop, "_log", killed)
             with pytest.raises(KilledError):
                 tiny_run(workdir, f"{parts[0]}:3,{parts[1]}:1", compiled)
         summary = tiny_run(workdir, f"{parts[0]}:0.75,{parts[1]}:0.25", compiled)

@@ -36,7 +36,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
       workdir: need not exist.
       config: the effective config.
     """
-    path = workdir / CONFIG
+    path, checkpoints = workdir / CONFIG, workdir / CHECKPOINTS
     try:
         os.stat(workdir)
     except FileNotFoundError:
@@ -45,6 +45,13 @@ def check(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be reached: {error.strerror}") from error
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory")
+    for name, is_right in ((CHECKPOINTS, Path.is_dir), (METRICS, Path.is_file)):
+        place = workdir / name
+        if os.path.lexists(place) and not is_right(place):
+            raise UserError(
+                f"{place} is not what a run keeps there (a link to a place that is not mounted?): "
+                "put it right, or give another --workdir"
+            )
     if path.is_file():
         try:
             # On today's tree of fields: a field that is newer than the run has its default.
@@ -54,13 +61,23 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
                 "--workdir"
             ) from error
-        if different := configs.differences(stored, config):
+        last = max((line["step"] for line in read_metrics(workdir)), default=0)
+        has_begun = last > 0 or checkpoints.is_dir()
+        if has_begun and (different := configs.differences(stored, config)):
             raise UserError(
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
                 "Give another --workdir, or the same config"
             )
+        # A run that was killed before its first checkpoint starts anew.
+        are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
+        if last > stored.checkpoint_every and not are_there:
+            raise UserError(
+                f"{workdir / METRICS} has steps up to {last}, but {checkpoints} holds no "
+                f"checkpoint: put them back; to start from step 0, remove {METRICS} or give "
+                "another --workdir"
+            )
     else:
-        for name in (CHECKPOINTS, METRICS, SUMMARY, "events.out.tfevents.*"):
+        for name in (CHECKPOINTS, METRICS, SUMMARY, MODEL, "events.out.tfevents.*"):
             if any(workdir.glob(name)):
                 raise UserError(
                     f"{workdir} holds {name} but no {CONFIG}: it is not a run that could be "

@@ -39,6 +39,7 @@ def test_another_run_is_refused_and_nothing_changes(
 ) -> None:
     config = default_config()
     claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     before = (tmp_path / "config.json").read_bytes()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(
@@ -48,7 +49,35 @@ def test_another_run_is_refused_and_nothing_changes(
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "events.out.tfevents.1.host"])
+def test_a_run_that_never_made_a_step_takes_the_corrected_config(tmp_path: Path) -> None:
+    config = default_config()
+    claim(tmp_path, config)
+    config.optimizer.learning_rate = 1e-3
+    claim(tmp_path, config)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["optimizer"]["learning_rate"] == 1e-3
+
+
+def test_steps_without_checkpoints_are_not_made_again(tmp_path: Path) -> None:
+    """A link to a place that is not mounted, or a folder that was deleted."""
+    config = default_config()
+    config.checkpoint_every = 10
+    claim(tmp_path, config)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 11)))
+    claim(tmp_path, config)  # killed before its first checkpoint, perhaps
+    log.write_text(log.read_text() + '{"step": 11}\n')
+    with pytest.raises(UserError, match=r"steps up to 11, but .*checkpoints holds no checkpoint"):
+        claim(tmp_path, config)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=r"checkpoints is not what a run keeps there"):
+        claim(tmp_path, config)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    claim(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "model", "events.out.tfevents.1.host"])
 def test_files_of_a_run_without_its_config_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(UserError, match=r"but no config.json"):
@@ -115,6 +144,7 @@ def test_one_job_at_a_time(tmp_path: Path) -> None:
 def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
     config = default_config()
     claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{\"step\": 1}")
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["optimizer"]["clip_grad_norm"]
     (tmp_path / "config.json").write_text(json.dumps(stored))

@@ -1,17 +1,23 @@
 """The trainer with a task that it was not written for: a classifier, from config to `load`."""
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.config import resolve
+from adamae_jax.errors import PreemptedError, UserError
 from adamae_jax.run_data import RunData, open_training, open_validation
-from adamae_jax.training import metrics, rundir, trainer
+from adamae_jax.training import loop, metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
@@ -103,16 +109,16 @@ def test_a_run_that_was_killed_goes_on(
     mesh: dict[str, int],
 ) -> None:
     """Bitwise on the same mesh; on another one, the sums are taken in another order."""
-    log = trainer.Loop._log
+    log = loop.Loop._log
 
-    def killed(self: trainer.Loop, step: int, figures: dict[str, float]) -> None:
+    def killed(self: loop.Loop, step: int, figures: dict[str, float]) -> None:
         log(self, step, figures)
         if step == 17:
             raise KilledError
 
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Loop, "_log", killed)
+        patch.setattr(loop.Loop, "_log", killed)
         with pytest.raises(KilledError):
             classify(workdir, data)
     assert checkpoint_steps(workdir / rundir.CHECKPOINTS)[-1] == 10
@@ -128,3 +134,53 @@ def test_a_run_that_was_killed_goes_on(
         for place in (workdir, undisturbed)
     )
     assert first.tobytes() == second.tobytes()
+
+
+def test_a_run_that_is_told_to_end_saves_its_state(
+    undisturbed: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, as a scheduler sends it; the same command goes on, bitwise."""
+    log = loop.Loop._log
+
+    def told(self: loop.Loop, step: int, figures: dict[str, float]) -> None:
+        log(self, step, figures)
+        if step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_log", told)
+        with pytest.raises(PreemptedError, match="the state of step 13 is saved"):
+            classify(workdir, data)
+    assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 13]
+    classify(workdir, data)
+    assert lines(workdir) == lines(undisturbed)
+
+
+def test_a_run_that_is_not_finite_any_more_ends(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 18 on; the checkpoint of step 20 is not written, and none makes room."""
+    make = trainer.make_train_step
+
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        step = make(*arguments, **options)
+
+        def poison(state: Any, batch: Any) -> Any:
+            shade = jnp.where(state.step >= 17, jnp.nan, 1.0)
+            variables = jax.tree.map(lambda leaf: leaf * shade, state.params)
+            new, figures = step(state.replace(params=variables), batch)
+            return new.replace(params=state.params), figures
+
+        return poison
+
+    monkeypatch.setattr(trainer, "make_train_step", poisoned)
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError, match=r"1[01] updates \(steps 18 to 2[78]\) were not") as caught:
+        classify(workdir, data)
+    assert "saved as step 17" in str(caught.value)
+    assert re.search(r"this process's examples \d+, \d+", str(caught.value))
+    assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 17]
+    counters = read_subtree(workdir / rundir.CHECKPOINTS, "counters")[1]
+    assert int(counters["skipped"]) == 0
+    assert not (workdir / rundir.SUMMARY).exists()

@@ -1,0 +1,279 @@
+"""The steps of a run, and what happens between them: evaluation, metrics, pictures, checkpoints."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from adamae_jax import config as configs
+from adamae_jax.errors import PreemptedError
+from adamae_jax.task import Task, Variables
+from adamae_jax.training import evaluation, knn, preemption, rundir
+from adamae_jax.training.bad_steps import BadSteps
+from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.optimizers import Optimizer
+from adamae_jax.training.partitioning import put_batch
+from adamae_jax.training.progress import Progress
+from adamae_jax.training.state import TrainState
+
+Figures = dict[str, float]
+
+
+class HeldOut(Protocol):
+    """Clips to evaluate on: iterating gives this process's batches."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many are evaluated, over all processes."""
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        """Each batch, once."""
+
+    def check(self, unreadable: int) -> None:
+        """Raises a `UserError` where too many could not be read, of all processes' clips."""
+
+
+class Data(Protocol):
+    """What the trainer needs of a run's data; see `adamae_jax.run_data`."""
+
+    def train_batches(
+        self, first_step: int
+    ) -> contextlib.AbstractContextManager[Iterator[HostBatch]]:
+        """This process's batches from a step on."""
+
+    def held_out(self) -> contextlib.AbstractContextManager[HeldOut]:
+        """What is evaluated."""
+
+    def neighbours(self) -> contextlib.AbstractContextManager[HeldOut]:
+        """Labelled training clips, for nearest neighbours."""
+
+    def step_figures(self, step: int) -> Figures:
+        """What is logged of the data of a step, such as the epoch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a job trains.
+
+    Attributes:
+      config: the effective config.
+      workdir: where everything of the run is kept.
+      task: what is trained.
+      optimizers: one for each of the task's groups.
+      mesh: the devices.
+      data: what is trained and evaluated on.
+      metadata: is kept with each checkpoint.
+      frozen: variables that never change, for a run that begins; None for those of `Task.init`.
+      draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
+        to files too; None for none.
+      export: writes what is left when the run is complete: ``(variables)``.
+      summary: from the last figures of each evaluation to what the summary says beside them.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    task: Task
+    optimizers: Mapping[str, Optimizer]
+    mesh: Mesh
+    data: Data
+    metadata: Mapping[str, Any]
+    frozen: Any = None
+    draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None
+    export: Callable[[Variables], None] = lambda variables: None
+    summary: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda evaluated: {}
+
+
+@dataclasses.dataclass
+class Clock:
+    """Where the time of the steps since the last line went.
+
+    Attributes:
+      clips: clips per step, over all processes.
+      seconds: seconds of training so far, those before this process started included.
+    """
+
+    clips: int
+    seconds: float = 0.0
+    _started: float = dataclasses.field(default_factory=lambda: time.monotonic())
+    _waited: float = 0.0
+    _steps: int = 0
+
+    def restart(self) -> None:
+        """Begins a new interval, such as after the compilation or an evaluation."""
+        now = time.monotonic()
+        self.seconds += now - self._started
+        self._started, self._waited, self._steps = now, 0.0, 0
+
+    def next(self, batches: Iterator[HostBatch]) -> HostBatch:
+        """Takes a batch, and counts the time that it took to come."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - begin
+        self._steps += 1
+        return batch
+
+    def read(self) -> Figures:
+        """Returns the figures of the interval, and begins a new one."""
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        figures = {
+            "clips_per_second": self._steps * self.clips / elapsed,
+            "data_wait_share": min(1.0, self._waited / elapsed),
+        }
+        self.restart()
+        return {**figures, "seconds": self.seconds}
+
+
+class Loop:
+    """The steps of a run, and what happens between them."""
+
+    def __init__(
+        self,
+        run: Run,
+        train_step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Any]]],
+        checkpoints: RunCheckpoints,
+        metrics: RunMetrics,
+        progress: Progress,
+    ) -> None:
+        """Compiles nothing yet."""
+        self._job, self._train_step = run, train_step
+        self._checkpoints, self._metrics, self._progress = checkpoints, metrics, progress
+        self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
+        self._features = knn.compile_features(run.task, run.mesh)
+
+    def run(
+        self,
+        start: int,
+        state: TrainState,
+        batches: Iterator[HostBatch],
+        notice: preemption.Notice,
+    ) -> TrainState:
+        """Trains from ``start`` updates to the config's steps; returns the last state.
+
+        Raises:
+          PreemptedError: where ``notice`` was given; the state is saved.
+          UserError: where updates are not finite any more; the state before them is saved.
+        """
+        config, last = self._job.config, self._job.config.steps
+        if start == 0:
+            self._metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
+            self._draw(0, state, "start")
+        clock = Clock(config.batch_size, rundir.seconds_so_far(self._job.workdir, start))
+        bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
+        previous: Any = None
+        for step in range(start + 1, last + 1):
+            batch = clock.next(batches)
+            bad.expect(step, batch)
+            state, metrics = self._train_step(state, put_batch(batch, self._job.mesh))
+            # The host runs one step ahead of the devices, and no more.
+            jax.block_until_ready(previous)
+            if previous is not None:
+                bad.see(step - 1, int(previous["skipped"]))
+            previous = metrics
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                logging.info("compiled and ran step %d", step)
+            figures: Figures = {}
+            if step % config.log_every == 0 or step in (1, last):
+                figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                figures |= clock.read()
+            held_out = self._evaluate(state) if is_due(step, config.eval_every, last) else {}
+            if figures or held_out:
+                self._log(step, figures | held_out)
+            drawn = config.pictures_every and step % config.pictures_every == 0 and step != last
+            if drawn:
+                self._draw(step, state, None)
+            saved = notice.given or bad.too_many or is_due(step, config.checkpoint_every, last)
+            if saved:
+                bad.see(step, int(metrics["skipped"]))
+                self._save(step, state, bad.streak if step != last or bad.too_many else 0)
+            if bad.too_many:
+                self._checkpoints.wait()
+                raise bad.error(step - bad.streak)
+            if notice.given and step != last:
+                self._checkpoints.wait()
+                raise PreemptedError(
+                    f"the state of step {step} is saved in {self._job.workdir}: the same command "
+                    "goes on from it"
+                )
+            if step == start + 1 or held_out or drawn or saved:
+                clock.restart()
+        self._draw(last, state, "end")
+        return state
+
+    def _save(self, step: int, state: TrainState, streak: int) -> None:
+        """Saves the state or, after skipped updates, that before them: it differs in counts only.
+
+        While updates are skipped no good checkpoint makes room for another.
+        """
+        if streak:
+            step -= streak
+            skipped = state.counters["skipped"] - streak
+            state = state.replace(
+                step=state.step - streak, counters={**state.counters, "skipped": skipped}
+            )
+        if step > (self._checkpoints.latest_step() or 0):
+            self._metrics.flush()  # what a checkpoint covers is on disk before it
+            self._checkpoints.save(step, state)
+
+    def _draw(self, step: int, state: TrainState, prefix: str | None) -> None:
+        if self._job.draw is None or jax.process_count() > 1:
+            return
+        try:
+            self._job.draw(self._metrics, step, state.variables, prefix)
+        except OSError as error:  # a full disk, say: no reason to end a run
+            logging.warning("step %d: pictures cannot be written: %s", step, error)
+
+    def _evaluate(self, state: TrainState) -> Figures:
+        """The task's figures on held-out clips and, where asked for, of nearest neighbours."""
+        job, variables = self._job, state.variables
+        with job.data.held_out() as clips:
+            figures = evaluation.run(job.task, self._sums, variables, clips, job.mesh)
+            unreadable = int(figures["eval_unreadable"])
+            evaluation.check_count(int(figures["eval_examples"]) + unreadable, clips.num_examples)
+            clips.check(unreadable)
+        if job.config.eval.knn:
+            bank, held_out = (
+                self._labelled(opened, variables)
+                for opened in (job.data.neighbours(), job.data.held_out())
+            )
+            figures["eval_knn_accuracy"] = knn.accuracy(
+                bank, held_out, job.config.eval.knn_neighbours
+            )
+        return figures
+
+    def _labelled(
+        self, opened: contextlib.AbstractContextManager[HeldOut], variables: Variables
+    ) -> knn.Labelled:
+        with opened as clips:
+            found = knn.collect(self._features, variables, clips, self._job.mesh)
+            evaluation.check_count(found.clips, clips.num_examples)
+        return found
+
+    def _log(self, step: int, figures: Figures) -> None:
+        """Writes a step's figures, and shows some."""
+        headline = f"eval_{self._job.task.headline}"
+        self._metrics.write(step, figures | self._job.data.step_figures(step))
+        self._progress.update(step, figures.get("loss"))
+        if headline in figures:
+            shown = [f"{name} {value:.4g}" for name, value in figures.items() if "eval_" in name]
+            self._progress.message(f"step {step}: {', '.join(shown)}")
+        if figures.get("skipped"):
+            logging.warning(
+                "step %d: %d update(s) so far were not finite and were skipped",
+                step,
+                figures["skipped"],
+            )
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something happens at a step that happens every so often (0: never) and at the end."""
+    return bool(every) and (step % every == 0 or step == last)
