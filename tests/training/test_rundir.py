@@ -144,7 +144,7 @@ def test_one_job_at_a_time(tmp_path: Path) -> None:
 def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
     config = default_config()
     claim(tmp_path, config)
-    (tmp_path / "metrics.jsonl").write_text("{\"step\": 1}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["optimizer"]["clip_grad_norm"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
