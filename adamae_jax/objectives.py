@@ -234,6 +234,8 @@ class Pretraining(Task):
             lambda video: self.context(variables["frozen"], video),
             split_batch({"video": batch["video"]}, microbatches)["video"],
         )
+        if parts is None:
+            return batch
         joined = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), parts)
         return {**batch, CONTEXT: joined}
 

@@ -37,6 +37,9 @@ QUICK = [
 ]
 
 
+ON_EIGHT = "--config.batch_size=8"  # of a command that is for eight devices
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
@@ -66,7 +69,7 @@ def test_the_commands_are_found() -> None:
     assert jobs == [
         *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
         *("adamae_jax.visualize", *["adamae_jax.convert"] * 3),
-        *("adamae_jax.benchmark", "tests.parity"),
+        *("adamae_jax.pretrain", "adamae_jax.benchmark", "tests.parity"),
     ]
 
 
@@ -88,6 +91,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         "FOLDER": str(tmp_path / "folder"),
         "DIR": str(tmp_path / "data"),
         "runs/mine": str(tmp_path / "mine"),
+        "runs/large": str(tmp_path / "large"),
         "runs/small": small,
         "runs/demo": small,
         "adamae.safetensors": str(tmp_path / "adamae.safetensors"),
@@ -96,6 +100,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
     }
     extra = {
         ("adamae_jax.pretrain", "configs/adamae_k400.py"): [*SMALL, *QUICK],
+        ("adamae_jax.pretrain", "configs/adamae_k400.py:L"): [*SMALL, *QUICK, ON_EIGHT],
         ("adamae_jax.pretrain", "configs/adamae_demo.py"): QUICK,
         ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
     }
@@ -111,7 +116,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, *words],
             cwd=ROOT,
-            env=environment,
+            env=environment | ({"JAX_NUM_CPU_DEVICES": "8"} if ON_EIGHT in words else {}),
             capture_output=True,
             text=True,
             timeout=300,

@@ -147,35 +147,6 @@ def test_accumulation_changes_nothing(
     assert_same_step(first_step(Run(recorded, accumulation=4)), reference)
 
 
-@pytest.mark.full
-def test_accumulation_on_eight_devices_changes_nothing(
-    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
-) -> None:
-    assert_same_step(first_step(Run(recorded, devices=8, accumulation=2)), reference)
-
-
-def test_eight_devices_share_the_work_and_change_nothing(
-    recorded: Pretraining, reference: tuple[TrainState, dict[str, Any]]
-) -> None:
-    run = Run(recorded, devices=8)
-    batch = run.batch()
-    assert {shard.data.shape[0] for shard in batch["video"].addressable_shards} == {BATCH // 8}
-    # From arrays that lie nowhere in particular: the step itself says where they belong.
-    compiled = run.step.lower(jax.device_get(run.state()), helpers.batch(BATCH)).compile()
-    state, metrics = compiled(run.state(), batch)
-    assert_same_step((state, metrics), reference)
-    everywhere = replicated(run.mesh)
-    for leaf in jax.tree.leaves((state, metrics)):
-        assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
-    # Each device's program sees its own two clips and no more, and adds up the gradients.
-    (_, batch_in), _ = compiled.input_shardings
-    assert batch_in["video"].is_equivalent_to(batch_sharding(run.mesh), 5)
-    program = compiled.as_text()
-    assert "u8[2,8,8,12,3]" in program
-    assert "u8[16,8,8,12,3]" not in program
-    assert "all-reduce" in program
-
-
 def test_one_compilation_and_the_state_is_donated(single: Run) -> None:
     state = single.state()
     for seed in range(3):
