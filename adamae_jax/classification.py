@@ -1,6 +1,7 @@
 """Fine-tuning: logits and labels to losses."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,13 +53,20 @@ class Classification(Task):
     def evaluate(
         self, variables: Variables, batch: Batch, keys: ExampleKeys | None
     ) -> dict[str, Float[Array, "b"]]:
-        """The loss, and whether the largest logit is the label's."""
+        """The loss of labelled clips, and whether the largest logit is the label's."""
         del keys
         label = batch["label"]
         logits = self.logits(variables, batch["video"])
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
         accuracy = (logits.argmax(-1) == label).astype(jnp.float32)
-        return {"loss": jnp.where(label >= 0, loss, 0.0), "accuracy": accuracy}
+        labelled = (label >= 0).astype(jnp.float32)
+        return {"loss": loss * labelled, "accuracy": accuracy, "labelled": labelled}
+
+    def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """The loss is a mean over labelled clips alone."""
+        metrics = dict(means)
+        metrics["loss"] = metrics["loss"] / metrics.pop("labelled")
+        return metrics
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
         """The mean of the latents of all tokens, of length one."""

@@ -252,6 +252,11 @@ def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
         ),
         ADVERSARY: adamw(schedule, **shared, weight_decay=0.0, decay=()),
     }
+    unknown = [group for group in task.groups if group not in of_group]
+    if unknown:
+        raise UserError(
+            f"there is no optimiser for {unknown}: a task's groups are {list(of_group)}"
+        )
     return {group: of_group[group] for group in task.groups}
 
 

@@ -81,6 +81,17 @@ class RunData:
     train: Dataset | MixedDataset
     validation: Dataset | None
 
+    def __post_init__(self) -> None:
+        """Raises a `UserError` where a step's videos do not divide over the processes."""
+        options = self.config.data
+        videos, (_, count) = self.config.batch_size // options.repeats, batch_shard(self.mesh)
+        if videos % count:
+            raise UserError(
+                f"batch_size {self.config.batch_size} with data.repeats {options.repeats} is "
+                f"{videos} videos in a step, which do not divide over {count} processes: choose "
+                "numbers that do"
+            )
+
     @property
     def fingerprint(self) -> str:
         """A digest of what is trained on."""

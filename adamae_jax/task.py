@@ -13,9 +13,14 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from adamae_jax.models.transformer import ExampleKeys
 
-# Arrays with the batch axis first, from `adamae_jax.data.batches`: video uint8 [B, T, H, W, C],
-# slot int32 [B] (the video's place in the global batch), label int32 [B]; repeat int32 [B] where
-# videos are repeated, foreground uint8 [B, T, h, w] where the dataset has masks.
+# Arrays with the batch axis first, as `adamae_jax.data.batches` makes them:
+#   video          uint8 [B, T, H, W, C]
+#   slot           int32 [B], the video's place in the global batch
+#   example_index  int32 [B], the record's number in its split
+#   label          int32 [B], -1 where it is unknown
+#   foreground     uint8 [B, T, h, w], 0 to 255, where the dataset has masks
+# in training: repeat int32 [B] (which clip of its video), replaced, bad_record, damage int32 [B];
+# in evaluation: valid bool [B] (false for filling), unreadable bool [B].
 Batch = Mapping[str, Array]
 # {"params": ..., "state": ..., "frozen": ...}; see `adamae_jax.training.state.TrainState`.
 Variables = Mapping[str, Any]
@@ -103,7 +108,10 @@ class Task:
         raise NotImplementedError
 
     def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns metrics from averaged figures, such as the quotient of two of them."""
+        """Returns metrics from averaged figures, such as the quotient of two of them.
+
+        What it does not know, it hands on.
+        """
         return dict(means)
 
 

@@ -130,7 +130,8 @@ class MaskingStrategy:
     def context(self, frozen: Any, inputs: MaskInputs) -> Any:
         """What depends on the pixels and frozen networks alone, an array or tree ``[b, ...]``.
 
-        A step computes it once, for the adversary's update and the model's.
+        A step of a strategy with an adversary computes it once, for both updates; elsewhere
+        ``inputs.context`` is None, and the strategy computes what it needs.
         """
         del frozen, inputs
         return None

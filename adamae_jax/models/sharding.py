@@ -1,8 +1,8 @@
 """Where activations lie on a device mesh: the batch over ``data`` and ``fsdp``, widths over
 ``tensor``.
 
-The models say it with `constrain`, which acts only inside ``with jax.set_mesh(mesh)``. Where
-parameters lie is decided by `adamae_jax.training.partitioning`.
+The models say it with `constrain`, which acts only while a mesh is set: in functions that
+`adamae_jax.training.partitioning.on_mesh` wraps. Where parameters lie is decided there, too.
 """
 
 import jax

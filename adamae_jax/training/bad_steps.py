@@ -57,7 +57,7 @@ class BadSteps:
         more = f" and {len(last) - SHOWN} more" if len(last) > SHOWN else ""
         return UserError(
             f"the last {self.streak} updates (steps {self._seen - self.streak + 1} to "
-            f"{self._seen}) were not finite and were skipped, as many as max_bad_steps allows: the "
+            f"{self._seen}) were not finite and were skipped (max_bad_steps is {self._most}): the "
             f"state before them is saved as step {saved}. The usual remedy is a lower "
             "optimizer.learning_rate or a longer warm-up in a new --workdir; if it is the data, "
             "the last update was made of this process's examples "

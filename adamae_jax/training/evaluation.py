@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from adamae_jax.errors import UserError
 from adamae_jax.task import Batch, Task, Variables, example_keys, fold
-from adamae_jax.training.partitioning import put_batch, replicated
+from adamae_jax.training.partitioning import on_mesh, put_batch, replicated
 
 # Folded into the keys of evaluation, so that its draws are not those of training.
 _HELD_OUT = 0x5EED
@@ -36,7 +36,7 @@ def compile_sums(task: Task, mesh: Mesh, seed: int) -> Callable[[Variables, Batc
         unreadable = batch["unreadable"].astype(jnp.float32).sum()
         return {**totals, "examples": valid.sum(), "unreadable": unreadable}
 
-    return jax.jit(sums, out_shardings=replicated(mesh))
+    return jax.jit(on_mesh(sums, mesh), out_shardings=replicated(mesh))
 
 
 def run(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from adamae_jax.task import Batch, Task, Variables
 from adamae_jax.training.evaluation import HostBatch
-from adamae_jax.training.partitioning import put_batch, replicated, to_host
+from adamae_jax.training.partitioning import on_mesh, put_batch, replicated, to_host
 
 TEMPERATURE = 0.07  # of the votes' weights, as is usual for self-supervised features
 
@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
 
 def compile_features(task: Task, mesh: Mesh) -> FeatureStep:
     """Returns the jitted features of a task: one vector of length one per clip."""
-    return jax.jit(task.features, out_shardings=replicated(mesh))
+    return jax.jit(on_mesh(task.features, mesh), out_shardings=replicated(mesh))
 
 
 def collect(

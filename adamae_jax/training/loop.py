@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 from absl import logging
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
-from adamae_jax.errors import PreemptedError
+from adamae_jax.errors import PreemptedError, WorkerDeathError
 from adamae_jax.task import Task, Variables
 from adamae_jax.training import evaluation, knn, preemption, rundir
 from adamae_jax.training.bad_steps import BadSteps
@@ -26,6 +27,7 @@ from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState
 
 Figures = dict[str, float]
+T = TypeVar("T")
 
 
 class HeldOut(Protocol):
@@ -36,7 +38,7 @@ class HeldOut(Protocol):
         """How many are evaluated, over all processes."""
 
     def __iter__(self) -> Iterator[HostBatch]:
-        """Each batch, once."""
+        """Each batch, once; see `adamae_jax.task.Batch`."""
 
     def check(self, unreadable: int) -> None:
         """Raises a `UserError` where too many could not be read, of all processes' clips."""
@@ -170,7 +172,9 @@ class Loop:
         bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
         previous: Any = None
         for step in range(start + 1, last + 1):
-            batch = clock.next(batches)
+            batch = unless_told(notice, functools.partial(clock.next, batches))
+            if batch is None:
+                raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
             state, metrics = self._train_step(state, put_batch(batch, self._job.mesh))
             # The host runs one step ahead of the devices, and no more.
@@ -185,34 +189,46 @@ class Loop:
             if step % config.log_every == 0 or step in (1, last):
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 figures |= clock.read()
-            held_out = self._evaluate(state) if is_due(step, config.eval_every, last) else {}
+            held_out: Figures = {}
+            if is_due(step, config.eval_every, last):
+                held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
             if figures or held_out:
                 self._log(step, figures | held_out)
             drawn = config.pictures_every and step % config.pictures_every == 0 and step != last
             if drawn:
                 self._draw(step, state, None)
-            saved = notice.given or bad.too_many or is_due(step, config.checkpoint_every, last)
+            told = notice.given and step != last
+            saved = told or bad.too_many or is_due(step, config.checkpoint_every, last)
             if saved:
                 bad.see(step, int(metrics["skipped"]))
-                self._save(step, state, bad.streak if step != last or bad.too_many else 0)
+            if told:
+                raise self._preempted(step, state, bad)
+            if saved:
+                covered = self._save(step, state, bad.streak if step != last or bad.too_many else 0)
             if bad.too_many:
                 self._checkpoints.wait()
-                raise bad.error(step - bad.streak)
-            if notice.given and step != last:
-                self._checkpoints.wait()
-                raise PreemptedError(
-                    f"the state of step {step} is saved in {self._job.workdir}: the same command "
-                    "goes on from it"
-                )
+                raise bad.error(covered)
             if step == start + 1 or held_out or drawn or saved:
                 clock.restart()
         self._draw(last, state, "end")
         return state
 
-    def _save(self, step: int, state: TrainState, streak: int) -> None:
+    def _preempted(self, step: int, state: TrainState, bad: BadSteps) -> PreemptedError:
+        """Saves the state after a step; returns what ends the run."""
+        covered = self._save(step, state, bad.streak)
+        self._checkpoints.wait()
+        return PreemptedError(
+            f"the state of step {covered} is saved in {self._job.workdir}: the same command goes "
+            "on from it"
+        )
+
+    def _save(self, step: int, state: TrainState, streak: int) -> int:
         """Saves the state or, after skipped updates, that before them: it differs in counts only.
 
         While updates are skipped no good checkpoint makes room for another.
+
+        Returns:
+          The step whose state is on disk then.
         """
         if streak:
             step -= streak
@@ -220,9 +236,11 @@ class Loop:
             state = state.replace(
                 step=state.step - streak, counters={**state.counters, "skipped": skipped}
             )
-        if step > (self._checkpoints.latest_step() or 0):
+        latest = self._checkpoints.latest_step()
+        if latest is None or step > latest:
             self._metrics.flush()  # what a checkpoint covers is on disk before it
             self._checkpoints.save(step, state)
+        return step
 
     def _draw(self, step: int, state: TrainState, prefix: str | None) -> None:
         if self._job.draw is None or jax.process_count() > 1:
@@ -272,6 +290,16 @@ class Loop:
                 step,
                 figures["skipped"],
             )
+
+
+def unless_told(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
+    """Returns what ``work`` gives; None where the notice to end has ended its workers, too."""
+    try:
+        return work()
+    except WorkerDeathError:
+        if not notice.given:
+            raise
+        return None
 
 
 def is_due(step: int, every: int, last: int) -> bool:

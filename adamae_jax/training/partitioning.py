@@ -6,10 +6,11 @@ and hidden widths, over ``tensor``. One table of rules says which dimension of w
 split; `state_sharding` applies it to any tree.
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from adamae_jax.errors import UserError
 from adamae_jax.models.sharding import AXES, BATCH, DATA, FSDP, TENSOR, fitting
 
+T = TypeVar("T")
 Rules = Sequence[str]  # see `adamae_jax.fields.MESH_RULES`
 
 
@@ -137,6 +139,17 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
         shardings,
     )
     return sum(jax.tree.leaves(sizes))
+
+
+def on_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """Wraps a function to be jitted: activations lie as `models.sharding.constrain` says."""
+
+    @functools.wraps(function)
+    def constrained(*arguments: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return constrained
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:

@@ -23,8 +23,8 @@ class TrainState(struct.PyTreeNode):
       opt_state: state of each group's optimiser, by the group's name.
       model_state: variables that training changes but no optimiser, such as spectral-norm vectors.
       frozen: variables that never change.
-      counters: since the start, ``skipped``: updates that were not finite; ``replaced``: clips
-        that stood in for damaged records.
+      counters: since the start, ``skipped``: updates that were not finite; ``replaced``: damaged
+        records that were met and replaced, once for each clip of a video.
     """
 
     step: Int[Array, ""]

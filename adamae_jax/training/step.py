@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Num
 from adamae_jax.errors import UserError
 from adamae_jax.task import Batch, Task, example_keys, microbatches
 from adamae_jax.training.optimizers import Optimizer
-from adamae_jax.training.partitioning import batch_sharding, replicated
+from adamae_jax.training.partitioning import batch_sharding, on_mesh, replicated
 from adamae_jax.training.state import TrainState, replace_group, select_group
 
 Metrics = dict[str, Num[Array, ""]]
@@ -85,6 +85,7 @@ def update_group(
         return (grads, sums, weight), new
 
     (grads, sums, weight), model_state = accumulate(gradients, state.model_state, batch, count)
+    weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)  # no example may count
     grads, metrics = jax.tree.map(lambda total: total / weight, (grads, sums))
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
@@ -137,13 +138,8 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> A
       mesh: the devices.
       state_shardings: where the state lies: `partitioning.state_sharding`.
     """
-
-    def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return train_step(state, batch)
-
     return jax.jit(
-        on_mesh,
+        on_mesh(train_step, mesh),
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,

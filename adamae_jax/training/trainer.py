@@ -36,7 +36,9 @@ def train(run: Run) -> dict[str, Any]:
       What ``summary.json`` holds (in the first process; nothing in the others).
 
     Raises:
-      UserError: for a workdir of another run, damaged data or a full disk.
+      UserError: for a workdir of another run, damaged data, a full disk, or training that is not
+        finite any more.
+      PreemptedError: where the run was told to end, and has saved its state.
     """
     config, workdir, first = run.config, run.workdir, jax.process_index() == 0
     use_compilation_cache(config.compilation_cache_dir)

@@ -1,5 +1,6 @@
 """One step of each system on every kind of mesh: the same masks and losses, the work divided."""
 
+import dataclasses
 import functools
 import re
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from adamae_jax.objectives import (
     normalize_pixels,
 )
 from adamae_jax.task import Batch, example_keys, fold
-from adamae_jax.training import partitioning
+from adamae_jax.training import evaluation, partitioning
 from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
 from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import jit_train_step, make_train_step
@@ -163,6 +164,25 @@ CASES = [
     for system in SYSTEMS
     for mesh in MESHES
 ]
+
+
+def test_evaluation_gathers_no_batch() -> None:
+    task = dataclasses.replace(SYSTEMS["adamae"], random_draws=1)
+    mesh = partitioning.create_mesh(MESHES["2x2x2"])
+    state = initial_state(task)
+    shardings = partitioning.state_sharding(state, mesh, MESH_RULES)
+    numbers = np.arange(BATCH, dtype=np.int32)
+    held_out = {
+        **helpers.batch(BATCH, 0, task.model.geometry),
+        "example_index": numbers,
+        "valid": numbers >= 0,
+        "unreadable": numbers < 0,
+    }
+    sums: Any = evaluation.compile_sums(task, mesh, SEED)
+    variables = jax.device_put(state, shardings).variables
+    program = sums.lower(variables, partitioning.put_batch(held_out, mesh)).compile().as_text()
+    rows = gathered_rows(program)
+    assert rows and BATCH not in rows
 
 
 @pytest.mark.parametrize(("system", "mesh"), CASES)

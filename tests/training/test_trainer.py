@@ -1,5 +1,6 @@
 """The trainer with a task that it was not written for: a classifier, from config to `load`."""
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.config import resolve
-from adamae_jax.errors import PreemptedError, UserError
+from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.training import loop, metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
@@ -156,6 +157,24 @@ def test_a_run_that_is_told_to_end_saves_its_state(
     assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 13]
     classify(workdir, data)
     assert lines(workdir) == lines(undisturbed)
+
+
+def test_workers_that_end_with_the_run_are_no_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to the whole group of processes reaches the workers too."""
+    take, calls = loop.Clock.next, itertools.count()
+
+    def killed(self: loop.Clock, batches: Any) -> Any:
+        if next(calls) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise WorkerDeathError("a worker has ended")
+        return take(self, batches)
+
+    monkeypatch.setattr(loop.Clock, "next", killed)
+    with pytest.raises(PreemptedError, match="the state of step 12 is saved"):
+        classify(tmp_path / "run", data)
+    assert checkpoint_steps(tmp_path / "run" / rundir.CHECKPOINTS) == [10, 12]
 
 
 def test_a_run_that_is_not_finite_any_more_ends(
