@@ -61,7 +61,8 @@ def _listen(word: Path, well: threading.Event, ending: threading.Lock) -> None:
     while not well.wait(LOOK_S):
         with contextlib.suppress(OSError), ending:
             said = word.read_text()
-            _end(f"{_name()} ends, since another one did: {said}", 1)
+            _say(f"{_name()} ends, since another one did: {said}")
+            _end(1)
 
 
 def _leave(word: Path, error: BaseException, ending: threading.Lock) -> NoReturn:
@@ -75,6 +76,7 @@ def _leave(word: Path, error: BaseException, ending: threading.Lock) -> NoReturn
             traceback.print_exception(error)
             said = f"{_name()} ends: if it lost another one, look for the error of that one"
             status = 1
+        _say(said)
         with contextlib.suppress(OSError):
             workdir = word.parent
             workdir.mkdir(parents=True, exist_ok=True)
@@ -83,12 +85,16 @@ def _leave(word: Path, error: BaseException, ending: threading.Lock) -> NoReturn
             write_atomically(word, said.encode())
         if jax.process_index() == 0:
             threading.Event().wait(GOING_S)
-        _end(said, status)
+        _end(status)
 
 
-def _end(said: str, status: int) -> NoReturn:
-    """Ends this process at once: in its regular end JAX would wait for the others, for minutes."""
-    print(f"error: {said}", file=sys.stderr)
+def _say(said: str) -> None:
+    """Says the last word: what JAX's threads report of the others that go is kept from the page."""
     sys.stdout.flush()
-    sys.stderr.flush()
+    print(f"error: {said}", file=sys.stderr, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _end(status: int) -> NoReturn:
+    """Ends this process at once: in its regular end JAX would wait for the others, for minutes."""
     os._exit(status)
