@@ -166,23 +166,27 @@ CASES = [
 ]
 
 
-def test_evaluation_gathers_no_batch() -> None:
+def test_an_evaluation_is_divided_too() -> None:
+    """Without `on_mesh`, fsdp's devices would each do three times as much."""
     task = dataclasses.replace(SYSTEMS["adamae"], random_draws=1)
-    mesh = partitioning.create_mesh(MESHES["2x2x2"])
-    state = initial_state(task)
-    shardings = partitioning.state_sharding(state, mesh, MESH_RULES)
-    numbers = np.arange(BATCH, dtype=np.int32)
+    state, numbers = initial_state(task), np.arange(BATCH, dtype=np.int32)
     held_out = {
         **helpers.batch(BATCH, 0, task.model.geometry),
         "example_index": numbers,
         "valid": numbers >= 0,
         "unreadable": numbers < 0,
     }
-    sums: Any = evaluation.compile_sums(task, mesh, SEED)
-    variables = jax.device_put(state, shardings).variables
-    program = sums.lower(variables, partitioning.put_batch(held_out, mesh)).compile().as_text()
-    rows = gathered_rows(program)
-    assert rows and BATCH not in rows
+
+    def compiled(sizes: dict[str, int], devices: int) -> Any:
+        mesh = partitioning.create_mesh(sizes, jax.devices()[:devices])
+        shardings = partitioning.state_sharding(state, mesh, MESH_RULES)
+        sums: Any = evaluation.compile_sums(task, mesh, SEED)
+        variables = jax.device_put(state, shardings).variables
+        return sums.lower(variables, partitioning.put_batch(held_out, mesh)).compile()
+
+    alone, found = compiled({"data": 1}, 1), compiled(MESHES["1x8x1"], 8)
+    assert BATCH not in gathered_rows(found.as_text())
+    assert found.cost_analysis()["flops"] <= 1.3 / 8 * alone.cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize(("system", "mesh"), CASES)
