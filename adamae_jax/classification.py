@@ -1,17 +1,26 @@
-"""Fine-tuning: logits and labels to losses."""
+"""Fine-tuning: clips, labels and logits to losses."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key, UInt8
 
+from adamae_jax.mixing import MixDraw, Mixing, erase, mix, soft_targets
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.objectives import Objective, normalize_pixels
-from adamae_jax.task import Batch, Task, TaskLoss, Variables
+from adamae_jax.task import Batch, Task, TaskLoss, Variables, fold
+
+# What random keys are for.
+MIX, ERASE, DROP = 1, 2, 3
+# What `prepare` adds to a batch.
+PARTNER, PARTNER_LABEL, PARTNER_KEYS = "partner", "partner_label", "partner_keys"
+DRAW = ("mix_share", "mix_box", "mix_is_cutmix")  # the fields of a `MixDraw`
+
+NOT_MIXED = Mixing()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +32,18 @@ class Classification(Task):
     Attributes:
       model: the classifier.
       objective: how pixels are normalised.
+      mixing: of training clips with one another.
+      erasing: probability of random erasing.
+      label_smoothing: share of a target that is spread over all classes.
+      class_weights: factor on the loss of each class; none for 1 everywhere.
     """
 
     model: Classifier
     objective: Objective
+    mixing: Mixing = NOT_MIXED
+    erasing: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
 
     name = "classification"
 
@@ -36,36 +53,91 @@ class Classification(Task):
         return {"params": self.model.init(key, clip)["params"], "state": {}, "frozen": {}}
 
     def logits(self, variables: Variables, video: UInt8[Array, "b T H W C"]) -> Float[Array, "b k"]:
-        """The classes' logits."""
+        """The classes' logits, as of a trained model."""
         pixels = normalize_pixels(video, self.objective)
         return self.model.apply({"params": variables["params"]}, pixels)
+
+    def prepare(
+        self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
+    ) -> Batch:
+        """Draws how clips are mixed, and brings their partners into their microbatches."""
+        del variables, microbatches
+        if not self.mixing.is_on:
+            return batch
+        partners = self.mixing.partners
+        draw = self.mixing.draw(fold(keys, MIX), batch["video"].shape[2:4])
+        return {
+            **batch,
+            PARTNER: partners(batch["video"]),
+            PARTNER_LABEL: partners(batch["label"]),
+            PARTNER_KEYS: partners(keys),
+            **dict(zip(DRAW, (draw.share, draw.box, draw.is_cutmix), strict=True)),
+        }
+
+    def inputs(
+        self, batch: Batch, keys: ExampleKeys
+    ) -> tuple[Float[Array, "b T H W C"], Float[Array, "b k"]]:
+        """Returns the clips as the model is trained on them, and their targets."""
+        pixels = self._erased(batch["video"], keys)
+        targets = self._targets(batch["label"])
+        if PARTNER not in batch:
+            return pixels, targets
+        draw = MixDraw(*(batch[name] for name in DRAW))
+        share = draw.share[:, None]
+        targets = share * targets + (1.0 - share) * self._targets(batch[PARTNER_LABEL])
+        return mix(pixels, self._erased(batch[PARTNER], batch[PARTNER_KEYS]), draw), targets
 
     def loss(
         self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
     ) -> TaskLoss:
-        """Cross-entropy, and the accuracy beside it."""
-        del group, keys, train
-        figures = self.evaluate(variables, batch, None)
-        loss = figures.pop("loss")
-        weight = (batch["label"] >= 0).astype(jnp.float32)
-        return TaskLoss(loss, weight, figures, variables["state"])
+        """Cross-entropy with soft targets; the accuracy beside it, where nothing is mixed."""
+        del group
+        pixels, targets = self.inputs(batch, keys)
+        logits = self.model.apply(
+            {"params": variables["params"]}, pixels, fold(keys, DROP) if train else None
+        )
+        label = batch["label"]
+        labelled = label >= 0
+        figures = {}
+        if PARTNER in batch:
+            labelled &= batch[PARTNER_LABEL] >= 0
+        else:
+            figures["accuracy"] = (logits.argmax(-1) == label).astype(jnp.float32)
+        loss = self.cross_entropy(logits, targets)
+        return TaskLoss(loss, labelled.astype(jnp.float32), figures, variables["state"])
+
+    def cross_entropy(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"]
+    ) -> Float[Array, "b"]:
+        """The cross-entropy of soft targets, each class with its weight."""
+        terms = targets * jax.nn.log_softmax(logits)
+        if self.class_weights:
+            terms = terms * jnp.asarray(self.class_weights)
+        return -terms.sum(-1)
 
     def evaluate(
         self, variables: Variables, batch: Batch, keys: ExampleKeys | None
     ) -> dict[str, Float[Array, "b"]]:
-        """The loss of labelled clips, and whether the largest logit is the label's."""
+        """The loss of labelled clips without smoothing, and whether the label is among the best."""
         del keys
         label = batch["label"]
         logits = self.logits(variables, batch["video"])
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
-        accuracy = (logits.argmax(-1) == label).astype(jnp.float32)
-        labelled = (label >= 0).astype(jnp.float32)
-        return {"loss": loss * labelled, "accuracy": accuracy, "labelled": labelled}
+        targets = jax.nn.one_hot(label, self.model.num_classes)  # nothing where there is no label
+        own = jnp.take_along_axis(logits, jnp.maximum(label, 0)[:, None], axis=1)
+        ahead = (logits > own).sum(-1)
+        labelled = label >= 0
+        return {
+            "loss": self.cross_entropy(logits, targets),
+            "accuracy": ((ahead < 1) & labelled).astype(jnp.float32),
+            "accuracy_top5": ((ahead < 5) & labelled).astype(jnp.float32),
+            "labelled": labelled.astype(jnp.float32),
+        }
 
     def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
         """The loss is a mean over labelled clips alone."""
         metrics = dict(means)
-        metrics["loss"] = metrics["loss"] / metrics.pop("labelled")
+        if "labelled" in metrics:
+            metrics["loss"] = metrics["loss"] / metrics.pop("labelled")
         return metrics
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
@@ -74,3 +146,10 @@ class Classification(Task):
         params = {"params": variables["params"]}
         latents = self.model.apply(params, pixels, method="features").mean(1)
         return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
+
+    def _targets(self, label: Any) -> Float[Array, "b k"]:
+        return soft_targets(label, self.model.num_classes, self.label_smoothing)
+
+    def _erased(self, video: Any, keys: ExampleKeys) -> Float[Array, "b T H W C"]:
+        pixels = normalize_pixels(video, self.objective)
+        return erase(pixels, fold(keys, ERASE), self.erasing) if self.erasing else pixels

@@ -1,8 +1,10 @@
 """From a config to the objects it describes; everything a config can get wrong is met here."""
 
 import functools
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +15,8 @@ from adamae_jax import masking
 from adamae_jax.classification import Classification
 from adamae_jax.config import SAMPLES_PER_RATE, check_fields
 from adamae_jax.errors import UserError
+from adamae_jax.fields import FIELDS
+from adamae_jax.mixing import Mixing
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.positions import check_positions
@@ -61,6 +65,7 @@ def transformer_spec(config: ConfigDict, name: str) -> TransformerSpec:
             remat=model.remat,
             unroll=model.unroll,
             attention_implementation=model.attention,
+            drop_path=model.drop_path if name == "encoder" else 0.0,
         )
     except UserError as error:
         raise UserError(f"model.{name}: {error}") from error
@@ -112,6 +117,7 @@ def classifier(config: ConfigDict) -> Classifier:
         norm_epsilon=options.norm_epsilon,
         pooling=options.pooling,
         skip_first_patch=options.skip_first_patch,
+        head_dropout=options.head_dropout,
     )
 
 
@@ -122,11 +128,12 @@ def pretraining(config: ConfigDict) -> Pretraining:
       UserError: for whatever does not fit together.
     """
     check(config)
-    if config.classifier.num_classes:
-        raise UserError(
-            f"classifier.num_classes is {config.classifier.num_classes}: it does not belong to "
-            "this job, which trains no classifier; leave it 0"
-        )
+    for name, known in FIELDS.items():
+        if known.classifier and field(config, name) != known.default:
+            raise UserError(
+                f"{name} is {field(config, name)!r}: it does not belong to this job, which trains "
+                f"no classifier; leave it {known.default!r}"
+            )
     model = autoencoder(config)
     strategy = masking.create(
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
@@ -141,7 +148,54 @@ def classification(config: ConfigDict) -> Classification:
     Raises:
       UserError: for whatever does not fit together.
     """
-    return Classification(classifier(config), objective(config))
+    options, augment = config.classifier, config.augment
+    mixing = Mixing(
+        augment.mixup,
+        augment.cutmix,
+        augment.mix_probability,
+        augment.switch_probability,
+        augment.mix_group,
+    )
+    if augment.mix_group and config.batch_size % augment.mix_group:
+        raise UserError(
+            f"augment.mix_group {augment.mix_group} does not divide batch_size "
+            f"{config.batch_size}: choose numbers that do"
+        )
+    return Classification(
+        classifier(config),
+        objective(config),
+        mixing,
+        augment.erasing,
+        options.label_smoothing,
+        class_weights(options.class_weights, options.num_classes),
+    )
+
+
+def class_weights(given: str, num_classes: int) -> tuple[float, ...]:
+    """Returns the weights that a field or the file that it names gives; none where it is empty.
+
+    Raises:
+      UserError: where they are no numbers, or not one for each class.
+    """
+    if not given:
+        return ()
+    source, texts = "classifier.class_weights", given.split(",")
+    if len(texts) == 1:
+        source = f"classifier.class_weights={given}"
+        try:
+            texts = Path(given).read_text().split()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source} cannot be read ({error}): give a text file") from error
+    try:
+        weights = tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}; give one number for each class") from error
+    if len(weights) != num_classes or not all(0 <= w < math.inf for w in weights):
+        raise UserError(
+            f"{source} has {len(weights)} number(s) for {num_classes} classes: give as many, "
+            "finite and none below 0"
+        )
+    return weights
 
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
@@ -249,6 +303,7 @@ def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
             weight_decay=options.weight_decay,
             decay=tuple(options.decay),
             clip_grad_norm=options.clip_grad_norm,
+            layer_decay=options.layer_decay,
         ),
         ADVERSARY: adamw(schedule, **shared, weight_decay=0.0, decay=()),
     }

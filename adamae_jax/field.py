@@ -27,6 +27,7 @@ class Field:
         run computes.
       model: whether ``model.json`` keeps it: it says what the model is or which clips it was
         trained on.
+      classifier: whether it says something of classifiers alone; pretraining refuses it.
     """
 
     default: Any
@@ -40,6 +41,7 @@ class Field:
     single: bool = False
     mutable: bool = False
     model: bool = False
+    classifier: bool = False
 
     @property
     def expected(self) -> str:

@@ -28,6 +28,7 @@ MESH_RULES = (
 
 ModelField = functools.partial(Field, model=True)
 ExecutionField = functools.partial(Field, mutable=True)
+ClassifierField = functools.partial(Field, classifier=True)
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "Seed of everything random.", lowest=0, highest=2**32 - 1),
@@ -179,6 +180,13 @@ FIELDS: dict[str, Field] = {
     "model.layer_scale": ModelField(
         0.0, "Initial factor of each channel on each branch of a block. 0: no factors.", lowest=0
     ),
+    "model.drop_path": ClassifierField(
+        0.0,
+        "Rate at which an example skips a branch of the encoder's last block in training; it grows "
+        "from 0 in the first block.",
+        lowest=0,
+        below=1,
+    ),
     "model.predicted_frames": ModelField(
         0,
         "Frames of a clip that are predicted, evenly spread (MAE-ST's `pred_t`). 0: all.",
@@ -259,7 +267,11 @@ FIELDS: dict[str, Field] = {
     ),
     # A classifier.
     "classifier.num_classes": ModelField(
-        0, "Classes. 0: the model is a masked autoencoder.", lowest=0
+        0,
+        "Classes. 0: the model is a masked autoencoder; where one is fine-tuned, as many as the "
+        "dataset has.",
+        lowest=0,
+        classifier=True,
     ),
     "classifier.norm_epsilon": ModelField(
         1e-6, "Epsilon of the layer norm in front of the head.", lowest=0
@@ -274,6 +286,42 @@ FIELDS: dict[str, Field] = {
         False,
         "Leave the first patch out of the mean, as MAE-ST's released code does without a class "
         "token.",
+    ),
+    "classifier.head_dropout": ClassifierField(
+        0.0, "Dropout in front of the head.", lowest=0, below=1
+    ),
+    "classifier.label_smoothing": ClassifierField(
+        0.0, "Share of a training target that is spread over all classes.", lowest=0, below=1
+    ),
+    "classifier.class_weights": ClassifierField(
+        "",
+        "Factors on the loss of the classes, in the order of their labels: numbers parted by "
+        "commas, or the path of a text file with one number in a line. Empty: all alike.",
+    ),
+    # What happens to training clips on the device, in fine-tuning.
+    "augment.erasing": ClassifierField(
+        0.0,
+        "Probability of filling one box of a clip with noise (random erasing).",
+        lowest=0,
+        highest=1,
+    ),
+    "augment.mixup": ClassifierField(
+        0.0, "Parameter of mixup's Beta distribution. 0: no mixup.", lowest=0
+    ),
+    "augment.cutmix": ClassifierField(
+        0.0, "Parameter of cutmix's Beta distribution. 0: no cutmix.", lowest=0
+    ),
+    "augment.mix_probability": ClassifierField(
+        1.0, "Probability of mixing at all, where mixup or cutmix is on.", lowest=0, highest=1
+    ),
+    "augment.switch_probability": ClassifierField(
+        0.5, "Probability of cutmix instead of mixup, where both are on.", lowest=0, highest=1
+    ),
+    "augment.mix_group": ClassifierField(
+        0,
+        "Clips that share one draw of mixup or cutmix and mix among themselves: in the authors' "
+        "code, those on one GPU. Divides `batch_size`. 0: the whole batch.",
+        lowest=0,
     ),
     # The optimiser: AdamW with a warm-up and a cosine.
     "optimizer.rate_counts": Field(
@@ -308,6 +356,19 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.clip_grad_norm": Field(
         0.0, "The gradient is scaled down to this norm. 0: it is left as it is.", lowest=0
+    ),
+    "optimizer.layer_decay": ClassifierField(
+        1.0,
+        "Factor on the learning rate from each layer to the one below it. 1: one rate everywhere.",
+        above=0,
+        highest=1,
+    ),
+    "optimizer.average_decay": Field(
+        0.0,
+        "Decay of a moving average of the parameters, which is then what is evaluated and handed "
+        "on. 0: none is kept.",
+        lowest=0,
+        below=1,
     ),
     "optimizer.accumulation": Field(
         1, "Microbatches whose gradients make one update; they divide `batch_size`.", lowest=1

@@ -12,6 +12,7 @@ import pytest
 
 from tests.parity import __main__ as command
 from tests.parity import comparison as parity
+from tests.parity import finetune
 from tests.parity.parts import section
 from tests.parity.reference_files import adamae_file
 
@@ -42,6 +43,24 @@ def test_classifiers_agree_with_what_the_authors_code_computed(name: str, gradie
     assert report["passed"], report
     assert (report["outputs"]["arrays"], report["losses"]["arrays"]) == (1, 1)
     assert report["gradients"]["arrays"] == gradients
+
+
+def test_fine_tuning_agrees_with_what_the_authors_code_computed() -> None:
+    report = parity.compare(str(GOLDEN / "finetune_step.npz"))
+    assert report["passed"], report
+    assert report["outputs"]["arrays"] == 3 * 45 + 3
+    assert (report["losses"]["arrays"], report["gradients"]["arrays"]) == (2, 32)
+    assert report["updates"]["arrays"] == 32
+
+
+def test_weight_decay_of_one_parameter_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The updates agree because they are right, not because the tolerance is wide."""
+    monkeypatch.setattr(finetune, "DECAY", (r"(?<!head/)kernel$",))
+    report = parity.compare(str(GOLDEN / "finetune_step.npz"))
+    assert not report["passed"]
+    assert report["updates"]["worst"] == "cutmix/after_3/head.weight"
 
 
 META = {

@@ -112,9 +112,11 @@ class Encoder(nn.Module):
         latents = self.transformer(seen, key_valid=visible_valid, keys=keys)
         return self.norm(latents) if self.final_norm else latents
 
-    def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b l d"]:
-        """Latents of whole normalised clips."""
-        return self.encode(self.add_positions(self.tokenize(video)))
+    def __call__(
+        self, video: Float[Array, "b T H W C"], keys: ExampleKeys | None = None
+    ) -> Float[Array, "b l d"]:
+        """Latents of whole normalised clips; ``keys`` as in `encode`."""
+        return self.encode(self.add_positions(self.tokenize(video)), keys=keys)
 
 
 def class_attention(

@@ -36,6 +36,8 @@ class TransformerSpec:
       layer_scale: initial value of a learned factor per channel on each branch; 0 for none.
       initialization: one of `initializers.INITIALIZATIONS`.
       dropout: rate after the attention projection and after the MLP's second layer, in training.
+      drop_path: rate at which an example skips a branch of the last block, in training; it grows
+        from 0 in the first block by equal steps (stochastic depth, arXiv 1603.09382).
       attention: False leaves the attention out: blocks that see one token at a time.
       dtype: the type of the matmuls; norms, softmax and the sums along the residual path are
         float32.
@@ -56,6 +58,7 @@ class TransformerSpec:
     layer_scale: float = 0.0
     initialization: str = "videomae"
     dropout: float = 0.0
+    drop_path: float = 0.0
     attention: bool = True
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -86,6 +89,19 @@ class ExampleDropout(nn.Module):
             return x
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+class DropPath(nn.Module):
+    """Leaves a branch out for whole examples, and makes up for it in the others."""
+
+    def __call__(
+        self, x: Float[Array, "b n d"], rate: Float[Array, ""], keys: ExampleKeys | None
+    ) -> Float[Array, "b n d"]:
+        """Drops examples of ``x`` at ``rate``; the identity where ``keys`` is None."""
+        if keys is None:
+            return x
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
+        return jnp.where(keep[:, None, None], x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 FIRST_TOKEN = "first_token_attention"
@@ -213,15 +229,22 @@ class Block(nn.Module):
                 return None
             return jax.vmap(lambda key: jax.random.fold_in(key, 2 * layer + branch))(keys)
 
+        def dropped(y: Float[Array, "b n d"], branch: int) -> Float[Array, "b n d"]:
+            y = ExampleDropout(spec.dropout)(y, branch_keys(branch))
+            if not spec.drop_path:
+                return y
+            rate = spec.drop_path * layer / max(1, spec.depth - 1)
+            return DropPath()(y, rate, branch_keys(branch + 2 * spec.depth))
+
         if spec.attention:
             y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm1")(x)
             y = LayerScale(spec.layer_scale, name="layer_scale1")(
                 Attention(spec, name="attention")(y, key_valid)
             )
-            x = x + ExampleDropout(spec.dropout)(y, branch_keys(0))
+            x = x + dropped(y, 0)
         y = LayerNorm(spec.norm_epsilon, spec.dtype, name="norm2")(x)
         y = LayerScale(spec.layer_scale, name="layer_scale2")(Mlp(spec, name="mlp")(y))
-        return x + ExampleDropout(spec.dropout)(y, branch_keys(1)), None  # float32: x is
+        return x + dropped(y, 1), None  # float32: x is
 
 
 class Transformer(nn.Module):

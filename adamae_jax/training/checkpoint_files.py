@@ -87,12 +87,16 @@ def read_subtree(
 def read_variables(directory: str | Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Loads what a model consists of: ``params``, ``state`` and ``frozen``, as `read_subtree` does.
 
+    Of a run that keeps moving averages of its parameters, those.
+
     Args:
       directory: The directory of a run's checkpoints.
       step: Which checkpoint; by default the newest whose digests verify.
     """
     step, params = read_subtree(directory, "params", step=step)
     parts = {str(name).split("/")[0] for name in stored_arrays(directory, step)}
+    if "average" in parts:
+        params = read_subtree(directory, "average", step=step)[1]
     variables = {"params": params}
     for name, part in (("state", "model_state"), ("frozen", "frozen")):
         variables[name] = read_subtree(directory, part, step=step)[1] if part in parts else {}

@@ -75,6 +75,7 @@ class Run:
       data: what is trained and evaluated on.
       metadata: is kept with each checkpoint.
       frozen: variables that never change, for a run that begins; None for those of `Task.init`.
+      evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
       draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
         to files too; None for none.
       export: writes what is left when the run is complete: ``(variables)``.
@@ -89,6 +90,7 @@ class Run:
     data: Data
     metadata: Mapping[str, Any]
     frozen: Any = None
+    evaluated: Callable[[int, Figures, Variables], None] | None = None
     draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None
     export: Callable[[Variables], None] = lambda variables: None
     summary: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda evaluated: {}
@@ -192,6 +194,8 @@ class Loop:
             held_out: Figures = {}
             if is_due(step, config.eval_every, last):
                 held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
+            if held_out and self._job.evaluated is not None:
+                self._job.evaluated(step, held_out, state.result)
             if figures or held_out:
                 self._log(step, figures | held_out)
             drawn = config.pictures_every and step % config.pictures_every == 0 and step != last
@@ -246,13 +250,13 @@ class Loop:
         if self._job.draw is None or jax.process_count() > 1:
             return
         try:
-            self._job.draw(self._metrics, step, state.variables, prefix)
+            self._job.draw(self._metrics, step, state.result, prefix)
         except OSError as error:  # a full disk, say: no reason to end a run
             logging.warning("step %d: pictures cannot be written: %s", step, error)
 
     def _evaluate(self, state: TrainState) -> Figures:
         """The task's figures on held-out clips and, where asked for, of nearest neighbours."""
-        job, variables = self._job, state.variables
+        job, variables = self._job, state.result
         with job.data.held_out() as clips:
             figures = evaluation.run(job.task, self._sums, variables, clips, job.mesh)
             unreadable = int(figures["eval_unreadable"])

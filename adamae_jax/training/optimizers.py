@@ -1,6 +1,7 @@
 """AdamW with the authors' decay groups, and their learning-rate schedule."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+# In the paths of a classifier's parameters: the stacked blocks, and what lies below them.
+BLOCKS = "encoder/transformer/blocks/"
+EMBEDDED = re.compile(r"^encoder/(embedding|positions|class_token)\b")
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
@@ -23,10 +28,13 @@ class Optimizer:
     Attributes:
       transform: gradients to directions of ascent.
       learning_rate: step to rate.
+      scales: parameters to factors on the rate, in their shape or one that broadcasts to it; None
+        for 1 everywhere.
     """
 
     transform: optax.GradientTransformation
     learning_rate: Schedule
+    scales: Callable[[Any], Any] | None = None
 
     def update(
         self, grads: Any, state: optax.OptState, params: Any, step: Int[Array, ""]
@@ -34,6 +42,8 @@ class Optimizer:
         """New parameters and optimiser state."""
         directions, state = self.transform.update(grads, state, params)
         rate = self.learning_rate(step)
+        if self.scales is not None:
+            directions = jax.tree.map(jnp.multiply, directions, self.scales(params))
         return jax.tree.map(lambda p, d: p - rate * d, params, directions), state
 
 
@@ -74,6 +84,30 @@ def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
     )
 
 
+def layer_scales(params: Any, layer_decay: float) -> Any:
+    """Returns layer-wise factors on the learning rate: ``layer_decay ** (depth + 1 - layer)``.
+
+    Layer 0 is the embedding with what is added to it, layer ``i + 1`` is block ``i``, and layer
+    ``depth + 1`` is all the rest, such as norm and head (BEiT's scheme, arXiv 2106.08254, which
+    VideoMAE, MAE and MAE-ST took over).
+
+    Args:
+      params: of a classifier; blocks are stacked along the first axis.
+      layer_decay: factor from each layer to the one below it.
+    """
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    depth = max((len(leaf) for path, leaf in paths if BLOCKS in parameter_path(path)), default=0)
+
+    def scale(path: Sequence[Any], leaf: Any) -> Float[Array, "..."]:
+        name = parameter_path(path)
+        if BLOCKS in name:
+            below_top = depth - jnp.arange(depth, dtype=jnp.float32)
+            return (layer_decay**below_top).reshape(depth, *(1,) * (leaf.ndim - 1))
+        return jnp.asarray(layer_decay ** (depth + 1) if EMBEDDED.search(name) else 1.0)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def adamw(
     learning_rate: Schedule,
     *,
@@ -83,6 +117,7 @@ def adamw(
     weight_decay: float,
     decay: Sequence[str],
     clip_grad_norm: float = 0.0,
+    layer_decay: float = 1.0,
 ) -> Optimizer:
     """AdamW; decay is decoupled and scaled by the learning rate, as in PyTorch.
 
@@ -94,6 +129,7 @@ def adamw(
       weight_decay: strength of the decay.
       decay: regular expressions for the parameters that are decayed.
       clip_grad_norm: largest global gradient norm; 0 for no clipping.
+      layer_decay: see `layer_scales`; 1 for one rate everywhere.
     """
     steps = [
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
@@ -101,4 +137,5 @@ def adamw(
     ]
     if clip_grad_norm > 0:
         steps.insert(0, optax.clip_by_global_norm(clip_grad_norm))
-    return Optimizer(optax.chain(*steps), learning_rate)
+    scales = functools.partial(layer_scales, layer_decay=layer_decay)
+    return Optimizer(optax.chain(*steps), learning_rate, None if layer_decay == 1.0 else scales)

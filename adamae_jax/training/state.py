@@ -23,6 +23,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: state of each group's optimiser, by the group's name.
       model_state: variables that training changes but no optimiser, such as spectral-norm vectors.
       frozen: variables that never change.
+      average: moving averages of the parameters; empty where none are kept.
       counters: since the start, ``skipped``: updates that were not finite; ``replaced``: damaged
         records that were met and replaced, once for each clip of a video.
     """
@@ -32,12 +33,18 @@ class TrainState(struct.PyTreeNode):
     opt_state: dict[str, Any]
     model_state: Any
     frozen: Any
+    average: Any
     counters: dict[str, Int[Array, ""]]
 
     @property
     def variables(self) -> Variables:
         """What a task works with."""
         return {"params": self.params, "state": self.model_state, "frozen": self.frozen}
+
+    @property
+    def result(self) -> Variables:
+        """What is evaluated and handed on: the averaged parameters, where they are kept."""
+        return {**self.variables, "params": self.average or self.params}
 
 
 def select_group(params: Mapping[str, Any], task: Task, group: str) -> dict[str, Any]:
@@ -54,8 +61,17 @@ def replace_group(params: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     return traverse_util.unflatten_dict({**flat, **new}, sep="/")
 
 
-def create_state(task: Task, optimizers: Mapping[str, Optimizer], seed: int) -> TrainState:
-    """Returns the state before the first step; to be jitted."""
+def create_state(
+    task: Task, optimizers: Mapping[str, Optimizer], seed: int, *, averaged: bool = False
+) -> TrainState:
+    """Returns the state before the first step; to be jitted.
+
+    Args:
+      task: what is trained.
+      optimizers: one for each of its groups.
+      seed: of the initial variables.
+      averaged: whether moving averages of the parameters are kept.
+    """
     variables = task.init(jax.random.key(seed))
     params = variables["params"]
     return TrainState(
@@ -67,5 +83,6 @@ def create_state(task: Task, optimizers: Mapping[str, Optimizer], seed: int) -> 
         },
         model_state=variables["state"],
         frozen=variables["frozen"],
+        average=jax.tree.map(jnp.copy, params) if averaged else {},
         counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
     )

@@ -21,7 +21,12 @@ KEYS = "keys"  # of the examples, in a prepared batch
 
 
 def make_train_step(
-    task: Task, optimizers: Mapping[str, Optimizer], *, seed: int, accumulation: int = 1
+    task: Task,
+    optimizers: Mapping[str, Optimizer],
+    *,
+    seed: int,
+    accumulation: int = 1,
+    average_decay: float = 0.0,
 ) -> TrainStep:
     """Builds the step: an update of each group of parameters, in the task's order.
 
@@ -33,6 +38,7 @@ def make_train_step(
       optimizers: one for each group.
       seed: of all that is random in the step.
       accumulation: microbatches per update.
+      average_decay: of the moving averages of the parameters, where the state keeps them.
 
     Raises:
       UserError: where a group has no optimiser.
@@ -53,6 +59,10 @@ def make_train_step(
             )
             metrics |= figures
             finite &= group_finite
+        if updated.average:
+            updated = updated.replace(
+                average=optax.incremental_update(updated.params, state.average, 1 - average_decay)
+            )
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         replaced = batch["replaced"].sum() if "replaced" in batch else 0
         counters = {

@@ -57,6 +57,7 @@ def train(run: Run) -> dict[str, Any]:
             run.optimizers,
             seed=config.seed,
             accumulation=config.optimizer.accumulation,
+            average_decay=config.optimizer.average_decay,
         )
         train_step = jit_train_step(step, run.mesh, shardings)
         # Loop: evaluation, metrics, pictures and checkpoints, each when it is due
@@ -66,7 +67,7 @@ def train(run: Run) -> dict[str, Any]:
                 state = loop.run(start, state, batches, notice)
         checkpoints.wait()
         # End
-        variables = partitioning.to_host(state.variables)
+        variables = partitioning.to_host(state.result)
         if not first:
             return {}
         try:
@@ -114,7 +115,13 @@ def progress_of(run: Run, start: int) -> Progress:
 
 def restore_or_create(run: Run, checkpoints: RunCheckpoints) -> tuple[int, TrainState, Any]:
     """Returns the step to go on from, the state at it, and where the state's arrays lie."""
-    create = functools.partial(create_state, run.task, run.optimizers, run.config.seed)
+    create = functools.partial(
+        create_state,
+        run.task,
+        run.optimizers,
+        run.config.seed,
+        averaged=run.config.optimizer.average_decay > 0,
+    )
     abstract = jax.eval_shape(create)
     shardings = partitioning.state_sharding(abstract, run.mesh, run.config.mesh_rules)
     log_size(abstract, shardings, run.mesh)

@@ -49,7 +49,16 @@ KEPT = {
         ),
         largest=64 * 1024,
     ),
+    "VideoMAE fine-tuning": Kept(
+        (
+            *("input/", "weights/", "layer_id/", "lr_scale/", "weight_decay/"),
+            *("cutmix/input/target", "cutmix/input/lam", "cutmix/input/centre", "cutmix/input/box"),
+            *("cutmix/output/", "cutmix/grads/", "cutmix/after_3/"),
+        ),
+        largest=1024,
+    ),
 }
+LARGE = ("output/", "grads/", "after_")
 
 
 def extract(full: str, small: str) -> None:
@@ -58,7 +67,7 @@ def extract(full: str, small: str) -> None:
         kept = KEPT[json.loads(str(file["meta"]))["system"]]
 
         def stays(name: str) -> bool:
-            if "grads/" in name or name.startswith("output/"):
+            if any(kind in name for kind in LARGE):
                 small_enough = file[name].nbytes <= kept.largest or name in kept.whole
                 return small_enough and name.startswith(kept.parts)
             return name == "meta" or name.startswith(kept.parts)

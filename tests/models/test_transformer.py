@@ -225,3 +225,25 @@ def test_every_branch_of_every_layer_drops_on_its_own() -> None:
     kept = np.stack([(out.astype(int) >> bit) & 1 for bit in range(4)]).reshape(4, -1)
     correlation = np.corrcoef(kept)
     assert np.abs(correlation - np.eye(4)).max() < 5 / kept.shape[1] ** 0.5
+
+
+def test_drop_path_skips_branches_of_whole_examples() -> None:
+    """At a rate that grows from 0; what is kept makes up for what is not."""
+    spec = dataclasses.replace(SPEC, depth=2, drop_path=0.5)
+    params, count = parameters(spec), 4000
+    x = jnp.tile(tokens(1), (count, 1, 1))
+    keys = helpers.example_keys(count)
+    plain = apply(spec, params, x[:1])
+    np.testing.assert_array_equal(
+        plain, apply(dataclasses.replace(spec, drop_path=0.0), params, x[:1])
+    )
+    found = np.asarray(apply(spec, params, x, keys=keys))
+    # The first block is never left out: four results, by which of the last block's branches are.
+    different = np.unique(found.round(3).reshape(count, -1), axis=0, return_counts=True)[1]
+    assert len(different) == 4
+    np.testing.assert_allclose(different / count, 0.25, atol=0.03)
+    # Attention and MLP both left out: what the first block gives alone.
+    first = jax.tree.map(lambda leaf: leaf[:1], params)
+    alone = np.asarray(apply(dataclasses.replace(spec, depth=1), first, x[:1]))[0]
+    share = np.isclose(found, alone, atol=1e-4).all((1, 2)).mean()
+    assert share == pytest.approx(0.25, abs=0.03)

@@ -13,6 +13,9 @@ from tests.parity.parts import Comparison
 
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
+# Of the change of a parameter: float32 alone gives up to 6e-5 (Adam divides by small numbers), a
+# decay that is forgotten or added 2.5e-3, a wrong layer 0.25.
+UPDATE_TOLERANCE = 1e-3
 # A gradient this small against the median one is zero in exact arithmetic: only its size counts.
 ROUNDING_NOISE = 1e-6
 
@@ -78,7 +81,9 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return file, meta
 
 
-def judge(system: str, outputs: Comparison, gradients: Comparison) -> dict[str, Any]:
+def judge(
+    system: str, outputs: Comparison, gradients: Comparison, *updates: Comparison
+) -> dict[str, Any]:
     """The report: the worst array of each kind, and whether all are within tolerance.
 
     Every array of theirs must be there and agree; a small extract may hold a part of them. A
@@ -98,6 +103,7 @@ def judge(system: str, outputs: Comparison, gradients: Comparison) -> dict[str, 
         ("outputs", part(False), worst, OUTPUT_TOLERANCE),
         ("losses", part(True), worst, OUTPUT_TOLERANCE),
         ("gradients", gradients, worst_gradient, GRADIENT_TOLERANCE),
+        *(("updates", changes, worst, UPDATE_TOLERANCE) for changes in updates),
     ):
         name, error = find(pairs) if pairs[1] else ("no array to compare", float("inf"))
         report[kind] = {
@@ -119,7 +125,7 @@ def compare(path: str) -> dict[str, Any]:
     file, meta = read(path)
     try:
         with jax.default_matmul_precision("highest"):
-            outputs, gradients = systems.SYSTEMS[meta["system"]](file, meta)
+            compared = systems.SYSTEMS[meta["system"]](file, meta)
     except KeyError as error:
         raise UserError(f"{path} lacks {error}, which its comparison needs") from error
-    return judge(meta["system"], outputs, gradients)
+    return judge(meta["system"], *compared)

@@ -16,6 +16,7 @@ from adamae_jax.masking import adaptive, random, tube
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.objectives import Objective, Pretraining
 from tests.parity.automae import automae
+from tests.parity.finetune import finetuning
 from tests.parity.parts import (
     Arrays,
     Comparison,
@@ -141,9 +142,10 @@ def mae_st(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
     return combined(file, {"pretrain": pretrain, "classifier": classify})
 
 
-SYSTEMS: dict[str, Callable[[Arrays, Meta], tuple[Comparison, Comparison]]] = {
+SYSTEMS: dict[str, Callable[[Arrays, Meta], tuple[Comparison, ...]]] = {
     "AdaMAE": adamae,
     "VideoMAE": videomae,
     "MAE-ST": mae_st,
     "AutoMAE": automae,
+    "VideoMAE fine-tuning": finetuning,
 }

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from adamae_jax import config as config_lib
-from adamae_jax import masking
-from adamae_jax.training.optimizers import adamw, decay_mask, parameter_path, warmup_cosine
+from adamae_jax import experiment, masking
+from adamae_jax.training.optimizers import (
+    adamw,
+    decay_mask,
+    layer_scales,
+    parameter_path,
+    warmup_cosine,
+)
 from tests import helpers
 
 DECAY = tuple(config_lib.default_config().optimizer.decay)
@@ -204,3 +210,22 @@ def test_the_rate_follows_the_step_and_not_the_number_of_updates() -> None:
     late, _ = optimizer.update(grads, state, params, jnp.asarray(9))
     moved = [jax.tree.map(lambda a, b: a - b, new, params) for new in (early, late)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(10 * a, b, rtol=1e-3), *moved)
+
+
+def test_rates_of_layers_by_the_formula() -> None:
+    """Layer 0 is the embedding, i + 1 block i, depth + 1 norm and head; 0.75^(depth + 1 - id)."""
+    config = config_lib.default_config()
+    config.classifier.num_classes = 3
+    config.model.class_token, config.model.positions = "separate", "separable"
+    config.model.encoder.update({"width": 16, "depth": 3, "num_heads": 2})
+    params = jax.eval_shape(experiment.classification(config).init, jax.random.key(0))["params"]
+    scales = helpers.named(layer_scales(params, 0.75))
+    blocks = np.array([0.75**3, 0.75**2, 0.75])
+    for name, scale in scales.items():
+        if name.startswith("encoder/transformer"):
+            np.testing.assert_allclose(np.ravel(scale), blocks, rtol=1e-6)
+            assert scale.ndim == helpers.named(params)[name].ndim
+        else:
+            expected = 1.0 if name.startswith(("norm/", "head/")) else 0.75**4
+            assert float(scale) == pytest.approx(expected), name
+    assert {"encoder/class_token", "encoder/positions/temporal", "head/bias"} <= set(scales)
