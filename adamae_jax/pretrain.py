@@ -6,6 +6,7 @@ where it is complete.
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def main(argv: Sequence[str]) -> None:
     with peers.ending_together(workdir):
         summary = pretrain(flags.FLAGS.config, workdir)
     if jax.process_index() == 0:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps(summary, indent=2), flush=True)
+        for name in (rundir.MODEL, rundir.PICTURES, rundir.METRICS):
+            if (workdir / name).exists():
+                print(f"{name}: {workdir / name}", file=sys.stderr)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -134,7 +138,8 @@ def drawing(
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
         panels = pictures.compute(task, variables, batch["video"], keys)
-        metrics.write_images(step, {"clips": pictures.sheet(panels)})
+        strips = map(pictures.strip, pictures.clips(panels))
+        metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:
             pictures.save(panels, workdir / rundir.PICTURES, prefix)
 

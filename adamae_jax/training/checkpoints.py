@@ -27,6 +27,7 @@ import json
 import logging as python_logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class RunCheckpoints:
         self._handler: _DigestingHandler | None = None
         self._saving: int | None = None
         python_logging.getLogger("absl").addFilter(_hear_orbax_warnings_only)
+        sys.unraisablehook = _report_all_but_late_writes
 
     def __enter__(self) -> "RunCheckpoints":
         """Returns itself; leaving the ``with`` block closes it."""
@@ -258,6 +260,21 @@ class _Restore(ocp.args.StandardRestore):
 def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
     """Drops orbax's dozens of progress lines a save, and the tracebacks that are raised here."""
     return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
+
+
+_report = sys.unraisablehook
+
+
+def _report_all_but_late_writes(raised: "sys.UnraisableHookArgs") -> None:
+    """Drops what TensorStore says of the other arrays when one could not be written.
+
+    That one ends the event loop that they report to, and each would print a traceback that it is
+    closed. Such a one begins in asyncio: no Python has called it.
+    """
+    trace = raised.exc_traceback
+    outermost = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    if not outermost.startswith("asyncio."):
+        _report(raised)
 
 
 def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
