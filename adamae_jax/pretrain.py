@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, licenses, peers, pictures, pretrained
+import adamae_jax
+from adamae_jax import (
+    agreement,
+    cli,
+    experiment,
+    frozen,
+    licenses,
+    peers,
+    pictures,
+    pretrained,
+)
 from adamae_jax import config as configs
 from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.errors import UserError
@@ -30,6 +40,7 @@ from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.partitioning import check_batch, create_mesh
 
 PICTURE_CLIPS = 4
+LOCAL = {"data.dir", "compilation_cache_dir"}
 
 
 def define_flags() -> None:
@@ -79,9 +90,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     config = configs.resolve(config, len(train))
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     data = RunData(config, mesh, workdir, train, open_validation(config))
+    # Processes: all have the same before them
+    agreement.check_shared(workdir)
+    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
+    agreement.check(in_common(config, data, steps))
     # Workdir: a new run, one to go on with, or one that is complete
     rundir.check(workdir, config)
-    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
     if steps:
         data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
     complete = trainer.finished(config, workdir, steps)
@@ -114,6 +128,20 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             },
         )
     )
+
+
+def in_common(config: ConfigDict, data: RunData, steps: Sequence[int]) -> dict[str, Any]:
+    """Returns what the processes of a job must have in common, as JSON can hold it."""
+    fields = configs.flatten(config)
+    return {
+        "the version of adamae_jax": adamae_jax.__version__,
+        "the version of jax": jax.__version__,
+        "the data's fingerprint": data.fingerprint,
+        "the number of held-out videos": len(data.validation or ()),
+        "the newest checkpoint": list(steps[-1:]),
+        # Places may have other names on another host.
+        **{f"config.{name}": fields[name] for name in sorted(fields.keys() - LOCAL)},
+    }
 
 
 def drawing(

@@ -37,9 +37,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from adamae_jax.agreement import gathered
 from adamae_jax.errors import UserError
 from adamae_jax.training import digests
 from adamae_jax.training.checkpoint_files import (
@@ -279,13 +279,7 @@ def _report_all_but_late_writes(raised: "sys.UnraisableHookArgs") -> None:
 
 def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
     """Runs ``decide`` in process 0 and gives its answer, or its error, to every process."""
-    text = json.dumps(decide()) if jax.process_index() == 0 else ""
-    if jax.process_count() > 1:
-        data = np.frombuffer(text.encode(), np.uint8)
-        length = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-        padded = np.resize(data, length) if data.size else np.zeros(length, np.uint8)
-        text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
-    answer = json.loads(text)
+    answer = gathered(decide() if jax.process_index() == 0 else None)[0]
     if answer is not None and "error" in answer:
         raise UserError(answer["error"])
     return answer
