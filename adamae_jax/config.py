@@ -10,10 +10,11 @@ import json
 import math
 from typing import Any
 
+from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from adamae_jax import masking
+from adamae_jax import masking, plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
 from adamae_jax.models.autoencoder import SIZES
@@ -117,6 +118,8 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     per_epoch = max(1, data.num_examples // max(1, config.batch_size // data.repeats))
     if not config.steps and not config.epochs:
         raise UserError("steps is 0 and epochs is 0: set one of them, such as --config.steps=1000")
+    if config.steps and config.epochs:
+        logging.info("steps %d is set, so epochs %d does not count", config.steps, config.epochs)
     config.steps = config.steps or config.epochs * per_epoch
     optimizer.warmup_steps = optimizer.warmup_steps or int(optimizer.warmup_epochs * per_epoch)
     if optimizer.warmup_steps >= config.steps:
@@ -160,7 +163,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default_config()
     try:
-        loaded = ConfigDict(json.loads(text))
+        loaded = ConfigDict(plain_json.parse(text))
         with config.unlocked():
             config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
         config.update(loaded)
@@ -177,12 +180,20 @@ def unknown_field(path: str) -> str:
     """Returns what is wrong with the path of a field, and a hint; "" where nothing is."""
     if path in FIELDS or path.startswith("masking.options."):
         return ""
+    if path in ("masking", "masking.options"):
+        return (
+            f"config.{path} is a group of fields, and each strategy has options of its own: choose "
+            "one in the config file, config.masking = masking_config('tube', mask_ratio=0.9), or "
+            "set a field of the one that is there, such as config.masking.mask_ratio"
+        )
     inside = [name for name in FIELDS if name.startswith(f"{path}.")]
     if inside:
         return f"config.{path} is a group of fields: set one of them, such as config.{inside[0]}"
     group, _, last = path.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in FIELDS if name.rpartition(".")[0] == group]
-    close = difflib.get_close_matches(last, siblings, 1)
+    # A field may be called by the first letters of its words, such as lr.
+    close = [name for name in siblings if last == "".join(word[0] for word in name.split("_"))]
+    close = close or difflib.get_close_matches(last, siblings, 1)
     if close:
         hint = f"did you mean {close[0]!r}?"
     elif siblings:

@@ -6,6 +6,7 @@ where it is complete.
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,18 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, initial, licenses, peers, pictures, pretrained
+import adamae_jax
+from adamae_jax import (
+    agreement,
+    cli,
+    experiment,
+    frozen,
+    initial,
+    licenses,
+    peers,
+    pictures,
+    pretrained,
+)
 from adamae_jax import config as configs
 from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.errors import UserError
@@ -30,6 +42,7 @@ from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.partitioning import check_batch, create_mesh
 
 PICTURE_CLIPS = 4
+LOCAL = {"data.dir", "compilation_cache_dir"}
 
 
 def define_flags() -> None:
@@ -49,7 +62,10 @@ def main(argv: Sequence[str]) -> None:
     with peers.ending_together(workdir):
         summary = pretrain(flags.FLAGS.config, workdir)
     if jax.process_index() == 0:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps(summary, indent=2), flush=True)
+        for name in (rundir.MODEL, rundir.PICTURES, rundir.METRICS):
+            if (workdir / name).exists():
+                print(f"{name}: {workdir / name}", file=sys.stderr)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -76,9 +92,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     config = configs.resolve(config, len(train))
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     data = RunData(config, mesh, workdir, train, open_validation(config))
+    # Processes: all have the same before them
+    agreement.check_shared(workdir)
+    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
+    agreement.check(in_common(config, data, steps))
     # Workdir: a new run, one to go on with, or one that is complete
     rundir.check(workdir, config)
-    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
     if steps:
         data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
     complete = trainer.finished(config, workdir, steps)
@@ -119,6 +138,20 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     )
 
 
+def in_common(config: ConfigDict, data: RunData, steps: Sequence[int]) -> dict[str, Any]:
+    """Returns what the processes of a job must have in common, as JSON can hold it."""
+    fields = configs.flatten(config)
+    return {
+        "the version of adamae_jax": adamae_jax.__version__,
+        "the version of jax": jax.__version__,
+        "the data's fingerprint": data.fingerprint,
+        "the number of held-out videos": len(data.validation or ()),
+        "the newest checkpoint": list(steps[-1:]),
+        # Places may have other names on another host.
+        **{f"config.{name}": fields[name] for name in sorted(fields.keys() - LOCAL)},
+    }
+
+
 def drawing(
     config: ConfigDict, workdir: Path, task: Pretraining, data: RunData
 ) -> Callable[[RunMetrics, int, Variables, str | None], None]:
@@ -141,7 +174,8 @@ def drawing(
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
         panels = pictures.compute(task, variables, batch["video"], keys)
-        metrics.write_images(step, {"clips": pictures.sheet(panels)})
+        strips = map(pictures.strip, pictures.clips(panels))
+        metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:
             pictures.save(panels, workdir / rundir.PICTURES, prefix)
 

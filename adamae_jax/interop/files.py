@@ -9,7 +9,6 @@ its restricted way: no code in them is run.
 import dataclasses
 import importlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from adamae_jax import plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.training.digests import write_atomically
 
@@ -151,10 +151,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: where the file is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = plain_json.parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
