@@ -1,5 +1,6 @@
 """Videos encoded to be stored as video files."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.video_file import StoredVideo, Upright
 from adamae_jax.prepare.encode import EncodedVideo, encode_h264, read_video
 from adamae_jax.prepare.video_file import VideoFile
-from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
+from tests.data.videos import blot, frame_pixels, make_video, set_matrix, turn_clockwise
 
 
 def from_the_front(video: EncodedVideo) -> UInt8[np.ndarray, "t h w 3"]:
@@ -36,6 +37,33 @@ def test_rotation(tmp_path: Path, codec: str) -> None:
     expected = decode_frames(tuple(jpegs.frames), np.arange(20), (64, 48)).astype(int)
     pixels = decode_frames(stored(video), np.arange(20), (64, 48))
     assert abs(pixels - expected).mean() < 4
+
+
+# What FFmpeg's players make of each display matrix (a, b, c, d).
+ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
+    (1, 0, 0, 1): lambda frame: frame,
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
+    (-1, 0, 0, -1): lambda frame: np.rot90(frame, 2),
+    (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda frame: np.rot90(frame, 2).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("codec", schema.CODECS)
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_all_eight_orientations(
+    tmp_path: Path, matrix: tuple[int, int, int, int], codec: str
+) -> None:
+    path = set_matrix(make_video(tmp_path / "a.mp4", 3, 48, 64), *matrix)
+    expected = ORIENTATIONS[matrix](frame_pixels(1, 48, 64)).astype(int)
+    video = read_video(path, codec)
+    assert (video.height, video.width) == expected.shape[:2]
+    frames = tuple(video.frames) if codec == schema.CODEC_JPEG else stored(video)
+    (pixels,) = decode_frames(frames, np.array([1]), expected.shape[:2])
+    assert abs(pixels - expected).mean() < 8
 
 
 def test_h264_has_short_groups_and_is_close_to_its_source(tmp_path: Path) -> None:
