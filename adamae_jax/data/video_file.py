@@ -18,6 +18,7 @@ import av.container
 import av.error
 import av.video
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
 
@@ -267,10 +268,10 @@ class _Orientation(NamedTuple):
         except ValueError:  # it has data of a kind that PyAV does not know, such as EXIF
             turns = round(frame.rotation / 90) % 4  # counterclockwise, and all that can be had
             return cls(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
-        if data is None:
+        if not isinstance(data, SideData):
             return cls()
         # The row vector (x, y) becomes (a x + c y, b x + d y).
-        a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(True, up_down=b < 0, left_right=c < 0)
         return cls(False, up_down=d < 0, left_right=a < 0)
