@@ -9,6 +9,7 @@ its restricted way: no code in them is run.
 import dataclasses
 import importlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ _IGNORED_CLASSES = (
     "numpy.dtype",
     "numpy.ndarray",
 )
+
+# Of a file; shared weights have two or three names, and the smallest numbers a byte.
+_MOST_VALUES_PER_BYTE = 16
 
 
 class _Ignored:
@@ -122,9 +126,11 @@ def strip_prefixes(state: StateDict) -> StateDict:
 
     A pretraining dict, with an encoder and a decoder, keeps its names.
     """
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            return strip_prefixes({name.removeprefix(prefix): state[name] for name in state})
+    while prefix := os.path.commonprefix([*state]):
+        known = next((known for known in PREFIXES if prefix.startswith(known)), None)
+        if known is None:
+            break
+        state = {name.removeprefix(known): array for name, array in state.items()}
     return state
 
 
@@ -279,11 +285,11 @@ def _load(torch: Any, path: Path) -> Any:
                 f"{path} holds objects of {', '.join(foreign)}, which are no tensors and are not "
                 "loaded, for they could run any code: load the file where it was made and save its "
                 "state dict alone"
-            ) from error
+            ) from None  # PyTorch's own advice is to run the code, by weights_only=False
         raise UserError(
             f"{path} is no whole PyTorch checkpoint ({type(error).__name__}): copy or download it "
-            "again"
-        ) from error
+            "again, or save its state dict alone where it was made"
+        ) from None
 
 
 def _unsafe_classes(torch: Any, file: Any) -> list[str]:
@@ -332,7 +338,8 @@ def _listing(content: Any) -> str:
     """Returns what a file holds, in few words."""
     if not isinstance(content, Mapping):
         return f"one {type(content).__name__}"
-    names = [str(name) for name in content]
+    # Of other names, such as tuples of tuples, the text may have no end.
+    names = [str(n)[:80] if isinstance(n, str | int) else type(n).__name__ for n in content]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "") or "nothing"
 
 
@@ -345,6 +352,13 @@ def _arrays(torch: Any, tensors: Mapping[str, Any], path: Path) -> StateDict:
             f"{strange[0]!r} ({type(tensors[strange[0]]).__name__}): give a file or a key that "
             "holds weights only"
         )
+    # Tensors may repeat values, and share them: a small file must not fill the memory.
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if count > _MOST_VALUES_PER_BYTE * path.stat().st_size:
+        raise UserError(
+            f"{path} holds tensors that repeat the same values, {count} in all: save them as plain "
+            "tensors, such as by tensor.clone()"
+        )
     return {name: _as_array(torch, name, tensor) for name, tensor in tensors.items()}
 
 
@@ -352,8 +366,6 @@ def _as_array(torch: Any, name: str, tensor: Any) -> np.ndarray:
     """Returns a copy, for tensors of one file may share memory or be slices of a larger one."""
     try:
         tensor = tensor.detach()
-        if tensor.numel() > tensor.untyped_storage().nbytes():  # a small file must not fill memory
-            raise TypeError("it repeats its values")
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32)
         return as_plain(name, np.array(tensor.numpy(), order="C"))
