@@ -7,7 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from adamae_jax import agreement, pretrain
+from adamae_jax import agreement, job
 from adamae_jax.config import default_config
 from adamae_jax.errors import UserError
 
@@ -50,7 +50,8 @@ class Data:
 
 
 def common(config: ConfigDict, steps: list[int]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(pretrain.in_common(config, Data(), steps)))  # type: ignore[arg-type]
+    data: Any = Data()
+    found: dict[str, Any] = json.loads(json.dumps(job.in_common(config, data, steps)))
     return found
 
 

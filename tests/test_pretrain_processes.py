@@ -68,8 +68,8 @@ address = f"127.0.0.1:{{port}}"
 jax.distributed.initialize(
     address, {PROCESSES}, index, coordinator_bind_address=address, heartbeat_timeout_seconds=10
 )
-from adamae_jax import cli, pretrain
-pretrain.define_flags()
+from adamae_jax import cli, job, pretrain
+job.define_flags()
 cli.run(pretrain.main, ["pretrain", *sys.argv[3:]])
 """
 

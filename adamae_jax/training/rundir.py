@@ -19,7 +19,7 @@ from adamae_jax.training import metrics
 from adamae_jax.training.digests import write_atomically
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
-CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
 LOCK = ".lock"
