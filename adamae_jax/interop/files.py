@@ -9,7 +9,6 @@ its restricted way: no code in them is run.
 import dataclasses
 import importlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,11 +125,13 @@ def strip_prefixes(state: StateDict) -> StateDict:
 
     A pretraining dict, with an encoder and a decoder, keeps its names.
     """
-    while prefix := os.path.commonprefix([*state]):
-        known = next((known for known in PREFIXES if prefix.startswith(known)), None)
-        if known is None:
-            break
-        state = {name.removeprefix(known): array for name, array in state.items()}
+
+    def common() -> str | None:
+        shared = (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state))
+        return next(shared, None) if state else None
+
+    while prefix := common():
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
