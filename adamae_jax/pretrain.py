@@ -6,7 +6,7 @@ where it is complete.
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,20 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
     workdir = Path(flags.FLAGS.workdir)
     with peers.ending_together(workdir):
-        summary = pretrain(flags.FLAGS.config, workdir)
+        summary = pretrain(flags.FLAGS.config, workdir, cli.recipe_values())
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def pretrain(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Pretrains to the end.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `adamae_jax.config.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -73,7 +76,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Data
     train = open_training(config)
-    config = configs.resolve(config, len(train))
+    config = configs.resolve(config, len(train), recipe, rundir.warmup_of(workdir))
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     data = RunData(config, mesh, workdir, train, open_validation(config))
     # Workdir: a new run, one to go on with, or one that is complete
