@@ -58,7 +58,7 @@ def test_a_job_knows_what_the_file_had(tmp_path: Path) -> None:
     done = start(TINY, "--config.steps=20", "--config.data.image_size=(8,12)", job=job)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first == "{'steps': 60, 'data.image_size': (16, 24)}"
+    assert first == "{'steps': 60, 'data.image_size': [16, 24]}"
     assert second == "8 (8, 12) False"
 
 
