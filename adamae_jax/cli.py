@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -107,6 +107,12 @@ def define_config() -> None:
         "Each of its fields can be set on the command line: --config.field=value.",
     )
     flags.mark_flag_as_required("config")
+
+
+def recipe_values() -> dict[str, Any]:
+    """Returns the config file's own values of the fields that the command line sets, by path."""
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    return {path: flags.FLAGS[f"config.{path}"].default for path in overridden}
 
 
 def fail(error: UserError) -> NoReturn:

@@ -8,6 +8,7 @@ prints docs/config.md.
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -99,14 +100,22 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value}: it must be a finite number")
 
 
-def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+def resolve(
+    config: ConfigDict,
+    num_examples: int,
+    recipe: Mapping[str, Any] | None = None,
+    run_warmup: int = 0,
+) -> ConfigDict:
     """Returns a new config with the derived fields filled in.
 
-    An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do.
+    An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do. Where
+    the command line makes a recipe shorter, its warm-up becomes shorter in proportion.
 
     Args:
       config: the experiment.
       num_examples: videos in the training split; 0 takes the config's number.
+      recipe: the config file's own values of the fields that the command line has set, by path.
+      run_warmup: steps of warm-up of the run that is resumed, which keeps them.
 
     Raises:
       UserError: where neither steps nor epochs say how long to train, or all of it is warm-up.
@@ -120,8 +129,18 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
         raise UserError("steps is 0 and epochs is 0: set one of them, such as --config.steps=1000")
     if config.steps and config.epochs:
         logging.info("steps %d is set, so epochs %d does not count", config.steps, config.epochs)
+    own = {"steps": config.steps, "epochs": config.epochs, **(recipe or {})}
     config.steps = config.steps or config.epochs * per_epoch
     optimizer.warmup_steps = optimizer.warmup_steps or int(optimizer.warmup_epochs * per_epoch)
+    own_steps = own["steps"] or own["epochs"] * per_epoch
+    if config.steps < own_steps and not any(name.startswith("optimizer.warmup_") for name in own):
+        shorter = run_warmup or optimizer.warmup_steps * config.steps // own_steps
+        logging.info(
+            "warm-up: %d steps, not %d, since there are %d in all, not %d; to set it, give "
+            "--config.optimizer.warmup_steps=N",
+            *(shorter, optimizer.warmup_steps, config.steps, own_steps),
+        )
+        optimizer.warmup_steps = shorter
     if optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"steps {config.steps} are not more than the warm-up's {optimizer.warmup_steps}: train "

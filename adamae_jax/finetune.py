@@ -34,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     job.run(finetune)
 
 
-def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def finetune(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Fine-tunes to the end, and tests what came of it in ``config.eval.views``.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `configs.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -51,7 +54,7 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     train = open_training(config)
     config = for_classes(config, train)
     task = experiment.classification(config)
-    begun = job.begin(config, workdir, train)
+    begun = job.begin(config, workdir, train, recipe)
     config = begun.config
     summary = begun.complete
     if summary is None:

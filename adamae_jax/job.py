@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,17 @@ def define_flags() -> None:
     )
 
 
-def run(train: Callable[[ConfigDict, Path], dict[str, Any]]) -> None:
+def run(train: Callable[[ConfigDict, Path, Mapping[str, Any] | None], dict[str, Any]]) -> None:
     """Trains as the flags say, and prints the summary and where everything is.
 
     Args:
-      train: ``(config, workdir) -> summary``.
+      train: ``(config, workdir, what the recipe says of the run's length) -> summary``.
     """
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
     workdir = Path(flags.FLAGS.workdir)
     with peers.ending_together(workdir):
-        summary = train(flags.FLAGS.config, workdir)
+        summary = train(flags.FLAGS.config, workdir, cli.recipe_values())
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2), flush=True)
         for name in LEFT:
@@ -84,13 +84,19 @@ class Begun:
         }
 
 
-def begin(config: ConfigDict, workdir: Path, train: Dataset | MixedDataset) -> Begun:
+def begin(
+    config: ConfigDict,
+    workdir: Path,
+    train: Dataset | MixedDataset,
+    recipe: Mapping[str, Any] | None = None,
+) -> Begun:
     """Checks all that a job needs before it compiles or writes anything.
 
     Args:
       config: the experiment; its task has been found to be right.
       workdir: the run's directory.
       train: what is trained on.
+      recipe: see `configs.resolve`.
 
     Raises:
       UserError: for whatever is wrong.
@@ -100,7 +106,7 @@ def begin(config: ConfigDict, workdir: Path, train: Dataset | MixedDataset) -> B
     mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Data
-    config = configs.resolve(config, len(train))
+    config = configs.resolve(config, len(train), recipe, rundir.warmup_of(workdir))
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     data = RunData(config, mesh, workdir, train, open_validation(config))
     # Processes: all have the same before them

@@ -5,7 +5,7 @@ where it is complete.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     job.run(pretrain)
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def pretrain(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Pretrains to the end.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `adamae_jax.config.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -49,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
     task = experiment.pretraining(config)
-    begun = job.begin(config, workdir, open_training(config))
+    begun = job.begin(config, workdir, open_training(config), recipe)
     if begun.complete is not None:
         return begun.complete
     config, data = begun.config, begun.data

@@ -29,10 +29,10 @@ cli.run(main)
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
     """A job that prints three fields of its config; warnings about old Python are errors."""
     return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-c", JOB, *arguments],
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", job, *arguments],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -49,6 +49,17 @@ def test_fields_are_set_on_the_command_line() -> None:
     )
     assert done.stdout == "6 (8, 12) True\n", done.stderr
     assert done.returncode == 0
+
+
+def test_a_job_knows_what_the_file_had(tmp_path: Path) -> None:
+    """Beside what the command line has set."""
+    line = "    print(config.batch_size, "
+    job = JOB.replace(line, f"    print(cli.recipe_values())\n{line}")
+    done = start(TINY, "--config.steps=20", "--config.data.image_size=(8,12)", job=job)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "{'steps': 60, 'data.image_size': [16, 24]}"
+    assert second == "8 (8, 12) False"
 
 
 def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:

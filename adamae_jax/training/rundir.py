@@ -88,6 +88,16 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 )
 
 
+def warmup_of(workdir: Path) -> int:
+    """Returns the steps of warm-up of the run in a workdir; 0 where none has begun."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return 0
+    try:
+        return configs.from_json((workdir / CONFIG).read_text()).optimizer.warmup_steps
+    except (OSError, ValueError, UserError):
+        return 0  # `check` says what is wrong
+
+
 @contextlib.contextmanager
 def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]:
     """Makes the workdir this job's while the block runs, and writes its config.
