@@ -247,3 +247,13 @@ def test_misspelled_fields_get_a_hint(path: str, message: str) -> None:
 def test_the_page_in_docs_is_that_of_the_table() -> None:
     """Otherwise: python -m adamae_jax.config > docs/config.md."""
     assert (ROOT / "docs" / "config.md").read_text() == config_lib.page()
+
+
+def test_epochs_beside_steps_are_not_passed_over_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = config_lib.default_config()
+    config.steps, config.epochs = 30, 2
+    with caplog.at_level("INFO"):
+        assert config_lib.resolve(config, 1000).steps == 30
+    assert "steps 30 is set, so epochs 2 does not count" in caplog.text

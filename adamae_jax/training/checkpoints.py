@@ -24,7 +24,6 @@ that all of them see. Process 0 verifies, decides and moves.
 
 import dataclasses
 import json
-import logging as python_logging
 import os
 import re
 import sys
@@ -47,6 +46,7 @@ from adamae_jax.training.checkpoint_files import (
     ITEM,
     checkpoint_steps,
     choose,
+    quieten_orbax,
     read_metadata,
     read_subtree,
     read_variables,
@@ -82,7 +82,7 @@ class RunCheckpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._handler: _DigestingHandler | None = None
         self._saving: int | None = None
-        python_logging.getLogger("absl").addFilter(_hear_orbax_warnings_only)
+        quieten_orbax()
         sys.unraisablehook = _report_all_but_late_writes
 
     def __enter__(self) -> "RunCheckpoints":
@@ -255,11 +255,6 @@ class _Save(ocp.args.StandardSave):
 @dataclasses.dataclass
 class _Restore(ocp.args.StandardRestore):
     """orbax wants a restore type for each handler."""
-
-
-def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
-    """Drops orbax's dozens of progress lines a save, and the tracebacks that are raised here."""
-    return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
 
 
 _report = sys.unraisablehook

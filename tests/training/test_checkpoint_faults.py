@@ -1,6 +1,7 @@
 """Run checkpoints under damage, kills and full disks, and in two processes."""
 
 import json
+import logging as python_logging
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
     "manifest missing": lambda path: manifest_of(path).unlink(),
     "manifest flipped": lambda path: flip(manifest_of(path)),
+    "manifest nested": lambda path: manifest_of(path).write_bytes(b"[" * 99_999),
     "manifest empty": lambda path: manifest_of(path).write_bytes(b""),
 }
 
@@ -231,13 +233,19 @@ class TestFailures:
         with RunCheckpoints(tmp_path / "c", keep=1, metadata={}) as run, failure:
             run.save(1, make_state())
 
-    def test_orbax_is_quiet(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """No progress lines of orbax among the job's own."""
+    def test_orbax_is_quiet(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No progress lines of orbax among the job's own, nor where a model is only loaded."""
+        save_steps(tmp_path, 1)
+        # As in a process that has saved nothing.
+        monkeypatch.setattr(python_logging.getLogger("absl"), "filters", [])
         with caplog.at_level("INFO"):
             verbosity = logging.get_verbosity()
             logging.set_verbosity(logging.INFO)
             try:
-                save_steps(tmp_path, 1)
+                checkpoints.read_subtree(tmp_path)
+                save_steps(tmp_path, 2)
                 logging.info("our own")
             finally:
                 logging.set_verbosity(verbosity)
