@@ -137,8 +137,9 @@ def eval_batches(
         An iterator over dicts of arrays, to be closed: ``video``, ``foreground``, ``label``,
         ``example_index`` and ``slot`` as in `train_batches`, bool [b] ``valid`` (false for filling
         and for damaged videos) and ``unreadable`` (true for damaged videos), and int32 [b]
-        ``damage``. With views, ``video`` is [b, V, T, H, W, 3] and ``foreground`` [b, V, T, h, w];
-        ``V = starts * crops``. See `EvalClips`.
+        ``damage``. With views, ``video`` is [b, V, T, H, W, 3] and ``foreground`` [b, V, T, h, w],
+        ``V = starts * crops``, and ``video_id`` uint8 [b, 256] is the id (see
+        `adamae_jax.data.stream.id_text`). See `EvalClips`.
 
     Raises:
         UserError: a value is out of range, or the dataset cannot give such clips.
