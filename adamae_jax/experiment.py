@@ -330,4 +330,6 @@ def clip_spec(config: ConfigDict) -> "ClipSpec":
         frame_sampling=config.data.frame_sampling,
         target_fps=config.data.target_fps,
         horizontal_flip=config.data.horizontal_flip,
+        rand_augment=config.data.rand_augment,
+        shared_frames=config.data.shared_frames,
     )

@@ -117,6 +117,12 @@ FIELDS: dict[str, Field] = {
     "data.repeats": Field(
         1, "Clips from each decoded video (MAE-ST's repeated sampling).", lowest=1
     ),
+    "data.shared_frames": Field(
+        False,
+        "Whether the clips of a video (`data.repeats`) show the same frames, each with a crop, "
+        "flip and RandAugment of its own (VideoMAE's fine-tuning, VideoMAE V2). False: each has a "
+        "start of its own, too (MAE-ST).",
+    ),
     "data.crop": ModelField(
         "multi_scale_corner",
         "Which part of the frame a training clip shows.",
@@ -130,11 +136,18 @@ FIELDS: dict[str, Field] = {
     ),
     "data.interpolation": ModelField(
         "bilinear",
-        "How frames are resized. bilinear_without_antialias is MAE-ST's.",
+        "How frames are resized. bilinear_without_antialias is that of MAE-ST and of VideoMAE's "
+        "fine-tuning.",
         choices=("bilinear", "bicubic", "bilinear_without_antialias"),
     ),
     "data.horizontal_flip": ModelField(
         False, "Mirror a training clip left to right with probability 1/2."
+    ),
+    "data.rand_augment": Field(
+        "",
+        "RandAugment of the whole frames of training clips, in timm's notation: "
+        "`rand-m7-n4-mstd0.5-inc1` (VideoMAE's fine-tuning). Empty: none. Training clips then come "
+        "without the dataset's masks.",
     ),
     "data.num_workers": ExecutionField(
         0, "Worker processes on each host. 0: threads of the main process.", lowest=0

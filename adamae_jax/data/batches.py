@@ -66,7 +66,7 @@ def train_batches(
         spec: what a clip is.
         seed: of order and augmentation.
         videos_per_step: ``B``, videos in one global batch.
-        repeats: ``R``, clips of each video, with a start, crop and flip of their own.
+        repeats: ``R``, clips of each video; see `TrainClips` for what differs between them.
         first_step: first step to be delivered.
         num_steps: how many.
         num_workers: worker processes; 0 makes the clips in threads of this process.

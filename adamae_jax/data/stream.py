@@ -42,8 +42,9 @@ class TrainClips:
     ``example_index`` (of the record that was used), ``slot`` (the video's place in the global
     batch), ``repeat`` (0 to R - 1), ``replaced`` (how many damaged records were met before this
     one), ``bad_record`` (the first of them; -1 where there was none) and ``damage`` (of that one, a
-    `Damage`). Clip ``r`` has a start, crop and flip of its own, a pure function of (seed, position,
-    attempt, r): more repeats add clips and change none.
+    `Damage`). Clip ``r`` has a start, crop, flip and RandAugment of its own, a pure function of
+    (seed, position, attempt, r): more repeats add clips and change none. With
+    ``spec.shared_frames`` all have clip 0's start.
 
     A damaged record is replaced within its position by another one of the same part of a mixture,
     drawn from (seed, position, attempt); what is damaged for one of the clips is replaced for all.
