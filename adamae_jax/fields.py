@@ -50,6 +50,13 @@ FIELDS: dict[str, Field] = {
         lowest=0,
         highest=MOST_STEPS,
     ),
+    "init_from": Field(
+        "",
+        "Weights to begin with: a run's workdir (or one of its checkpoints, "
+        "`WORKDIR/checkpoints/STEP`), a model directory, a `.pth` or `.safetensors` file with the "
+        "authors' names, or a Hugging Face directory. Read when a run begins, and never again. "
+        "Empty: random numbers.",
+    ),
     "log_every": ExecutionField(50, "Steps from one line of metrics.jsonl to the next.", lowest=1),
     "checkpoint_every": ExecutionField(1000, "Steps from one checkpoint to the next.", lowest=1),
     "eval_every": ExecutionField(
@@ -335,6 +342,10 @@ FIELDS: dict[str, Field] = {
         "Clips that share one draw of mixup or cutmix and mix among themselves: in the authors' "
         "code, those on one GPU. Divides `batch_size`. 0: the whole batch.",
         lowest=0,
+    ),
+    "classifier.fresh_head": ClassifierField(
+        False,
+        "Start the head afresh where `init_from` is a classifier, as for other classes.",
     ),
     # The optimiser: AdamW with a warm-up and a cosine.
     "optimizer.rate_counts": Field(
