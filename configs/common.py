@@ -15,11 +15,12 @@ from adamae_jax.models.autoencoder import SIZES
 
 # Training examples. Kinetics-400: no author publishes a list of their copy; this is the length of
 # MMAction2's (tools/data/kinetics), and others differ by some thousands, since videos leave the
-# web. Something-Something V2: its training split. UCF101: its first training split. ImageNet-1k:
-# its training split.
+# web. Something-Something V2: its training split. UCF101 and HMDB51: their first training splits.
+# ImageNet-1k: its training split.
 KINETICS_400 = 240_436
 SOMETHING_V2 = 168_913
 UCF101 = 9_537
+HMDB51 = 3_570
 IMAGENET = 1_281_167
 
 # What weight decay is for, by parameter path. VideoMAE decays no 1-D parameter and not the mask
@@ -57,10 +58,10 @@ def check_size(
         )
     if size in extrapolated:
         logging.warning(
-            "configs/%s.py:%s is extrapolated: its authors published %s only",
+            "configs/%s.py:%s is extrapolated: its authors published %s",
             recipe,
             size,
-            " and ".join(published),
+            f"{' and '.join(published)} only" if published else "no script for it",
         )
 
 
