@@ -28,17 +28,18 @@ _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 Main = Callable[[Sequence[str]], None]
 
 
-def run(main: Main, argv: Sequence[str] | None = None) -> None:
+def run(main: Main, argv: Sequence[str] | None = None, *, takes_arguments: bool = False) -> None:
     """Runs a job's ``main(argv)`` under absl; a `UserError` ends it with one line and status 2.
 
     Args:
       main: the job.
       argv: program name and arguments; those of the process, if not given.
+      takes_arguments: whether there may be others than options.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}: options are given as --name=value"
                 )
@@ -72,7 +73,8 @@ def _describe(main: Main) -> None:
     if described is not None:
         sys.modules["__main__"].__doc__ = described.__doc__
     options = flags.FLAGS.flags_by_module_dict()
-    for module in (main.__module__, __name__):  # the latter has --config
+    # What jobs share is --config, in this module, and --workdir.
+    for module in (main.__module__, __name__, "adamae_jax.job"):
         for option in options.get(module, ()):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], option)
 

@@ -403,6 +403,12 @@ FIELDS: dict[str, Field] = {
         0, "Clips in a batch of validation. 0: as in training.", lowest=0
     ),
     "eval.num_examples": ExecutionField(1024, "Held-out clips in a validation. 0: all.", lowest=0),
+    "eval.test_views": ExecutionField(
+        "1x1",
+        "Clips of each held-out video, times x crops, in the test at the end of fine-tuning, where "
+        "all videos are scored. Empty: no test.",
+        classifier=True,
+    ),
     "eval.random_draws": ExecutionField(
         64, "Random masks of each clip that `foreground_lift_random` is the mean over.", lowest=1
     ),

@@ -15,17 +15,19 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, initial, job, licenses, pretrained
+from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, pretrained
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.initial import Initial
+from adamae_jax.loaded import parse_views
 from adamae_jax.run_data import open_training
 from adamae_jax.task import Variables
 from adamae_jax.training import partitioning, rundir, trainer
 from adamae_jax.training.digests import write_atomically
 
-BEST_JSON = "best.json"
+BEST_JSON, TEST = "best.json", "test"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,7 +56,8 @@ def finetune(
     train = open_training(config)
     config = for_classes(config, train)
     task = experiment.classification(config)
-    begun = job.begin(config, workdir, train, recipe)
+    test_views = parse_views(config.eval.test_views) if config.eval.test_views else None
+    begun = job.begin(config, workdir, train, recipe, Views())
     config = begun.config
     summary = begun.complete
     if summary is None:
@@ -75,7 +78,35 @@ def finetune(
                 export=job.exporting(begun, license),
             )
         )
-    return summary
+    if test_views is None or begun.data.validation is None:
+        return summary
+    return {**summary, "test": test(begun, test_views)}
+
+
+def test(begun: job.Begun, views: Views) -> dict[str, Any]:
+    """Scores all held-out videos with the model that a complete run has left.
+
+    What was found is kept in the workdir; a test that is there is not made again.
+    """
+    output = begun.workdir / TEST
+    stored: list[Any] = agreement.gathered(stored_figures(output / evaluate.METRICS))
+    if stored[0] is not None and stored[0]["views"] == "x".join(map(str, views)):
+        return dict(stored[0])
+    loaded = evaluate.load_classifier(str(begun.workdir / rundir.MODEL))
+    config = begun.config.copy_and_resolve_references()
+    config.eval.num_examples = 0
+    loaded = dataclasses.replace(loaded, config=config)
+    assert begun.data.validation is not None  # the caller has seen to it
+    return evaluate.evaluate(loaded, begun.data.validation, begun.mesh, views, output)
+
+
+def stored_figures(path: Path) -> dict[str, Any] | None:
+    """Returns what a test has found before; None where there is no such thing."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "views" in found else None
 
 
 def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDict:

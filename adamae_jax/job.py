@@ -17,6 +17,7 @@ from adamae_jax import agreement, cli, experiment, licenses, peers, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import RunData, open_validation
 from adamae_jax.task import Variables
@@ -89,6 +90,7 @@ def begin(
     workdir: Path,
     train: Dataset | MixedDataset,
     recipe: Mapping[str, Any] | None = None,
+    views: Views | None = None,
 ) -> Begun:
     """Checks all that a job needs before it compiles or writes anything.
 
@@ -97,6 +99,7 @@ def begin(
       workdir: the run's directory.
       train: what is trained on.
       recipe: see `configs.resolve`.
+      views: of each held-out video; see `RunData`.
 
     Raises:
       UserError: for whatever is wrong.
@@ -108,7 +111,7 @@ def begin(
     # Data
     config = configs.resolve(config, len(train), recipe, rundir.warmup_of(workdir))
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
-    data = RunData(config, mesh, workdir, train, open_validation(config))
+    data = RunData(config, mesh, workdir, train, open_validation(config), views)
     # Processes: all have the same before them
     agreement.check_shared(workdir)
     steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)

@@ -94,6 +94,7 @@ class RunData:
       workdir: of the run.
       train: what is trained on.
       validation: what is held out; None where nothing is evaluated.
+      views: of each held-out video; None for a clip of each, as pretraining cuts it.
     """
 
     config: ConfigDict
@@ -101,6 +102,7 @@ class RunData:
     workdir: Path
     train: Dataset | MixedDataset
     validation: Dataset | None
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         """Raises a `UserError` where a step's videos do not divide over the processes."""
@@ -180,16 +182,18 @@ class RunData:
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""
         assert self.validation is not None  # it is opened wherever something is evaluated
-        return self._evaluated(self.validation, self.config.eval.num_examples)
+        return self._evaluated(self.validation, self.config.eval.num_examples, self.views)
 
     def neighbours(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the training split, in order and without augmentation."""
         return self._evaluated(parts_of(self.train)[0][0], self.config.eval.knn_examples)
 
     def _evaluated(
-        self, dataset: Dataset, most: int
+        self, dataset: Dataset, most: int, views: Views | None = None
     ) -> contextlib.AbstractContextManager["HeldOutClips"]:
-        return evaluation_batches(self.config, self.mesh, self.workdir, dataset, most=most)
+        return evaluation_batches(
+            self.config, self.mesh, self.workdir, dataset, most=most, views=views
+        )
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ from adamae_jax.errors import UserError
 atexit.register(threading.Event().wait)  # as JAX does, for the other processes
 jax.process_count, jax.process_index = (lambda: 2), (lambda: 1)
 peers.multihost_utils.broadcast_one_to_all = lambda number: number
-def fail(config, workdir):
+def fail(config, workdir, recipe):
     raise {"user": UserError("too much is damaged"), "ours": ValueError("a bug")}[sys.argv[1]]
 pretrain.pretrain = fail
 flags.DEFINE_string("workdir", "", "")

@@ -247,8 +247,25 @@ def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.nda
         fps=_rate(record) if spec.frame_sampling == "time_scaled" else spec.target_fps,
         target_fps=spec.target_fps,
     )
+    return _cut_views(record, spec, starts, views.crops)
+
+
+def make_windows(
+    record: Record, spec: ClipSpec, frames: Int64[np.ndarray, "v t"]
+) -> UInt8[np.ndarray, "v t h w 3"]:
+    """Cuts clips of given frames out of a video, from the centre, as for an evaluation.
+
+    Raises:
+        BadRecordError: a needed frame cannot be decoded.
+    """
+    return _cut_views(record, spec, frames, 1)["video"]
+
+
+def _cut_views(
+    record: Record, spec: ClipSpec, starts: Int64[np.ndarray, "v t"], crops: int
+) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
-    size, boxes = view_boxes(frame_size, spec.image_size, views.crops)
+    size, boxes = view_boxes(frame_size, spec.image_size, crops)
     if spec.crop == "none":
         size, boxes = spec.image_size, [Box(0, 0, *spec.image_size[::-1])]
     video = np.empty((len(starts), len(boxes), *spec.video_shape), np.uint8)
