@@ -233,9 +233,13 @@ def test_options_of_a_strategy_are_its_own() -> None:
         ("data.num_frames", ""),
         ("masking.options.anything", ""),
         ("batch_sise", "config has no field 'batch_sise': did you mean 'batch_size'?"),
-        ("optimizer.lr", "config.optimizer has no field 'lr': it has rate_counts, learning_rate, "),
+        ("optimizer.lr", "config.optimizer has no field 'lr': did you mean 'learning_rate'?"),
         ("mesh.model", "config.mesh has no field 'model': it has data, fsdp, tensor"),
-        ("masking", "config.masking is a group of fields: set one of them, such as config.masking"),
+        (
+            "masking",
+            "config.masking is a group of fields, and each strategy has options of its own",
+        ),
+        ("model", "config.model is a group of fields: set one of them, such as config.model."),
         ("nothing.here", "config.nothing has no field 'here': docs/config.md lists all fields"),
     ],
 )
