@@ -294,6 +294,13 @@ def test_a_dataset_can_be_evaluated_in_views_by_itself(parts: list[Path], tmp_pa
     assert (videos_per_batch(6, mesh, views), videos_per_batch(1, mesh, views)) == (mesh.size,) * 2
 
 
+def test_a_wrong_rand_augment_is_told_at_the_start(parts: list[Path]) -> None:
+    config: ConfigDict = tiny.get_config()
+    config.update_from_flattened_dict({"data.dir": str(parts[0]), "data.rand_augment": "rand-m70"})
+    with pytest.raises(UserError, match="rand_augment is 'rand-m70', but must be empty or timm's"):
+        open_training(config)
+
+
 def test_a_damaged_record_ends_a_run_that_asks_for_it(tmp_path: Path) -> None:
     records = [b"\xff", *moving_waves(3)] * 4
     data = fixtures.write_dataset(tmp_path / "data", {"train": records})
