@@ -40,7 +40,8 @@ FIELDS: dict[str, Field] = {
     "steps": Field(
         0,
         "Optimiser updates. 0: as many as `epochs` takes. A number here goes before `epochs`, so "
-        "that `--config.steps=N` shortens any recipe.",
+        "that `--config.steps=N` shortens any recipe; its warm-up becomes shorter in proportion, "
+        "unless it is given too.",
         lowest=0,
         highest=MOST_STEPS,
     ),

@@ -12,43 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, licenses, peers, pretrained
-from adamae_jax import config as configs
+from adamae_jax import cli, experiment, initial, job, licenses, pretrained
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
-from adamae_jax.pretrain import define_flags
-from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.initial import Initial
+from adamae_jax.run_data import open_training
 from adamae_jax.task import Variables
 from adamae_jax.training import partitioning, rundir, trainer
-from adamae_jax.training.checkpoints import checkpoint_steps
 from adamae_jax.training.digests import write_atomically
-from adamae_jax.training.partitioning import check_batch, create_mesh
 
-BEST, BEST_JSON = "best", "best.json"
+BEST_JSON = "best.json"
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
-    with peers.ending_together(workdir):
-        summary = finetune(flags.FLAGS.config, workdir)
-    if jax.process_index() == 0:
-        print(json.dumps(summary, indent=2))
+    job.run(finetune)
 
 
-def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Fine-tunes to the end.
+def finetune(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fine-tunes to the end, and tests what came of it in ``config.eval.views``.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `configs.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -57,42 +51,31 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: for whatever is wrong with config, data, workdir or devices, before anything is
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
-    # Data
     train = open_training(config)
-    config = configs.resolve(for_classes(config, train), len(train))
-    # Model and devices
+    config = for_classes(config, train)
     task = experiment.classification(config)
-    experiment.check_device(config)
-    mesh = create_mesh(dict(config.mesh))
-    check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
-    check_batch("eval.batch_size", config.eval.batch_size, mesh)
-    data = RunData(config, mesh, workdir, train, open_validation(config))
-    # Workdir: a new run, one to go on with, or one that is complete
-    rundir.check(workdir, config)
-    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
-    if steps:
-        data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
-    complete = trainer.finished(config, workdir, steps)
-    if complete is not None:
-        return complete
-    # Training
-    described = (config, config.steps, train.label_names, licenses.of(workdir))
-    return trainer.train(
-        trainer.Run(
-            config,
-            workdir,
-            task,
-            experiment.optimizers(config, task),
-            mesh,
-            data,
-            metadata={
-                "data_fingerprint": data.fingerprint,
-                "label_names": list(train.label_names),
-            },
-            export=lambda variables: pretrained.save(workdir / rundir.MODEL, variables, *described),
-            evaluated=Best(workdir / BEST, config, train.label_names),
+    begun = job.begin(config, workdir, train, recipe)
+    config = begun.config
+    summary = begun.complete
+    if summary is None:
+        # A run that goes on has all in its checkpoint: the source may be another by now, or gone.
+        start = Initial() if begun.steps else initial.read(task, config)
+        license = licenses.of(workdir) if begun.steps else start.license
+        summary = trainer.train(
+            trainer.Run(
+                config,
+                workdir,
+                task,
+                experiment.optimizers(config, task),
+                begun.mesh,
+                begun.data,
+                metadata=begun.metadata(license),
+                initial=start.told(),
+                evaluated=Best(workdir / rundir.BEST, config, train.label_names, license),
+                export=job.exporting(begun, license),
+            )
         )
-    )
+    return summary
 
 
 def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDict:
@@ -127,11 +110,13 @@ class Best:
       directory: where.
       config: of the run.
       label_names: of the classes.
+      license: of weights that it began with.
     """
 
     directory: Path
     config: ConfigDict
     label_names: tuple[str, ...]
+    license: str
 
     def __post_init__(self) -> None:
         try:
@@ -155,7 +140,8 @@ class Best:
         if jax.process_index():
             return
         try:
-            pretrained.save(self.directory, on_host, self.config, step, self.label_names)
+            about = (self.config, step, self.label_names, self.license)
+            pretrained.save(self.directory, on_host, *about)
             said = {"step": step, **{name: figures[name] for name in sorted(figures)}}
             write_atomically(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
         except OSError as error:  # a full disk, say: no reason to end a run
@@ -163,5 +149,5 @@ class Best:
 
 
 if __name__ == "__main__":
-    define_flags()
+    job.define_flags()
     cli.run(main)

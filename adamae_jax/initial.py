@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -52,6 +53,12 @@ class Initial:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     license: str = ""
     report: str = ""
+
+    def told(self) -> Mapping[str, Any]:
+        """Returns the variables, and logs what they are."""
+        if self.report and jax.process_index() == 0:
+            logging.info("%s", self.report)
+        return self.variables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import jax
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -13,18 +16,35 @@ from adamae_jax import experiment
 from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
-from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_of
+from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import embedded
 from adamae_jax.training import rundir
 from adamae_jax.training.checkpoints import read_metadata
 from adamae_jax.training.evaluation import HostBatch
-from adamae_jax.training.partitioning import batch_shard
+from adamae_jax.training.partitioning import DATA, FSDP, batch_shard
 
 # To start a worker takes a second or two, as long as it takes to decode about so many videos; an
 # evaluation starts its own each time.
 VIDEOS_PER_WORKER = 64
+
+
+def make_embedded(directory: str) -> None:
+    """Makes embedded datasets that a config names where they are not there yet.
+
+    One process makes them, and says so on standard error; the others wait.
+
+    Raises:
+      UserError: where they cannot be made.
+    """
+    if jax.process_index() == 0:
+        with contextlib.redirect_stdout(sys.stderr):
+            for part in parts_in(directory):
+                embedded.ensure(part.directory)
+    multihost_utils.sync_global_devices("embedded datasets")
 
 
 def open_training(config: ConfigDict) -> Dataset | MixedDataset:
@@ -38,6 +58,7 @@ def open_training(config: ConfigDict) -> Dataset | MixedDataset:
             "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
             "`python -m adamae_jax.prepare`"
         )
+    make_embedded(config.data.dir)
     train = open_dataset(config.data.dir, config.data.train_split)
     spec = experiment.clip_spec(config)
     for part in parts_of(train)[0]:
@@ -136,7 +157,7 @@ class RunData:
     def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
-        damage = TrainingDamage(self.train, config.data.max_bad_fraction, self._listing())
+        damage = TrainingDamage(self.train, config.data.max_bad_fraction, _listing(self.workdir))
         index, count = batch_shard(self.mesh)
         with train_batches(
             self.train,
@@ -165,26 +186,65 @@ class RunData:
         """The first clips of the training split, in order and without augmentation."""
         return self._evaluated(parts_of(self.train)[0][0], self.config.eval.knn_examples)
 
-    @contextlib.contextmanager
-    def _evaluated(self, dataset: Dataset, most: int) -> Iterator["HeldOutClips"]:
-        total = min(most or len(dataset), len(dataset))
-        index, count = batch_shard(self.mesh)
-        with eval_batches(
-            dataset,
-            experiment.clip_spec(self.config),
-            batch_size=self.config.eval.batch_size,
-            num_examples=total,
-            num_workers=min(self.config.data.num_workers, total // count // VIDEOS_PER_WORKER),
-            num_threads=self.config.data.num_threads,
-            timeout_s=self.config.data.timeout_s,
-            shard_index=index,
-            shard_count=count,
-        ) as batches:
-            damage = EvaluationDamage(dataset, self.config.data.max_bad_fraction, self._listing())
-            yield HeldOutClips(total, batches, damage)
+    def _evaluated(
+        self, dataset: Dataset, most: int
+    ) -> contextlib.AbstractContextManager["HeldOutClips"]:
+        return evaluation_batches(self.config, self.mesh, self.workdir, dataset, most=most)
 
-    def _listing(self) -> Listing:
-        return Listing(self.workdir / rundir.damaged_name())
+
+@contextlib.contextmanager
+def evaluation_batches(
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    dataset: Dataset,
+    *,
+    most: int = 0,
+    views: Views | None = None,
+) -> Iterator["HeldOutClips"]:
+    """The records of a dataset in order, each once, for a run as for an evaluation by itself.
+
+    Args:
+      config: says what a clip is and how it is read; resolved, for the size of batches.
+      mesh: the devices, which say what part of a batch this process reads.
+      workdir: where damaged records are listed.
+      dataset: the records.
+      most: only the first so many of them. 0: all.
+      views: of each video, ``video`` being [b, V, T, H, W, C]: a batch then has as many videos as
+        `videos_per_batch` says. None: one clip of each, [b, T, H, W, C].
+
+    Raises:
+      UserError: the dataset cannot give such clips or views.
+    """
+    total = min(most or len(dataset), len(dataset))
+    index, count = batch_shard(mesh)
+    batch_size = config.eval.batch_size
+    if views is not None:
+        batch_size = videos_per_batch(batch_size, mesh, views)
+    with eval_batches(
+        dataset,
+        experiment.clip_spec(config),
+        batch_size=batch_size,
+        num_examples=total,
+        views=views,
+        num_workers=min(config.data.num_workers, total // count // VIDEOS_PER_WORKER),
+        num_threads=config.data.num_threads,
+        timeout_s=config.data.timeout_s,
+        shard_index=index,
+        shard_count=count,
+    ) as batches:
+        damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
+        yield HeldOutClips(total, batches, damage)
+
+
+def videos_per_batch(clips: int, mesh: Mesh, views: Views) -> int:
+    """Returns how many videos' views make about ``clips`` clips and divide over the devices."""
+    devices = mesh.shape[DATA] * mesh.shape[FSDP]
+    return max(1, clips // (views.per_video * devices)) * devices
+
+
+def _listing(workdir: Path) -> Listing:
+    return Listing(workdir / rundir.damaged_name())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +252,7 @@ class HeldOutClips:
     """This process's batches of an evaluation.
 
     Attributes:
-      num_examples: clips that are evaluated, over all processes.
+      num_examples: clips, or videos with their views, that are evaluated, over all processes.
       batches: padded to whole batches.
       damage: counts those that cannot be read.
     """

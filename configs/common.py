@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from adamae_jax.config import default_config, masking_config, set_family, set_size
 from adamae_jax.errors import UserError
+from adamae_jax.models.autoencoder import SIZES
 
 # Training examples. Kinetics-400: no author publishes a list of their copy; this is the length of
 # MMAction2's (tools/data/kinetics), and others differ by some thousands, since videos leave the
@@ -31,8 +32,12 @@ MAE_ST_DECAY = (*MAE_DECAY, "/positions/")
 SAMPLER_DECAY = "^masking/.*position_table$"  # AdaMAE's
 
 
+TINY = "tiny"  # the demos' own size
+DEMO_SIZES = (TINY, *SIZES)
+
+
 def check_size(
-    recipe: str, size: str, published: Sequence[str], extrapolated: Sequence[str]
+    recipe: str, size: str, published: Sequence[str], extrapolated: Sequence[str] = ()
 ) -> None:
     """Meets a size that a recipe does not have, and warns of one that its authors do not have.
 
@@ -58,6 +63,18 @@ def check_size(
             size,
             f"{' and '.join(published)} only" if published else "no script for it",
         )
+
+
+def demo_size(recipe: str, config: ConfigDict, size: str) -> ConfigDict:
+    """Returns a demo's config with encoder and decoder of a size: its own, or a published one.
+
+    Raises:
+      UserError: where there is no such size.
+    """
+    check_size(recipe, size, DEMO_SIZES)
+    if size != TINY:
+        set_size(config.model, size)
+    return config
 
 
 def keep_every(config: ConfigDict, epochs: int) -> None:

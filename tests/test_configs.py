@@ -315,3 +315,16 @@ def test_sizes_beyond_the_authors_are_marked(name: str, caplog: pytest.LogCaptur
 def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(UserError, match=r"configs/adamae_k400.py has no size 'XL': use one of B"):
         module("adamae_k400").get_config("XL")
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.py")} - {"common"}))
+def test_every_config_takes_a_size(name: str) -> None:
+    """The demos their own, and those of the published models; a wrong one names those there are."""
+    get_config = module(name).get_config
+    with pytest.raises(UserError, match=r"use one of (tiny|S|B|adaptive)\b"):
+        get_config("XL")
+    demo, one_size = name.endswith("_demo"), name.startswith("automae")
+    assert get_config("tiny" if demo else "B").to_dict() == get_config().to_dict()
+    if demo and not one_size:
+        assert get_config("S").model.encoder.width == 384
+        experiment.pretraining(get_config("S"))

@@ -16,7 +16,7 @@ from adamae_jax.data.crops import (
     cut_frame,
     cut_masks,
     reduction,
-    spread_boxes,
+    view_boxes,
 )
 from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
@@ -222,7 +222,10 @@ def make_clips(
 
 
 def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.ndarray]:
-    """Cuts the clips of an evaluation out of a video, decoding no frame twice.
+    """Cuts the clips of an evaluation out of a video, decoding and resizing no frame twice.
+
+    Frames are resized first and cut then (see `view_boxes`), as in the test loaders of VideoMAE.
+    (The clips of `make_clips` for evaluation are cut first.)
 
     Args:
         record: the video.
@@ -245,10 +248,25 @@ def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.nda
         target_fps=spec.target_fps,
     )
     frame_size = (record.height, record.width)
-    boxes = spread_boxes(frame_size, spec.image_size, views.crops)
+    size, boxes = view_boxes(frame_size, spec.image_size, views.crops)
     if spec.crop == "none":
-        boxes = [Box(0, 0, record.width, record.height)]
-    return _cut_clips(record, spec, [_Draw(t, box, False) for t in starts for box in boxes], False)
+        size, boxes = spec.image_size, [Box(0, 0, *spec.image_size[::-1])]
+    video = np.empty((len(starts), len(boxes), *spec.video_shape), np.uint8)
+    resized = np.empty((*size, 3), np.uint8)
+    factor = reduction(Box(0, 0, record.width, record.height), size, spec.interpolation)
+    for number, pixels in each_frame(record.frames, np.unique(starts), frame_size, factor):
+        whole = Box(0, 0, pixels.shape[1], pixels.shape[0])
+        cut_frame(pixels, whole, resized, spec.interpolation)
+        start, place = np.nonzero(starts == number)
+        for crop, (left, top, width, height) in enumerate(boxes):
+            video[start, crop, place] = resized[top : top + height, left : left + width]
+    clips = {"video": video.reshape(-1, *spec.video_shape)}
+    if record.foreground is not None:
+        masks = decode_foreground(record.foreground, len(record.frames))
+        clips["foreground"] = np.stack(
+            [cut_masks(masks[t], box, size, spec.mask_size) for t in starts for box in boxes]
+        )
+    return clips
 
 
 def _cut_clips(

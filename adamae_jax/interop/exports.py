@@ -20,6 +20,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture, authors, files, huggingface
 from adamae_jax.interop.files import StateDict
 from adamae_jax.interop.huggingface import CLASSES, ClassKind
+from adamae_jax.interop.huggingface_weights import KEEPING_BIASES, LOSING_BIASES
 from adamae_jax.interop.imports import table_of
 from adamae_jax.interop.sources import (
     CONFIG_DIGEST,
@@ -317,6 +318,11 @@ def _class_remarks(kind: ClassKind, loaded: Loaded) -> list[str]:
     """Returns what their class computes otherwise, whatever its config says."""
     config, name, remarks = loaded.config, CLASSES[kind], []
     is_classifier, is_image = kind == "videomae_classifier", kind == "mae_pretraining"
+    if not is_image and config.model.attention_bias:
+        remarks.append(
+            f"transformers {LOSING_BIASES} loads {name} without its query and value biases, with a "
+            f"warning only: use another ({KEEPING_BIASES} are right)"
+        )
     objective, pooling = config.objective, config.classifier.pooling
     theirs = huggingface.last_norm_epsilon(kind, config.model.norm_epsilon, pooling)
     own = config.classifier.norm_epsilon if is_classifier else config.model.decoder_norm_epsilon

@@ -172,7 +172,8 @@ def _check_foreign(directory: Path) -> None:
     if directory.is_dir() and (is_model or is_run):
         raise UserError(
             f"{directory} is a {'model directory' if is_model else 'run'} of this package, which "
-            "every job reads as it is: import is for the files of others"
+            "every job reads as it is; a run, a classifier's too, begins with it by "
+            f"--config.init_from={directory}: import is for the files of others"
         )
 
 
@@ -202,11 +203,13 @@ def _card_license(directory: Path) -> str:
     front = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     try:
         fields = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         return ""
-    license, name = (str(fields.get(field) or "") for field in ("license", "license_name"))
+    # Only text: a list may hold itself, or others many times over.
+    found = (fields.get(field) for field in ("license", "license_name"))
+    license, name = (value if isinstance(value, str) else "" for value in found)
     # "other" is followed by a name of the authors' own.
     license = name or license if license == "other" else license
     return "" if license == licenses.UNKNOWN else license

@@ -170,6 +170,8 @@ class Loop:
           UserError: where updates are not finite any more; the state before them is saved.
         """
         config, last = self._job.config, self._job.config.steps
+        if start < last:
+            self._progress.message("compiling; the first step may take minutes")
         if start == 0:
             self._metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self._draw(0, state, "start")
@@ -189,7 +191,7 @@ class Loop:
             previous = metrics
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                logging.info("compiled and ran step %d", step)
+                self._progress.message(f"compiled and ran step {step}")
             figures: Figures = {}
             if step % config.log_every == 0 or step in (1, last):
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
