@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, pretrained
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import Views
@@ -28,6 +30,7 @@ from adamae_jax.training import partitioning, rundir, trainer
 from adamae_jax.training.digests import write_atomically
 
 BEST_JSON, TEST = "best.json", "test"
+LOOKED_AT = 64  # videos, for their labels
 
 
 def main(argv: Sequence[str]) -> None:
@@ -128,9 +131,37 @@ def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDi
             f"classifier.num_classes is {options.num_classes}, but the dataset at "
             f"{config.data.dir} has {len(names)} classes: leave it 0"
         )
+    check_labels(dataset, options.num_classes)
     weights = experiment.class_weights(options.class_weights, options.num_classes)
     options.class_weights = ",".join(map(repr, weights))  # the file may change, or go
     return config
+
+
+def check_labels(dataset: Dataset | MixedDataset, num_classes: int) -> None:
+    """Looks at the labels of some videos, from the first to the last.
+
+    Raises:
+      UserError: where none has one, or one is of no class.
+    """
+    looked_at = np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)).tolist()
+    labels = {}
+    for index in looked_at:
+        try:
+            labels[index] = dataset[index].label
+        except (BadRecordError, OSError):  # those who read it for a batch tell of it
+            continue
+    for index, label in labels.items():
+        if label >= num_classes:
+            raise UserError(
+                f"{dataset.where(index)} has label {label}, but there are {num_classes} classes, "
+                "from 0 on: give classifier.num_classes as many as there are, or prepare the "
+                "dataset anew"
+            )
+    if labels and max(labels.values()) < 0:
+        raise UserError(
+            f"none of {len(labels)} videos, from the first to the last, has a label: prepare the "
+            "dataset from a list with labels, or with --class_folders"
+        )
 
 
 @dataclasses.dataclass
