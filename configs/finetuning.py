@@ -21,6 +21,7 @@ class Dataset(NamedTuple):
       frame_sampling: how the frames of a clip are chosen.
       sampling_rate: video frames from one clip frame to the next, where that is how.
       horizontal_flip: whether clips are mirrored: not where left and right are in the labels.
+      test_views: clips of each video in the final test, times x crops.
     """
 
     num_examples: int
@@ -28,10 +29,13 @@ class Dataset(NamedTuple):
     frame_sampling: str = "stretched"
     sampling_rate: int = 4
     horizontal_flip: bool = True
+    test_views: str = "5x3"
 
 
 KINETICS_400 = Dataset(common.KINETICS_400, 400)
-SOMETHING_V2 = Dataset(common.SOMETHING_V2, 174, frame_sampling="segments", horizontal_flip=False)
+SOMETHING_V2 = Dataset(
+    common.SOMETHING_V2, 174, frame_sampling="segments", horizontal_flip=False, test_views="2x3"
+)
 UCF101 = Dataset(common.UCF101, 101)
 HMDB51 = Dataset(common.HMDB51, 51, sampling_rate=2)
 
@@ -87,6 +91,7 @@ def videomae(size: str, dataset: Dataset, run: Run) -> ConfigDict:
     config.data.interpolation = "bilinear_without_antialias"  # as PyTorch does by default
     config.data.horizontal_flip = dataset.horizontal_flip
     config.data.rand_augment = "rand-m7-n4-mstd0.5-inc1"
+    config.eval.test_views = dataset.test_views
 
     config.model.tubelet_size = 2
     config.model.dtype = "bfloat16"
@@ -113,6 +118,7 @@ def mae_st_k400(size: str, run: Run) -> ConfigDict:
     config.data.interpolation = "bilinear_without_antialias"  # as PyTorch does by default
     config.data.horizontal_flip = True
     config.data.rand_augment = "rand-m7-mstd0.5-inc1"
+    config.eval.test_views = "10x3"
 
     config.model.tubelet_size = 2
     config.model.dtype = "float32"  # the authors switch mixed precision off (--fp32)

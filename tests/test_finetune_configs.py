@@ -225,6 +225,9 @@ def test_clips(recipe: Recipe) -> None:
     images = "imagenet" in recipe.name
     assert spec.interpolation == ("bicubic" if images else "bilinear_without_antialias")
     assert spec.horizontal_flip == ("ssv2" not in recipe.name)
+    views = {"mae": "1x1", "automae": "1x1", "mae_st": "10x3"}.get(recipe.system, "5x3")
+    expected_views = "2x3" if "ssv2" in recipe.name else views
+    assert recipe.config.eval.test_views == expected_views
     assert spec.rand_augment == RAND_AUGMENT.get(recipe.system, "rand-m7-n4-mstd0.5-inc1")
     of_videomae = recipe.system in ("videomae", "adamae")
     assert spec.shared_frames == (of_videomae and recipe.expected.repeats == 2)
