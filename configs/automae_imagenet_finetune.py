@@ -10,11 +10,19 @@ It begins from configs/automae_imagenet.py, or from the authors' weights:
 
 from ml_collections import ConfigDict
 
-from configs import finetuning
+from configs import common, finetuning
 from configs.mae_imagenet_finetune import RUNS
 
 
-def get_config() -> ConfigDict:
-    """Images of 224 x 224 pixels; 1,000 classes."""
+def get_config(size: str = "B") -> ConfigDict:
+    """Images of 224 x 224 pixels; 1,000 classes.
+
+    Args:
+      size: B.
+
+    Raises:
+      UserError: for another size.
+    """
+    common.check_size("automae_imagenet_finetune", size, ("B",))
     run = RUNS["B"]._replace(per_gpu=64)  # 8 GPUs, accumulated twice
-    return finetuning.mae_imagenet("B", run)
+    return finetuning.mae_imagenet(size, run)

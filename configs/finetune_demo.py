@@ -14,9 +14,16 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """8 frames of 48 x 48 pixels: 144 tokens, all of which the encoder sees."""
-    config = common.demo_video()
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """8 frames of 48 x 48 pixels: 144 tokens, all of which the encoder sees.
+
+    Args:
+      size: tiny, or that of another model, given as --config=configs/finetune_demo.py:S.
+
+    Raises:
+      UserError: for another size.
+    """
+    config = common.demo_size("finetune_demo", common.demo_video(), size)
     config.steps = 300
     config.eval_every = 100
     config.pictures_every = 0

@@ -132,8 +132,8 @@ def mae_imagenet(size: str, run: Run) -> ConfigDict:
 
     Source: main_finetune.py and FINETUNE.md in github.com/facebookresearch/mae. Three things
     differ: theirs computes in float16 with loss scaling, which bfloat16 does not need; its warm-up
-    comes to the peak one step later; and it crops before RandAugment, not after, which then fills
-    with the images' mean colour.
+    comes to the peak one step later; and it crops first, and fills with ImageNet's mean colour in
+    RandAugment, where ours augments the whole image, and fills with grey.
 
     Args:
       size: of the model; H has patches of 14 pixels.

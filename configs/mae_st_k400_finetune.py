@@ -13,8 +13,9 @@ It begins from configs/mae_st_k400.py, or from the authors' weights:
 
     --config=configs/mae_st_k400_finetune.py:L --config.init_from=PATH
 
-The size is the argument. L and H are published. B is extrapolated: SlowFast's file for it has a
-rate, but for a batch that it leaves open, so that the rates are L's.
+The size is the argument, as there; the authors recommend L. L and H are published. B is
+extrapolated: SlowFast's file for it has a rate, but for a batch that it leaves open, so that the
+rates are L's.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +43,7 @@ PUBLISHED = ("L", "H")
 EXTRAPOLATED = ("B",)
 
 
-def get_config(size: str = "L") -> ConfigDict:
+def get_config(size: str = "B") -> ConfigDict:
     """Clips of 16 frames, equally long in seconds, of B and L two of each video; 400 classes.
 
     Args:

@@ -1,4 +1,4 @@
-"""VideoMAE fine-tuning on Something-Something V2: ViT-B is reported at 70.8% top-1.
+"""VideoMAE fine-tuning on Something-Something V2: ViT-S and B are reported at 66.8, 70.8.
 
 Source: arXiv 2203.12602 and its released code, github.com/MCG-NJU/VideoMAE, scripts/ssv2/
 videomae_vit_*_patch16_224_tubemasking_ratio_0.9_epoch_2400/finetune.sh. How ours differs from
@@ -11,7 +11,8 @@ It begins from 2,400 epochs of configs/videomae_ssv2.py, or from the authors' we
 The size is the argument: --config=configs/videomae_ssv2_finetune.py:S. S and B are published. L and
 H are extrapolated: no script of theirs has them on this data, and these are the values of the same
 sizes in VideoMAE V2's (arXiv 2303.16727, github.com/OpenGVLab/VideoMAEv2), whose pretraining is
-another; how many clips mix is ours. For a B of 800 epochs: configs/adamae_ssv2_finetune.py.
+another; how many clips mix is ours. For a B of 800 epochs
+the authors have a script with one clip of each video: configs/adamae_ssv2_finetune.py.
 """
 
 from ml_collections import ConfigDict

@@ -15,13 +15,12 @@ from adamae_jax.data.examples import VideoLayout
 from tests.data import fixtures
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-SHARED = ("common", "finetuning", "__init__")
+ALL = sorted({path.stem for path in CONFIGS.glob("*.py")} - {"common", "finetuning"})
 
 
 def names(kind: Literal["pretraining", "finetune"]) -> list[str]:
     """The recipes of a kind, without the demos."""
-    stems = sorted(path.stem for path in CONFIGS.glob("*.py"))
-    found = [stem for stem in stems if stem not in SHARED and not stem.endswith("demo")]
+    found = [stem for stem in ALL if not stem.endswith("demo")]
     return [stem for stem in found if stem.endswith("_finetune") == (kind == "finetune")]
 
 

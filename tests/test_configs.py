@@ -317,14 +317,19 @@ def test_an_unknown_size_is_refused() -> None:
         module("adamae_k400").get_config("XL")
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.py")} - {"common"}))
+@pytest.mark.parametrize("name", recipes.ALL)
 def test_every_config_takes_a_size(name: str) -> None:
     """The demos their own, and those of the published models; a wrong one names those there are."""
     get_config = module(name).get_config
-    with pytest.raises(UserError, match=r"use one of (tiny|S|B|adaptive)\b"):
+    with pytest.raises(UserError, match=r"use one of (tiny|S|B|L|adaptive)\b"):
         get_config("XL")
     demo, one_size = name.endswith("_demo"), name.startswith("automae")
     assert get_config("tiny" if demo else "B").to_dict() == get_config().to_dict()
     if demo and not one_size:
-        assert get_config("S").model.encoder.width == 384
-        experiment.pretraining(get_config("S"))
+        config = get_config("S")
+        assert config.model.encoder.width == 384
+        if name == "finetune_demo":
+            config.classifier.num_classes = 8
+            experiment.classification(config)
+        else:
+            experiment.pretraining(config)

@@ -94,10 +94,10 @@ RECIPES: dict[str, Expected] = {
        for size, encoder in {"": B, ":L": L, ":H": H}.items()},
     **{f"adamae_hmdb51_finetune{size}": HMDB51._replace(encoder=encoder)
        for size, encoder in {"": B, ":L": L, ":H": H}.items()},
-    "mae_st_k400_finetune:B": Expected(
+    "mae_st_k400_finetune": Expected(
         512, 2, 4, 70_425, 4_695, (1.02258e-4, 4.8e-3, 2.66922e-3, 1e-6), 86_393_088,
         0.65, 0.1, 0.3),
-    "mae_st_k400_finetune": Expected(
+    "mae_st_k400_finetune:L": Expected(
         512, 2, 4, 46_950, 4_695, (1.02258e-4, 4.8e-3, 2.81717e-3, 1e-6), 304_094_208,
         0.75, 0.2, 0.3),
     "mae_st_k400_finetune:H": Expected(
@@ -271,11 +271,8 @@ PRETRAINED = {  # what a recipe begins from, where that has another name
 @pytest.mark.parametrize("name", [*recipes.names("finetune"), "finetune_demo"])
 def test_it_begins_from_its_pretraining(name: str) -> None:
     """Array by array; and nothing that arrays do not tell differs, but MAE's table is trained."""
-    size = ":B" if name in SIZED else ""
     before = PRETRAINED.get(name, name.removesuffix("_finetune"))
-    is_sized = before in recipes.names("pretraining") and "imagenet" not in before
-    pretraining = resolved(f"{before}:B" if is_sized else before)
-    config = resolved(f"{name}{size}")
+    pretraining, config = resolved(before), resolved(name)
     if name == "finetune_demo":
         config.classifier.num_classes = 8
     task = experiment.classification(config)
@@ -293,7 +290,7 @@ def test_it_begins_from_its_pretraining(name: str) -> None:
         path: leaf.shape for path, leaf in wanted.items() if not path.startswith(fresh)
     }
     differing = initial.different_fields(stored, task, config).keys()
-    trained = {"model.positions"} if "mae_imagenet" in name or name.startswith("automae") else set()
+    trained = {"model.positions"} if "mae_imagenet" in name else set()
     assert differing - {"model.drop_path", "model.initialization"} == trained
 
 
@@ -314,10 +311,8 @@ def test_every_recipe_is_tested() -> None:
 def test_sizes_beyond_the_authors_are_marked(name: str, caplog: pytest.LogCaptureFixture) -> None:
     recipe = module(name)
     sizes = {*recipe.PUBLISHED, *recipe.EXTRAPOLATED}
-    default = "L" if name.startswith("mae_st") else "B"
-    tested = {key.partition(":")[2] or default for key in RECIPES if key.partition(":")[0] == name}
+    tested = {key.partition(":")[2] or "B" for key in RECIPES if key.partition(":")[0] == name}
     assert sizes == tested
-    assert default in (recipe.PUBLISHED or recipe.EXTRAPOLATED)
     text = " ".join((recipe.__doc__ or "").split())
     assert ("extrapolated" in text) == bool(recipe.EXTRAPOLATED)
     assert ("All of it is extrapolated" in text) == (not recipe.PUBLISHED)
