@@ -12,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adamae_jax import evaluate, features, finetune, load, predict, pretrain, pretrained
+from adamae_jax import evaluate, features, finetune, initial, load, predict, pretrain, pretrained
+from adamae_jax.convert import exporting
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned
 from adamae_jax.training import loop, metrics, rundir
@@ -355,6 +356,19 @@ def test_features_of_a_folder(pretrained_model: Path, tmp_path: Path) -> None:
     call(features, *arguments)
     assert os.stat(tmp_path / "out" / "a.mp4.npz").st_mtime_ns == before
     assert (tmp_path / "out" / "sub" / "b.mp4.npz").exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "huggingface"])
+def test_what_was_exported_says_the_same(run: Path, data: Path, tmp_path: Path, form: str) -> None:
+    """In the authors' form and in Hugging Face's, as evaluate and predict read them."""
+    exported = tmp_path / ("model.safetensors" if form == "safetensors" else "model")
+    flag = [] if form == "safetensors" else ["--format=huggingface"]
+    call(exporting, f"--source={run}", f"--output={exported}", *flag)
+    back, loaded = initial.load(str(exported)), load(run)
+    assert isinstance(back, Finetuned)
+    assert isinstance(loaded, Finetuned)
+    clip = loaded.clip(movie(tmp_path / "a.mp4", 1))
+    np.testing.assert_allclose(back.logits(clip), loaded.logits(clip), rtol=1e-5, atol=1e-6)
 
 
 def test_in_a_notebook(run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment, pretrained
 from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
+from adamae_jax.fields import FIELDS
 from adamae_jax.interop import architecture, authors, files, huggingface
 from adamae_jax.interop.files import StateDict
 from adamae_jax.interop.huggingface import CLASSES, ClassKind
@@ -40,6 +41,8 @@ from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 NOT_COMPUTED = (
     *(f"model.{name}" for name in ("initialization", "dtype", "remat", "unroll", "attention")),
     "masking.options.pretrained",
+    # How a classifier is trained; what it is belongs to the model.
+    *(name for name, field in FIELDS.items() if field.classifier and not field.model),
 )
 # Fields that a classifier has no use for.
 _NOT_CLASSIFYING = (
