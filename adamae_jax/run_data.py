@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -177,7 +178,17 @@ class RunData:
             on_error=config.data.on_error,
             timeout_s=config.data.timeout_s,
         ) as batches:
-            yield watched(batches, damage.see)
+            yield watched(watched(batches, damage.see), self._check_labels)
+
+    def _check_labels(self, batch: HostBatch) -> None:
+        """Raises a `UserError` where a label is of no class: it would count as none."""
+        classes = self.config.classifier.num_classes
+        for place in np.flatnonzero(batch["label"] >= classes)[:1] if classes else ():
+            raise UserError(
+                f"{self.train.where(int(batch['example_index'][place]))} has label "
+                f"{batch['label'][place]}, but there are {classes} classes, from 0 on: prepare the "
+                "dataset anew"
+            )
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""

@@ -246,6 +246,17 @@ def test_bad_input_is_told_at_the_start(data: Path, run: Path, tmp_path: Path) -
         finetune.finetune(config, tmp_path / "run")
 
 
+def test_a_label_of_no_class_is_met_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is none of those that are looked at first."""
+    config = config_of(wrong_labels(tmp_path, (), [0, 1, 2, 7] * 4))
+    config.classifier.num_classes, config.eval_every = 3, 0
+    monkeypatch.setattr(finetune, "LOOKED_AT", 1)
+    with pytest.raises(UserError, match=r"has label 7, but there are 3 classes"):
+        finetune.finetune(config, tmp_path / "run")
+
+
 def test_a_classifier_of_other_classes(run: Path, data: Path, tmp_path: Path) -> None:
     other = wrong_labels(tmp_path, ("a", "b"), [0, 1] * 8)
     with pytest.raises(UserError, match=r"fresh_head=True"):
