@@ -50,6 +50,13 @@ FIELDS: dict[str, Field] = {
         lowest=0,
         highest=MOST_STEPS,
     ),
+    "init_from": Field(
+        "",
+        "Weights to begin with: a run's workdir (or one of its checkpoints, "
+        "`WORKDIR/checkpoints/STEP`), a model directory, a `.pth` or `.safetensors` file with the "
+        "authors' names, or a Hugging Face directory. Read when a run begins, and never again. "
+        "Empty: random numbers.",
+    ),
     "log_every": ExecutionField(50, "Steps from one line of metrics.jsonl to the next.", lowest=1),
     "checkpoint_every": ExecutionField(1000, "Steps from one checkpoint to the next.", lowest=1),
     "eval_every": ExecutionField(
@@ -286,6 +293,10 @@ FIELDS: dict[str, Field] = {
         False,
         "Leave the first patch out of the mean, as MAE-ST's released code does without a class "
         "token.",
+    ),
+    "classifier.fresh_head": Field(
+        False,
+        "Start the head afresh where `init_from` is a classifier, as for other classes.",
     ),
     "classifier.head_dropout": ClassifierField(
         0.0, "Dropout in front of the head.", lowest=0, below=1

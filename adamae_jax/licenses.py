@@ -1,8 +1,10 @@
 """Whose weights a model holds, and under which licence: never assumed, never lost on the way."""
 
 import contextlib
+import functools
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 from adamae_jax import config as configs
 from adamae_jax import masking
@@ -22,6 +24,24 @@ def together(one: str, other: str) -> str:
     if one == other:
         return one
     return f"{one or UNKNOWN} and {other or UNKNOWN}"
+
+
+class Weights(Protocol):
+    """Weights that come from elsewhere, with their licence; none where ``variables`` is empty."""
+
+    @property
+    def variables(self) -> Any:
+        """The arrays."""
+
+    @property
+    def license(self) -> str:
+        """Of the arrays; "" where none is known."""
+
+
+def of_parts(*parts: Weights) -> str:
+    """The licence of a model that begins with these; those that hold nothing do not count."""
+    known = [part.license for part in parts if part.variables]
+    return functools.reduce(together, known) if known else ""
 
 
 def inherited(strategy: MaskingStrategy) -> str:
@@ -46,7 +66,10 @@ def of(directory: Path) -> str:
         recorded = _recorded(directory / rundir.CHECKPOINTS)
         if recorded is not None:
             return recorded
-        fields = configs.from_json((directory / rundir.CONFIG).read_text()).masking
+        config = configs.from_json((directory / rundir.CONFIG).read_text())
+        if config.init_from:
+            return f"{UNKNOWN} (weights of {config.init_from})"
+        fields = config.masking
         return inherited(masking.create(fields.name, fields.mask_ratio, dict(fields.options)))
     except (OSError, ValueError, LookupError, TypeError, UserError):
         return f"{UNKNOWN} (weights of {directory})"

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, licenses, peers, pictures, pretrained
+from adamae_jax import cli, experiment, frozen, initial, licenses, peers, pictures, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
+from adamae_jax.initial import Initial
 from adamae_jax.objectives import Pretraining
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.task import Variables, example_keys
@@ -83,9 +84,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     complete = trainer.finished(config, workdir, steps)
     if complete is not None:
         return complete
-    # A run that goes on has both in its checkpoint: the source may be another by now, or gone.
-    held = Frozen(None, licenses.of(workdir)) if steps else frozen.read(task)
-    described = (config, config.steps, train.label_names, held.license)
+    # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
+    held, begun = (
+        (Frozen(), Initial()) if steps else (frozen.read(task), initial.read(task, config))
+    )
+    license = licenses.of(workdir) if steps else licenses.of_parts(held, begun)
+    described = (config, config.steps, train.label_names, license)
+    if begun.report and jax.process_index() == 0:
+        logging.info("%s", begun.report)
     # Training
     return trainer.train(
         trainer.Run(
@@ -98,9 +104,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             metadata={
                 "data_fingerprint": data.fingerprint,
                 "label_names": list(train.label_names),
-                licenses.RECORD: held.license,
+                licenses.RECORD: license,
             },
             frozen=held.variables,
+            initial=begun.variables,
             draw=drawing(config, workdir, task, data),
             export=lambda variables: pretrained.save(workdir / rundir.MODEL, variables, *described),
             summary=lambda evaluated: {

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import jax
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -13,10 +16,11 @@ from adamae_jax import experiment
 from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
-from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_of
+from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import embedded
 from adamae_jax.training import rundir
 from adamae_jax.training.checkpoints import read_metadata
 from adamae_jax.training.evaluation import HostBatch
@@ -25,6 +29,21 @@ from adamae_jax.training.partitioning import batch_shard
 # To start a worker takes a second or two, as long as it takes to decode about so many videos; an
 # evaluation starts its own each time.
 VIDEOS_PER_WORKER = 64
+
+
+def make_embedded(directory: str) -> None:
+    """Makes embedded datasets that a config names where they are not there yet.
+
+    One process makes them, and says so on standard error; the others wait.
+
+    Raises:
+      UserError: where they cannot be made.
+    """
+    if jax.process_index() == 0:
+        with contextlib.redirect_stdout(sys.stderr):
+            for part in parts_in(directory):
+                embedded.ensure(part.directory)
+    multihost_utils.sync_global_devices("embedded datasets")
 
 
 def open_training(config: ConfigDict) -> Dataset | MixedDataset:
@@ -38,6 +57,7 @@ def open_training(config: ConfigDict) -> Dataset | MixedDataset:
             "data.dir is empty: give --config.data.dir=DIR, a dataset made by "
             "`python -m adamae_jax.prepare`"
         )
+    make_embedded(config.data.dir)
     train = open_dataset(config.data.dir, config.data.train_split)
     spec = experiment.clip_spec(config)
     for part in parts_of(train)[0]:

@@ -14,6 +14,7 @@ from adamae_jax import cli, experiment, pictures, pretrained
 from adamae_jax.data.batches import first_clips
 from adamae_jax.data.mixture import open_first
 from adamae_jax.errors import UserError
+from adamae_jax.run_data import make_embedded
 from adamae_jax.task import example_keys
 
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     data_dir = values.data_dir or loaded.config.data.dir
     if not data_dir:
         raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")
+    make_embedded(data_dir)
     split = values.split or loaded.config.data.validation_split
     spec = experiment.clip_spec(loaded.config)
     batch = first_clips(open_first(data_dir, split), spec, values.num_clips)

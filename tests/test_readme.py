@@ -68,7 +68,7 @@ def test_the_commands_are_found() -> None:
     jobs = [command[2] for command in commands()]
     assert jobs == [
         *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
-        *("adamae_jax.visualize", *["adamae_jax.convert"] * 3),
+        *("adamae_jax.visualize", "adamae_jax.pretrain", *["adamae_jax.convert"] * 3),
         *("adamae_jax.pretrain", "adamae_jax.benchmark", "tests.parity"),
     ]
 
@@ -93,6 +93,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         "runs/mine": str(tmp_path / "mine"),
         "runs/large": str(tmp_path / "large"),
         "runs/small": small,
+        "runs/longer": str(tmp_path / "longer"),
         "runs/demo": small,
         "adamae.safetensors": str(tmp_path / "adamae.safetensors"),
         "exported": str(tmp_path / "exported"),
@@ -102,6 +103,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         ("adamae_jax.pretrain", "configs/adamae_k400.py"): [*SMALL, *QUICK],
         ("adamae_jax.pretrain", "configs/adamae_k400.py:L"): [*SMALL, *QUICK, ON_EIGHT],
         ("adamae_jax.pretrain", "configs/adamae_demo.py"): QUICK,
+        ("adamae_jax.pretrain", "configs/adamae_demo.py:tube"): QUICK,
         ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
     }
     # Most of the time goes into compiling: what is compiled here is run a few times only.

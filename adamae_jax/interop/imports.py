@@ -81,7 +81,7 @@ def convert(source: Source) -> Imported:
             found = source.hugging_face
             huggingface.check_config(found.config, found.kind, config)
         table, shapes = table_of(config, kind), pretrained.expected_shapes(config)
-    _check_finite(source.state)
+    check_finite(source.state)
     variables = table.from_authors(source.state, shapes)
     imported = Imported(
         *(kind, variables, config, step, (), source.license, remarks, clip_remarks, source.options)
@@ -89,7 +89,7 @@ def convert(source: Source) -> Imported:
     return with_label_names(imported, source.label_names)
 
 
-def _check_finite(state: Mapping[str, np.ndarray]) -> None:
+def check_finite(state: Mapping[str, np.ndarray]) -> None:
     """Raises a `UserError` where weights are NaN or infinite."""
     wrong = [name for name, array in state.items() if not np.isfinite(array).all()]
     if wrong:

@@ -16,7 +16,6 @@ from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import examples, synthetic
 from adamae_jax.prepare.build import Engine, Output, Plan, build
-from adamae_jax.prepare.output import RECORD_NAME
 from adamae_jax.prepare.pool import num_cores
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.write import Result
@@ -40,7 +39,7 @@ def ensure(directory: str | os.PathLike[str]) -> None:
     """
     path = Path(directory)
     name = _FOLDERS.get(path.name)
-    if name is None or storage.is_remote(directory) or (path / RECORD_NAME).is_file():
+    if name is None or storage.is_remote(directory) or any(path.glob("*")):
         return
     print(f"{path} is missing: making the embedded dataset {name!r}", flush=True)
     prepare(name, path.absolute(), num_workers=num_cores())

@@ -75,6 +75,8 @@ class Run:
       data: what is trained and evaluated on.
       metadata: is kept with each checkpoint.
       frozen: variables that never change, for a run that begins; None for those of `Task.init`.
+      initial: ``params`` and ``state``, or a part of them, that a run begins with in the place of
+        those of `Task.init`.
       evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
       draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
         to files too; None for none.
@@ -90,6 +92,7 @@ class Run:
     data: Data
     metadata: Mapping[str, Any]
     frozen: Any = None
+    initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluated: Callable[[int, Figures, Variables], None] | None = None
     draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None
     export: Callable[[Variables], None] = lambda variables: None

@@ -55,7 +55,7 @@ def select_group(params: Mapping[str, Any], task: Task, group: str) -> dict[str,
 
 
 def replace_group(params: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all parameters with those of one group replaced."""
+    """Returns all parameters with some of them, such as those of one group, replaced."""
     flat = traverse_util.flatten_dict(params, sep="/", keep_empty_nodes=True)
     new = traverse_util.flatten_dict(own, sep="/")
     return traverse_util.unflatten_dict({**flat, **new}, sep="/")

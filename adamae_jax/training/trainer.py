@@ -7,6 +7,7 @@
 import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from clu import parameter_overview
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,7 +25,7 @@ from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.loop import Loop, Run
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.progress import Progress
-from adamae_jax.training.state import TrainState, create_state
+from adamae_jax.training.state import TrainState, create_state, replace_group
 from adamae_jax.training.step import jit_train_step, make_train_step
 
 __all__ = ["Run", "finished", "train"]
@@ -134,11 +136,26 @@ def restore_or_create(run: Run, checkpoints: RunCheckpoints) -> tuple[int, Train
     if restored is not None:
         logging.info("resumed from step %d", restored[0])
         return *restored, shardings
-    state = jax.jit(create, out_shardings=shardings)()
+    state = begin_with(run.initial, jax.jit(create, out_shardings=shardings)(), shardings)
     if run.frozen is not None:
         state = state.replace(frozen=jax.device_put(run.frozen, shardings.frozen))
     parameter_overview.log_parameter_overview(state.params, include_stats=False)
     return 0, state, shardings
+
+
+def begin_with(initial: Mapping[str, Any], state: TrainState, shardings: TrainState) -> TrainState:
+    """Returns a fresh state with the arrays of ``initial`` in it, each in its place on the mesh."""
+
+    def replaced(part: str, tree: Any, places: Any) -> Any:
+        own = traverse_util.flatten_dict(initial.get(part, {}), sep="/")
+        flat = traverse_util.flatten_dict(places, sep="/")
+        laid = {name: jax.device_put(array, flat[name]) for name, array in own.items()}
+        return replace_group(tree, traverse_util.unflatten_dict(laid, sep="/"))
+
+    return state.replace(
+        params=replaced("params", state.params, shardings.params),
+        model_state=replaced("state", state.model_state, shardings.model_state),
+    )
 
 
 def log_size(abstract: TrainState, shardings: TrainState, mesh: Mesh) -> None:

@@ -14,11 +14,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from adamae_jax import run_data
 from adamae_jax.data import schema
 from adamae_jax.data.schema import TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded, examples, synthetic
 from adamae_jax.prepare.shard_files import payloads
+from configs import videomae_demo
 
 TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
 
@@ -120,6 +122,25 @@ def test_a_dataset_that_a_config_names_is_made_on_first_use(
     embedded.ensure("gs://bucket/moving_objects_demo")
     assert capsys.readouterr().out == "" and os.listdir("runs") == [directory.name]
     assert (directory / "prepare.json").stat() == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_job_makes_the_embedded_data_that_its_config_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a fresh clone; what else a folder of that name holds, is left to the reader."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedded, "num_cores", lambda: 0)
+    config = videomae_demo.get_config()
+    assert len(run_data.open_training(config)) == 16
+    printed = capsys.readouterr()
+    assert "moving_objects_demo is missing: making" in printed.err and not printed.out
+    assert len(run_data.open_training(config)) == 16 and not capsys.readouterr().err
+    for file in Path(config.data.dir).iterdir():
+        if file.suffix == ".json":
+            file.unlink()
+    with pytest.raises(UserError, match="no dataset at runs/data/moving_objects_demo"):
+        run_data.open_training(config)
 
 
 def test_a_record_is_written_as_tfds_writes_it() -> None:
