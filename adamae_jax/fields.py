@@ -11,6 +11,7 @@ from adamae_jax.models.classifier import POOLINGS
 from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS
+from adamae_jax.models.probes import PROBE_KINDS
 
 MOST_STEPS = 2**31 - 1  # the step is counted in 32 bits
 
@@ -29,6 +30,7 @@ MESH_RULES = (
 ModelField = functools.partial(Field, model=True)
 ExecutionField = functools.partial(Field, mutable=True)
 ClassifierField = functools.partial(Field, classifier=True)
+ProbeField = functools.partial(ClassifierField, probe=True)
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "Seed of everything random.", lowest=0, highest=2**32 - 1),
@@ -308,6 +310,25 @@ FIELDS: dict[str, Field] = {
         "",
         "Factors on the loss of the classes, in the order of their labels: numbers parted by "
         "commas, or the path of a text file with one number in a line. Empty: all alike.",
+    ),
+    # Probes of a frozen encoder.
+    "probe.kinds": ProbeField(
+        PROBE_KINDS,
+        "Which probes are trained. linear: a linear layer on normalised features, pooled as "
+        "`classifier.pooling` says. attentive: a query that attends to all tokens.",
+        choices=PROBE_KINDS,
+        open=True,
+    ),
+    "probe.rates": ProbeField(
+        (0.1, 0.3, 1.0, 3.0),
+        "Factors on `optimizer.learning_rate`: there is a probe of each kind for each of them.",
+        above=0,
+        open=True,
+    ),
+    "probe.optimizer": ProbeField(
+        "adamw",
+        "lars is MAE's for linear probes, with `optimizer.b1` as its momentum.",
+        choices=("adamw", "lars"),
     ),
     # What happens to training clips on the device, in fine-tuning.
     "augment.erasing": ClassifierField(
