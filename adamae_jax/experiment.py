@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,24 @@ from adamae_jax.fields import FIELDS
 from adamae_jax.mixing import Mixing
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
+from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.positions import check_positions
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
+from adamae_jax.probing import Probing
 from adamae_jax.task import MODEL, Task
-from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
+from adamae_jax.training.optimizers import Optimizer, adamw, lars, stacked, warmup_cosine
 
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
+
+# Fields that are for what happens to an encoder or its head in fine-tuning.
+OF_FINE_TUNING = (
+    *("model.drop_path", "optimizer.layer_decay", "classifier.head_dropout"),
+    *("classifier.label_smoothing", "classifier.class_weights"),
+    *("augment.erasing", "augment.mixup", "augment.cutmix"),
+)
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
@@ -128,12 +137,8 @@ def pretraining(config: ConfigDict) -> Pretraining:
       UserError: for whatever does not fit together.
     """
     check(config)
-    for name, known in FIELDS.items():
-        if known.classifier and field(config, name) != known.default:
-            raise UserError(
-                f"{name} is {field(config, name)!r}: it does not belong to this job, which trains "
-                f"no classifier; leave it {known.default!r}"
-            )
+    of_others = [name for name, known in FIELDS.items() if known.classifier]
+    refuse(config, of_others, "trains no classifier")
     model = autoencoder(config)
     strategy = masking.create(
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
@@ -148,6 +153,8 @@ def classification(config: ConfigDict) -> Classification:
     Raises:
       UserError: for whatever does not fit together.
     """
+    of_others = [name for name, known in FIELDS.items() if known.probe]
+    refuse(config, of_others, "trains no probes")
     options, augment = config.classifier, config.augment
     mixing = Mixing(
         augment.mixup,
@@ -169,6 +176,42 @@ def classification(config: ConfigDict) -> Classification:
         options.label_smoothing,
         class_weights(options.class_weights, options.num_classes),
     )
+
+
+def probing(config: ConfigDict) -> Probing:
+    """The probes of an experiment, and the encoder that they are to look at.
+
+    Raises:
+      UserError: for whatever does not fit together.
+    """
+    refuse(config, OF_FINE_TUNING, "trains probes of a frozen encoder")
+    model, options = classifier(config), config.classifier
+    return Probing(
+        Encoder(model.geometry, model.spec, model.positions, model.class_token),
+        options.num_classes,
+        objective(config),
+        kinds=tuple(config.probe.kinds),
+        rates=tuple(config.probe.rates),
+        pooling=options.pooling,
+        skip_first_patch=options.skip_first_patch,
+    )
+
+
+def refuse(config: ConfigDict, names: Iterable[str], job: str) -> None:
+    """Raises a `UserError` where one of the fields, which a job has no use for, is set.
+
+    Args:
+      config: the experiment.
+      names: of the fields.
+      job: what it does, for the message.
+    """
+    for name in names:
+        value, default = field(config, name), FIELDS[name].default
+        if value != default:
+            raise UserError(
+                f"{name} is {value!r}: it does not belong to this job, which {job}; leave it "
+                f"{default!r}"
+            )
 
 
 def class_weights(given: str, num_classes: int) -> tuple[float, ...]:
@@ -201,6 +244,7 @@ def class_weights(given: str, num_classes: int) -> tuple[float, ...]:
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     Pretraining.name: pretraining,
     Classification.name: classification,
+    Probing.name: probing,
 }
 
 
@@ -296,15 +340,19 @@ def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
         config.steps,
     )
     shared = {"b1": options.b1, "b2": options.b2, "eps": options.eps}
+    decayed = {
+        "weight_decay": options.weight_decay,
+        "decay": tuple(options.decay),
+        "clip_grad_norm": options.clip_grad_norm,
+    }
+    if isinstance(task, Probing) and config.probe.optimizer == "lars":
+        of_model = lars(schedule, momentum=options.b1, **decayed)
+    else:
+        of_model = adamw(schedule, **shared, **decayed, layer_decay=options.layer_decay)
+    if isinstance(task, Probing):
+        of_model = stacked(of_model, task.rates)
     of_group = {
-        MODEL: adamw(
-            schedule,
-            **shared,
-            weight_decay=options.weight_decay,
-            decay=tuple(options.decay),
-            clip_grad_norm=options.clip_grad_norm,
-            layer_decay=options.layer_decay,
-        ),
+        MODEL: of_model,
         ADVERSARY: adamw(schedule, **shared, weight_decay=0.0, decay=()),
     }
     unknown = [group for group in task.groups if group not in of_group]

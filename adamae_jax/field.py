@@ -12,22 +12,24 @@ class Field:
     """One field of the config.
 
     The type of a value is that of the default. Whole numbers stay whole, and all numbers are
-    finite. A tuple of numbers has as many as its default.
+    finite. A tuple of numbers has as many as its default, unless it is open.
 
     Attributes:
       default: the value in `adamae_jax.config.default_config`.
       meaning: what it does, with its unit.
-      choices: the only values, where there are few.
+      choices: the only values, or parts of a tuple, where there are few.
       lowest: the least value, or the least of each number in a tuple.
       highest: the greatest value, likewise.
       above: like ``lowest``, without the bound itself.
       below: like ``highest``, without the bound itself.
       single: whether one number may stand for all of a tuple.
+      open: whether a tuple has any number of parts, at least one, no two alike.
       mutable: whether a resumed run may change it: it says how a run is carried out, not what the
         run computes.
       model: whether ``model.json`` keeps it: it says what the model is or which clips it was
         trained on.
       classifier: whether it says something of classifiers alone; pretraining refuses it.
+      probe: whether it says something of probes alone; pretraining and fine-tuning refuse it.
     """
 
     default: Any
@@ -39,18 +41,21 @@ class Field:
     above: float = -math.inf
     below: float = math.inf
     single: bool = False
+    open: bool = False
     mutable: bool = False
     model: bool = False
     classifier: bool = False
+    probe: bool = False
 
     @property
     def expected(self) -> str:
         """The values that it may have, in words."""
         if self.choices:
-            return f"one of {', '.join(map(repr, self.choices))}"
+            amount = "one or more" if self.open else "one"
+            return f"{amount} of {', '.join(map(repr, self.choices))}"
         default, amount = self.default, ""
         if isinstance(default, tuple):
-            amount = f"{'1 or ' * self.single}{len(default)} "
+            amount = "different " if self.open else f"{'1 or ' * self.single}{len(default)} "
             default = default[0]
         if isinstance(default, bool):
             return "True or False"
@@ -72,6 +77,12 @@ class Field:
             raise UserError(f"{name} is {value!r}: it must be {self.expected}")
 
     def _accepts(self, value: Any) -> bool:
+        if self.open:
+            return (
+                isinstance(value, tuple | list)
+                and all(self._accepts_one(part, self.default[0]) for part in value)
+                and 0 < len(value) == len(set(value))
+            )
         if self.choices:
             return value in self.choices
         if not isinstance(self.default, tuple):
@@ -84,7 +95,7 @@ class Field:
 
     def _accepts_one(self, value: Any, like: Any) -> bool:
         if isinstance(like, bool | str):
-            return isinstance(value, type(like))
+            return isinstance(value, type(like)) and (not self.choices or value in self.choices)
         return (
             isinstance(value, int if isinstance(like, int) else int | float)
             and not isinstance(value, bool)

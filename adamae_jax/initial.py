@@ -24,12 +24,15 @@ from adamae_jax.interop.exports import NOT_COMPUTED
 from adamae_jax.interop.systems import Kind, dialect_of
 from adamae_jax.loaded import Loaded
 from adamae_jax.models import positions
+from adamae_jax.objectives import Pretraining
+from adamae_jax.probing import Probing
 from adamae_jax.task import Task
 from adamae_jax.training import rundir
 
 AUTOENCODER, MASKING, STATE = "params/autoencoder/", "params/masking/", "state/"
 PRETRAINED, ENCODER = f"{AUTOENCODER}encoder/", "params/encoder/"
 DECODER, NORM, HEAD = f"{AUTOENCODER}decoder/", "params/norm/", "params/head/"
+FROZEN = "frozen/encoder/"
 FIXED = ("sincos_1d", "sincos_2d")
 # Fields of the decoder, of which an encoder alone and a classifier say nothing.
 OF_DECODER = (
@@ -45,8 +48,8 @@ class Initial:
     """What a run begins with.
 
     Attributes:
-      variables: ``params`` and ``state``, nested as by `Task.init`, with what was taken alone;
-        empty where the config names nothing.
+      variables: ``params`` and ``state`` (of probes ``frozen``), nested as by `Task.init`, with
+        what was taken alone; empty where the config names nothing.
       license: of what was taken; "" where none is known.
       report: a table of what was taken and what starts fresh, for people.
     """
@@ -86,6 +89,7 @@ def read(task: Task, config: ConfigDict) -> Initial:
 
     Pretraining takes the autoencoder and, where the strategy is the same, the masking network. A
     classifier takes the encoder of a pretrained model, as the authors do, or all of a classifier.
+    Probes take the encoder of either, with its last norm, to hold it frozen.
     Position tables are interpolated to the grid of the run's clips.
 
     Args:
@@ -100,7 +104,9 @@ def read(task: Task, config: ConfigDict) -> Initial:
     stored = read_source(config.init_from)
     fresh = fresh_parts(stored, task, config)
     tree = jax.eval_shape(task.init, jax.random.key(0))
-    shapes = pretrained.flatten({part: tree[part] for part in ("params", "state")})
+    if not isinstance(task, Probing):
+        del tree["frozen"]  # a strategy reads what it holds frozen itself
+    shapes = pretrained.flatten(tree)
     wanted = {
         name: tuple(leaf.shape)
         for name, leaf in shapes.items()
@@ -198,6 +204,8 @@ def fresh_parts(stored: Stored, task: Task, config: ConfigDict) -> dict[str, str
       UserError: where a source does not serve a task, or a classifier has other classes.
     """
     source, other = config.init_from, stored.config
+    if isinstance(task, Probing):
+        return dict.fromkeys(("params/", "state/"), "probes of what is taken")
     if not isinstance(task, Classification):
         if stored.kind == "classifier":
             raise UserError(
@@ -240,10 +248,12 @@ def rename(
     """Returns what a source has for a task, under the task's paths, and the parts that are left."""
     to_classifier = isinstance(task, Classification)
     name_of = _name_in_classifier if to_classifier else _name_in_pretraining
+    if isinstance(task, Probing):
+        name_of = _name_in_probing
     renamed, left = dict[str, np.ndarray](), set[str]()
     for path, array in stored.arrays.items():
         if path.startswith("frozen/"):
-            continue  # a strategy reads what it holds frozen itself
+            continue
         name = name_of(path, stored, config)
         if name is None:
             left.add(_group(path))
@@ -275,6 +285,13 @@ def _name_in_classifier(path: str, stored: Stored, config: ConfigDict) -> str | 
     return f"params/{part}" if part.startswith("norm/") and _keeps_norm(stored, config) else None
 
 
+def _name_in_probing(path: str, stored: Stored, config: ConfigDict) -> str | None:
+    del config
+    parts = (ENCODER, "params/") if stored.kind == "classifier" else (PRETRAINED,)
+    part = next((path.removeprefix(each) for each in parts if path.startswith(each)), "")
+    return f"{FROZEN}{part}" if part.startswith((*transfer.TAKEN, "norm/")) else None
+
+
 def _fixed_table(config: ConfigDict) -> np.ndarray:
     """Returns a fixed table to be trained from now on, with the row of the class token."""
     (time, height, width), model = experiment.geometry(config).grid, config.model
@@ -288,14 +305,14 @@ def _fixed_table(config: ConfigDict) -> np.ndarray:
 
 def different_fields(stored: Stored, task: Task, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns fields of what is taken that are another in the source, with both values."""
-    to_classifier, compared = isinstance(task, Classification), ["model.", "objective.pixel"]
+    to_classifier, compared = not isinstance(task, Pretraining), ["model.", "objective.pixel"]
     if not to_classifier:
         compared.append("objective.")
     if not to_classifier and _same_masking(stored, config):
         compared.append("masking.options.")
     if stored.kind == "classifier":
         compared += ["classifier.pooling", "classifier.skip_first_patch", "classifier.norm_epsilon"]
-    passed_over = list(NOT_COMPUTED)
+    passed_over = [*NOT_COMPUTED, "model.drop_path"]
     if to_classifier or stored.kind == "encoder":
         passed_over += OF_DECODER
     there, here = configs.flatten(stored.config), configs.flatten(config)

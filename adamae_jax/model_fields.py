@@ -7,9 +7,11 @@ from adamae_jax.models.classifier import POOLINGS
 from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS
+from adamae_jax.models.probes import PROBE_KINDS
 
 ModelField = functools.partial(Field, model=True)
 ClassifierField = functools.partial(Field, classifier=True)
+ProbeField = functools.partial(ClassifierField, probe=True)
 
 MODEL_FIELDS: dict[str, Field] = {
     # The model.
@@ -148,6 +150,25 @@ MODEL_FIELDS: dict[str, Field] = {
         "",
         "Factors on the loss of the classes, in the order of their labels: numbers parted by "
         "commas, or the path of a text file with one number in a line. Empty: all alike.",
+    ),
+    # Probes of a frozen encoder.
+    "probe.kinds": ProbeField(
+        PROBE_KINDS,
+        "Which probes are trained. linear: a linear layer on normalised features, pooled as "
+        "`classifier.pooling` says. attentive: a query that attends to all tokens.",
+        choices=PROBE_KINDS,
+        open=True,
+    ),
+    "probe.rates": ProbeField(
+        (0.1, 0.3, 1.0, 3.0),
+        "Factors on `optimizer.learning_rate`: there is a probe of each kind for each of them.",
+        above=0,
+        open=True,
+    ),
+    "probe.optimizer": ProbeField(
+        "adamw",
+        "lars is MAE's for linear probes, with `optimizer.b1` as its momentum.",
+        choices=("adamw", "lars"),
     ),
     # What happens to training clips on the device, in fine-tuning.
     "augment.erasing": ClassifierField(

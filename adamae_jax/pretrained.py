@@ -27,6 +27,7 @@ from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, Loaded, Pretrained
 from adamae_jax.objectives import Pretraining
+from adamae_jax.probing import Probing
 from adamae_jax.training import rundir
 from adamae_jax.training.digests import write_atomically
 
@@ -209,6 +210,11 @@ def build(
     # How it was trained, perhaps elsewhere, does not bind its use.
     config = config.copy_and_resolve_references()
     config.model.attention = "xla"
+    if task == Probing.name:
+        raise UserError(
+            f"{source} holds probes, which are measured and not kept as a model: give what they "
+            f"are probes of, {config.init_from}"
+        )
     with _described_by(source):
         made = experiment.task(task or experiment.task_name(config), config)
         expected = jax.eval_shape(made.init, jax.random.key(0))

@@ -85,6 +85,11 @@ def test_sizes_are_set_as_a_whole(size: str, heads: int) -> None:
         ("objective.pixel_mean", (0.5,), "3 finite numbers"),
         ("objective.pixel_std", (1.0, 0.0, 1.0), "3 finite numbers, above 0"),
         ("optimizer.decay", (3,), "a list of texts"),
+        ("probe.kinds", ("linear", "knn"), "one or more of 'linear', 'attentive'"),
+        ("probe.kinds", "linear", "one or more of 'linear', 'attentive'"),
+        ("probe.kinds", (), "one or more of"),
+        ("probe.rates", (1.0, 0.0), "different finite numbers, above 0"),
+        ("probe.rates", (1.0, 1.0), "different finite numbers, above 0"),
     ],
 )
 def test_a_wrong_value_is_one_clear_line(name: str, value: Any, expected: str) -> None:
@@ -258,6 +263,6 @@ def test_epochs_beside_steps_are_not_passed_over_in_silence(
 ) -> None:
     config = config_lib.default_config()
     config.steps, config.epochs = 30, 2
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "absl"):
         assert config_lib.resolve(config, 1000).steps == 30
     assert "steps 30 is set, so epochs 2 does not count" in caplog.text

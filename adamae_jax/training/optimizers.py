@@ -1,9 +1,9 @@
-"""AdamW with the authors' decay groups, and their learning-rate schedule."""
+"""AdamW and LARS with the authors' decay groups, and their learning-rate schedule."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 # In the paths of a classifier's parameters: the stacked blocks, and what lies below them.
 BLOCKS = "encoder/transformer/blocks/"
 EMBEDDED = re.compile(r"^encoder/(embedding|positions|class_token)\b")
+TRUST = 0.001  # LARS: a step over the norm of what it changes, at a rate of 1
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
@@ -135,7 +136,71 @@ def adamw(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay)),
     ]
-    if clip_grad_norm > 0:
-        steps.insert(0, optax.clip_by_global_norm(clip_grad_norm))
     scales = functools.partial(layer_scales, layer_decay=layer_decay)
-    return Optimizer(optax.chain(*steps), learning_rate, None if layer_decay == 1.0 else scales)
+    return Optimizer(
+        _clipped(steps, clip_grad_norm), learning_rate, None if layer_decay == 1.0 else scales
+    )
+
+
+def lars(
+    learning_rate: Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    decay: Sequence[str],
+    clip_grad_norm: float = 0.0,
+) -> Optimizer:
+    """LARS as MAE's linear probe has it: what has one dimension is left to plain momentum.
+
+    Args:
+      learning_rate: the schedule.
+      momentum: decay of the sum of directions.
+      weight_decay: strength of the decay, which is part of the gradient.
+      decay: regular expressions for the parameters that are decayed.
+      clip_grad_norm: largest global gradient norm; 0 for no clipping.
+    """
+
+    def several_dimensions(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    steps = [
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay)),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), several_dimensions),
+        optax.trace(decay=momentum),
+    ]
+    return Optimizer(_clipped(steps, clip_grad_norm), learning_rate)
+
+
+def _clipped(
+    steps: Sequence[optax.GradientTransformation], norm: float
+) -> optax.GradientTransformation:
+    return optax.chain(*([optax.clip_by_global_norm(norm)] if norm > 0 else []), *steps)
+
+
+def stacked(optimizer: Optimizer, factors: Sequence[float]) -> Optimizer:
+    """Returns an optimiser of models that are trained side by side, each as if it were alone.
+
+    Parameters are a dict of trees, each of as many models as there are factors, which are stacked
+    along the first axis of every array. Norms, as for clipping and LARS, are those of one model.
+
+    Args:
+      optimizer: of one model.
+      factors: on its rate, one for each along the first axis.
+    """
+    transform, factor = optimizer.transform, jnp.asarray(factors, jnp.float32)
+
+    def init(params: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: jax.vmap(transform.init)(own) for name, own in params.items()}
+
+    def update(
+        grads: Mapping[str, Any], state: Mapping[str, Any], params: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        each = jax.vmap(transform.update)
+        found = {name: each(own, state[name], params[name]) for name, own in grads.items()}
+        directions, states = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
+        return directions, states
+
+    def scales(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: factor.reshape(-1, *(1,) * (leaf.ndim - 1)), params)
+
+    return Optimizer(optax.GradientTransformation(init, update), optimizer.learning_rate, scales)

@@ -12,8 +12,10 @@ from adamae_jax import experiment, masking
 from adamae_jax.training.optimizers import (
     adamw,
     decay_mask,
+    lars,
     layer_scales,
     parameter_path,
+    stacked,
     warmup_cosine,
 )
 from tests import helpers
@@ -229,3 +231,42 @@ def test_rates_of_layers_by_the_formula() -> None:
             expected = 1.0 if name.startswith(("norm/", "head/")) else 0.75**4
             assert float(scale) == pytest.approx(expected), name
     assert {"encoder/class_token", "encoder/positions/temporal", "head/bias"} <= set(scales)
+
+
+def lars_by_hand(steps: int, factor: float, clip: float) -> dict[str, np.ndarray]:
+    """As MAE's util/lars.py: a trust ratio and decay for what has several dimensions."""
+    params = {k: np.asarray(v, np.float64) for k, v in helpers.named(tree(0)).items()}
+    momentum = {name: np.zeros_like(p) for name, p in params.items()}
+    for step in range(steps):
+        grads = {k: np.asarray(v, np.float64) for k, v in helpers.named(tree(step + 1)).items()}
+        norm = np.sqrt(sum(np.square(g).sum() for g in grads.values()))
+        for name, grad in grads.items():
+            direction = grad * min(1.0, clip / norm)
+            if name.endswith("kernel"):
+                direction = direction + 0.3 * params[name]
+                direction *= 0.001 * np.linalg.norm(params[name]) / np.linalg.norm(direction)
+            momentum[name] = 0.9 * momentum[name] + direction
+            params[name] = params[name] - factor * 100 * float(rates(step)) * momentum[name]
+    return params
+
+
+def test_models_side_by_side_are_each_as_if_alone() -> None:
+    """LARS and clipping take norms: of one model, not of the stack."""
+    factors, clip = (0.1, 1.0, 3.0), 1.5
+    one = lars(
+        lambda step: 100 * rates(step),
+        momentum=0.9,
+        weight_decay=0.3,
+        decay=DECAY,
+        clip_grad_norm=clip,
+    )
+    optimizer = stacked(one, factors)
+    params = {"some": jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree(0))}
+    state = optimizer.transform.init(params)
+    for step in range(3):
+        grads = {"some": jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree(step + 1))}
+        params, state = optimizer.update(grads, state, params, jnp.asarray(step))
+    for index, factor in enumerate(factors):
+        expected = lars_by_hand(3, factor, clip)
+        for name, value in helpers.named(params["some"]).items():
+            np.testing.assert_allclose(value[index], expected[name], rtol=1e-4, err_msg=name)

@@ -1,0 +1,32 @@
+"""Probes of an encoder that a demo has trained: a few minutes on two CPU cores.
+
+    python -m adamae_jax.probe --config=configs/probe_demo.py --workdir=runs/probe_demo \
+        --config.init_from=runs/demo
+
+The model is that of adamae_demo, videomae_demo and launch/demo.sh; the sizes and rates are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """Clips as in the other demos, 64 in an update."""
+    config = common.demo_video()
+    config.batch_size = 64
+    config.steps = 300
+    config.log_every = 10
+    config.eval_every = 100
+    config.pictures_every = 0
+
+    # At the factor 1, 1e-3 at the peak.
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.min_learning_rate = 0.0
+    config.optimizer.warmup_steps = 20
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.01
+    config.probe.rates = (0.1, 0.3, 1.0, 3.0)
+
+    config.eval.knn = True
+    return config
