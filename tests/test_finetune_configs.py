@@ -297,7 +297,7 @@ def test_it_begins_from_its_pretraining(name: str) -> None:
 def test_the_demo_leaves_its_labels_true() -> None:
     """They are directions of motion, which mirroring, turning and mixing would change."""
     config = resolved("finetune_demo")
-    assert (config.batch_size, config.steps, config.optimizer.layer_decay) == (32, 300, 0.75)
+    assert (config.batch_size, config.steps, config.optimizer.layer_decay) == (32, 1500, 1.0)
     assert (config.data.horizontal_flip, config.data.rand_augment) == (False, "")
     assert (config.augment.mixup, config.augment.cutmix, config.augment.erasing) == (0, 0, 0)
     assert config.classifier.num_classes == 0  # the dataset's
