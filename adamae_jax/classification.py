@@ -1,6 +1,8 @@
 """Fine-tuning: clips, labels and logits to losses."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ PARTNER, PARTNER_LABEL, PARTNER_KEYS = "partner", "partner_label", "partner_keys
 DRAW = ("mix_share", "mix_box", "mix_is_cutmix")  # the fields of a `MixDraw`
 
 NOT_MIXED = Mixing()
+VIEWS_NDIM = 6  # of videos with an axis of views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Classification(Task):
         """The classes' logits, as of a trained model."""
         pixels = normalize_pixels(video, self.objective)
         return self.model.apply({"params": variables["params"]}, pixels)
+
+    def view_logits(
+        self, variables: Variables, video: UInt8[Array, "b v T H W C"]
+    ) -> Float[Array, "b v k"]:
+        """The logits of several views of each video, one view after the other."""
+        of_view = functools.partial(self.logits, variables)
+        return jnp.moveaxis(jax.lax.map(of_view, jnp.moveaxis(video, 1, 0)), 0, 1)
 
     def prepare(
         self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
@@ -118,10 +128,17 @@ class Classification(Task):
     def evaluate(
         self, variables: Variables, batch: Batch, keys: ExampleKeys | None
     ) -> dict[str, Float[Array, "b"]]:
-        """The loss of labelled clips without smoothing, and whether the label is among the best."""
+        """The loss of labelled clips without smoothing, and whether the label is among the best.
+
+        Of videos with several views, by the mean of the views' softmax.
+        """
         del keys
-        label = batch["label"]
-        logits = self.logits(variables, batch["video"])
+        label, video = batch["label"], batch["video"]
+        if video.ndim == VIEWS_NDIM:
+            shares = jax.nn.log_softmax(self.view_logits(variables, video))
+            logits = jax.nn.logsumexp(shares, axis=1) - math.log(video.shape[1])
+        else:
+            logits = self.logits(variables, video)
         targets = jax.nn.one_hot(label, self.model.num_classes)  # nothing where there is no label
         own = jnp.take_along_axis(logits, jnp.maximum(label, 0)[:, None], axis=1)
         ahead = (logits > own).sum(-1)
@@ -141,8 +158,10 @@ class Classification(Task):
         return metrics
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
-        """The mean of the latents of all tokens, of length one."""
-        pixels = normalize_pixels(batch["video"], self.objective)
+        """The mean of the latents of all tokens, of length one; of the first view of several."""
+        video = batch["video"]
+        video = video[:, 0] if video.ndim == VIEWS_NDIM else video
+        pixels = normalize_pixels(video, self.objective)
         params = {"params": variables["params"]}
         latents = self.model.apply(params, pixels, method="features").mean(1)
         return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -28,20 +28,22 @@ _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 Main = Callable[[Sequence[str]], None]
 
 
-def run(main: Main, argv: Sequence[str] | None = None) -> None:
+def run(main: Main, argv: Sequence[str] | None = None, *, takes_arguments: bool = False) -> None:
     """Runs a job's ``main(argv)`` under absl; a `UserError` ends it with one line and status 2.
 
     Args:
       main: the job.
       argv: program name and arguments; those of the process, if not given.
+      takes_arguments: whether there may be others than options.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}: options are given as --name=value"
                 )
+            _check_platforms()
             main(argv)
         except WorkerDeathError as error:
             # Python waits for threads that hang, and grain for workers that do.
@@ -71,7 +73,8 @@ def _describe(main: Main) -> None:
     if described is not None:
         sys.modules["__main__"].__doc__ = described.__doc__
     options = flags.FLAGS.flags_by_module_dict()
-    for module in (main.__module__, __name__):  # the latter has --config
+    # What jobs share is --config, in this module, and --workdir.
+    for module in (main.__module__, __name__, "adamae_jax.job"):
         for option in options.get(module, ()):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], option)
 
@@ -108,10 +111,30 @@ def define_config() -> None:
     flags.mark_flag_as_required("config")
 
 
+def recipe_values() -> dict[str, Any]:
+    """Returns the config file's own values of the fields that the command line sets, by path."""
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    return {path: flags.FLAGS[f"config.{path}"].default for path in overridden}
+
+
 def fail(error: UserError) -> NoReturn:
     """Says what is wrong and leaves."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_STATUS)
+
+
+def _check_platforms() -> None:
+    """Raises a `UserError` where JAX does not find what the environment asks for."""
+    asked, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")  # not in preparing
+    if not asked or jax is None:
+        return
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX cannot use it here ({_short(error)}): install JAX for it, "
+            "or unset JAX_PLATFORMS, and JAX takes what there is"
+        ) from error
 
 
 def _leave_after(seconds: float) -> None:
@@ -196,4 +219,4 @@ def _flag_error(error: Exception, argv: Sequence[str]) -> UserError:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")

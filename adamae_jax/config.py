@@ -8,12 +8,14 @@ prints docs/config.md.
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from adamae_jax import masking
+from adamae_jax import masking, plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
 from adamae_jax.models.autoencoder import SIZES
@@ -98,14 +100,22 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value}: it must be a finite number")
 
 
-def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+def resolve(
+    config: ConfigDict,
+    num_examples: int,
+    recipe: Mapping[str, Any] | None = None,
+    run_warmup: int = 0,
+) -> ConfigDict:
     """Returns a new config with the derived fields filled in.
 
-    An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do.
+    An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do. Where
+    the command line makes a recipe shorter, its warm-up becomes shorter in proportion.
 
     Args:
       config: the experiment.
       num_examples: videos in the training split; 0 takes the config's number.
+      recipe: the config file's own values of the fields that the command line has set, by path.
+      run_warmup: steps of warm-up of the run that is resumed, which keeps them.
 
     Raises:
       UserError: where neither steps nor epochs say how long to train, or all of it is warm-up.
@@ -117,8 +127,20 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     per_epoch = max(1, data.num_examples // max(1, config.batch_size // data.repeats))
     if not config.steps and not config.epochs:
         raise UserError("steps is 0 and epochs is 0: set one of them, such as --config.steps=1000")
+    if config.steps and config.epochs:
+        logging.info("steps %d is set, so epochs %d does not count", config.steps, config.epochs)
+    own = {"steps": config.steps, "epochs": config.epochs, **(recipe or {})}
     config.steps = config.steps or config.epochs * per_epoch
     optimizer.warmup_steps = optimizer.warmup_steps or int(optimizer.warmup_epochs * per_epoch)
+    own_steps = own["steps"] or own["epochs"] * per_epoch
+    if config.steps < own_steps and not any(name.startswith("optimizer.warmup_") for name in own):
+        shorter = run_warmup or optimizer.warmup_steps * config.steps // own_steps
+        logging.info(
+            "warm-up: %d steps, not %d, since there are %d in all, not %d; to set it, give "
+            "--config.optimizer.warmup_steps=N",
+            *(shorter, optimizer.warmup_steps, config.steps, own_steps),
+        )
+        optimizer.warmup_steps = shorter
     if optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"steps {config.steps} are not more than the warm-up's {optimizer.warmup_steps}: train "
@@ -160,7 +182,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default_config()
     try:
-        loaded = ConfigDict(json.loads(text))
+        loaded = ConfigDict(plain_json.parse(text))
         with config.unlocked():
             config.masking = masking_config(loaded.masking.name, loaded.masking.mask_ratio)
         config.update(loaded)
@@ -177,12 +199,20 @@ def unknown_field(path: str) -> str:
     """Returns what is wrong with the path of a field, and a hint; "" where nothing is."""
     if path in FIELDS or path.startswith("masking.options."):
         return ""
+    if path in ("masking", "masking.options"):
+        return (
+            f"config.{path} is a group of fields, and each strategy has options of its own: choose "
+            "one in the config file, config.masking = masking_config('tube', mask_ratio=0.9), or "
+            "set a field of the one that is there, such as config.masking.mask_ratio"
+        )
     inside = [name for name in FIELDS if name.startswith(f"{path}.")]
     if inside:
         return f"config.{path} is a group of fields: set one of them, such as config.{inside[0]}"
     group, _, last = path.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in FIELDS if name.rpartition(".")[0] == group]
-    close = difflib.get_close_matches(last, siblings, 1)
+    # A field may be called by the first letters of its words, such as lr.
+    close = [name for name in siblings if last == "".join(word[0] for word in name.split("_"))]
+    close = close or difflib.get_close_matches(last, siblings, 1)
     if close:
         hint = f"did you mean {close[0]!r}?"
     elif siblings:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OF_FINE_TUNING = (
     *("model.drop_path", "optimizer.layer_decay", "classifier.head_dropout"),
     *("classifier.label_smoothing", "classifier.class_weights"),
-    *("augment.erasing", "augment.mixup", "augment.cutmix"),
+    *("augment.erasing", "augment.mixup", "augment.cutmix", "eval.test_views"),
 )
 
 
@@ -378,4 +378,6 @@ def clip_spec(config: ConfigDict) -> "ClipSpec":
         frame_sampling=config.data.frame_sampling,
         target_fps=config.data.target_fps,
         horizontal_flip=config.data.horizontal_flip,
+        rand_augment=config.data.rand_augment,
+        shared_frames=config.data.shared_frames,
     )

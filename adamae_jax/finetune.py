@@ -12,43 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags, logging
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, licenses, peers, pretrained
-from adamae_jax import config as configs
+from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, pretrained
+from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
-from adamae_jax.pretrain import define_flags
-from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.initial import Initial
+from adamae_jax.loaded import parse_views
+from adamae_jax.run_data import open_training
 from adamae_jax.task import Variables
 from adamae_jax.training import partitioning, rundir, trainer
-from adamae_jax.training.checkpoints import checkpoint_steps
 from adamae_jax.training.digests import write_atomically
-from adamae_jax.training.partitioning import check_batch, create_mesh
 
-BEST, BEST_JSON = "best", "best.json"
+BEST_JSON, TEST = "best.json", "test"
+LOOKED_AT = 64  # videos, for their labels
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
-    with peers.ending_together(workdir):
-        summary = finetune(flags.FLAGS.config, workdir)
-    if jax.process_index() == 0:
-        print(json.dumps(summary, indent=2))
+    job.run(finetune)
 
 
-def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Fine-tunes to the end.
+def finetune(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fine-tunes to the end, and tests what came of it in ``config.eval.views``.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `configs.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -57,42 +56,60 @@ def finetune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: for whatever is wrong with config, data, workdir or devices, before anything is
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
-    # Data
     train = open_training(config)
-    config = configs.resolve(for_classes(config, train), len(train))
-    # Model and devices
+    config = for_classes(config, train)
     task = experiment.classification(config)
-    experiment.check_device(config)
-    mesh = create_mesh(dict(config.mesh))
-    check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
-    check_batch("eval.batch_size", config.eval.batch_size, mesh)
-    data = RunData(config, mesh, workdir, train, open_validation(config))
-    # Workdir: a new run, one to go on with, or one that is complete
-    rundir.check(workdir, config)
-    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
-    if steps:
-        data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
-    complete = trainer.finished(config, workdir, steps)
-    if complete is not None:
-        return complete
-    # Training
-    described = (config, config.steps, train.label_names, licenses.of(workdir))
-    return trainer.train(
-        trainer.Run(
-            config,
-            workdir,
-            task,
-            experiment.optimizers(config, task),
-            mesh,
-            data,
-            metadata={
-                "data_fingerprint": data.fingerprint,
-                "label_names": list(train.label_names),
-            },
-            export=lambda variables: pretrained.save(workdir / rundir.MODEL, variables, *described),
-            evaluated=Best(workdir / BEST, config, train.label_names),
+    test_views = parse_views(config.eval.test_views) if config.eval.test_views else None
+    begun = job.begin(config, workdir, train, recipe, Views())
+    config = begun.config
+    summary = begun.complete
+    if summary is None:
+        # A run that goes on has all in its checkpoint: the source may be another by now, or gone.
+        start = Initial() if begun.steps else initial.read(task, config)
+        license = licenses.of(workdir) if begun.steps else start.license
+        summary = trainer.train(
+            trainer.Run(
+                config,
+                workdir,
+                task,
+                experiment.optimizers(config, task),
+                begun.mesh,
+                begun.data,
+                metadata=begun.metadata(license),
+                initial=start.told(),
+                evaluated=Best(workdir / rundir.BEST, config, train.label_names, license),
+                export=job.exporting(begun, license),
+            )
         )
-    )
+    if test_views is None or begun.data.validation is None:
+        return summary
+    return {**summary, "test": test(begun, test_views)}
+
+
+def test(begun: job.Begun, views: Views) -> dict[str, Any]:
+    """Scores all held-out videos with the model that a complete run has left.
+
+    What was found is kept in the workdir; a test that is there is not made again.
+    """
+    output = begun.workdir / TEST
+    stored: list[Any] = agreement.gathered(stored_figures(output / evaluate.METRICS))
+    if stored[0] is not None and stored[0]["views"] == "x".join(map(str, views)):
+        return dict(stored[0])
+    loaded = evaluate.load_classifier(str(begun.workdir / rundir.MODEL))
+    config = begun.config.copy_and_resolve_references()
+    config.eval.num_examples = 0
+    loaded = dataclasses.replace(loaded, config=config)
+    assert begun.data.validation is not None  # the caller has seen to it
+    return evaluate.evaluate(loaded, begun.data.validation, begun.mesh, views, output)
+
+
+def stored_figures(path: Path) -> dict[str, Any] | None:
+    """Returns what a test has found before; None where there is no such thing."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "views" in found else None
 
 
 def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDict:
@@ -114,9 +131,37 @@ def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDi
             f"classifier.num_classes is {options.num_classes}, but the dataset at "
             f"{config.data.dir} has {len(names)} classes: leave it 0"
         )
+    check_labels(dataset, options.num_classes)
     weights = experiment.class_weights(options.class_weights, options.num_classes)
     options.class_weights = ",".join(map(repr, weights))  # the file may change, or go
     return config
+
+
+def check_labels(dataset: Dataset | MixedDataset, num_classes: int) -> None:
+    """Looks at the labels of some videos, from the first to the last.
+
+    Raises:
+      UserError: where none has one, or one is of no class.
+    """
+    looked_at = np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)).tolist()
+    labels = {}
+    for index in looked_at:
+        try:
+            labels[index] = dataset[index].label
+        except (BadRecordError, OSError):  # those who read it for a batch tell of it
+            continue
+    for index, label in labels.items():
+        if label >= num_classes:
+            raise UserError(
+                f"{dataset.where(index)} has label {label}, but there are {num_classes} classes, "
+                "from 0 on: give classifier.num_classes as many as there are, or prepare the "
+                "dataset anew"
+            )
+    if labels and max(labels.values()) < 0:
+        raise UserError(
+            f"none of {len(labels)} videos, from the first to the last, has a label: prepare the "
+            "dataset from a list with labels, or with --class_folders"
+        )
 
 
 @dataclasses.dataclass
@@ -127,11 +172,13 @@ class Best:
       directory: where.
       config: of the run.
       label_names: of the classes.
+      license: of weights that it began with.
     """
 
     directory: Path
     config: ConfigDict
     label_names: tuple[str, ...]
+    license: str
 
     def __post_init__(self) -> None:
         try:
@@ -155,7 +202,8 @@ class Best:
         if jax.process_index():
             return
         try:
-            pretrained.save(self.directory, on_host, self.config, step, self.label_names)
+            about = (self.config, step, self.label_names, self.license)
+            pretrained.save(self.directory, on_host, *about)
             said = {"step": step, **{name: figures[name] for name in sorted(figures)}}
             write_atomically(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
         except OSError as error:  # a full disk, say: no reason to end a run
@@ -163,5 +211,5 @@ class Best:
 
 
 if __name__ == "__main__":
-    define_flags()
+    job.define_flags()
     cli.run(main)

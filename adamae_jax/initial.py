@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -21,6 +22,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import imports, sources, transfer
 from adamae_jax.interop.exports import NOT_COMPUTED
 from adamae_jax.interop.systems import Kind, dialect_of
+from adamae_jax.loaded import Loaded
 from adamae_jax.models import positions
 from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
@@ -55,6 +57,12 @@ class Initial:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     license: str = ""
     report: str = ""
+
+    def told(self) -> Mapping[str, Any]:
+        """Returns the variables, and logs what they are."""
+        if self.report and jax.process_index() == 0:
+            logging.info("%s", self.report)
+        return self.variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +131,29 @@ def read(task: Task, config: ConfigDict) -> Initial:
     return Initial(variables, stored.license, "\n  ".join([*report, *remarks]))
 
 
+def load(source: str) -> Loaded:
+    """Loads a run or a model directory, like `pretrained.load`, or weights of others.
+
+    Raises:
+      UserError: where there is no model, or a part of one only.
+    """
+    path = Path(source)
+    if _is_run(path) or (path / rundir.MODEL_JSON).is_file() or not path.exists():
+        return pretrained.load(path)
+    found = imports.convert(sources.read(path))
+    if found.kind == "encoder":
+        raise UserError(
+            f"{source} holds an encoder alone: make a classifier of it with python -m "
+            "adamae_jax.finetune --config.init_from, or give a checkpoint with its decoder"
+        )
+    about = (found.step, found.label_names, found.license, source)
+    return pretrained.build(found.variables, found.config, *about)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / rundir.CONFIG).is_file() and not sources.is_hugging_face(path)
+
+
 def read_source(source: str) -> Stored:
     """Reads a run (or one of its checkpoints), a model directory, or a model of others.
 
@@ -138,8 +169,7 @@ def read_source(source: str) -> Stored:
     step = None
     if path.parent.name == rundir.CHECKPOINTS and path.name.isdecimal():
         path, step = path.parent.parent, int(path.name)
-    is_run = (path / rundir.CONFIG).is_file() and not sources.is_hugging_face(path)
-    if not (is_run or (path / rundir.MODEL_JSON).is_file()):
+    if not (_is_run(path) or (path / rundir.MODEL_JSON).is_file()):
         return _read_foreign(path, source)
     loaded = pretrained.load(path, step)
     arrays = {

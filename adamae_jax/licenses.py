@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
 from adamae_jax import config as configs
-from adamae_jax import masking
+from adamae_jax import masking, plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskingStrategy
 from adamae_jax.training import rundir
@@ -62,7 +61,7 @@ def of(directory: Path) -> str:
     try:
         for place in (directory, directory / rundir.MODEL):
             if (place / rundir.MODEL_JSON).is_file():
-                return _text(json.loads((place / rundir.MODEL_JSON).read_text())["license"])
+                return _text(plain_json.parse((place / rundir.MODEL_JSON).read_text())["license"])
         recorded = _recorded(directory / rundir.CHECKPOINTS)
         if recorded is not None:
             return recorded

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adamae_jax.errors import UserError
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.models.tubelets import ClipGeometry, from_tubelets
+from adamae_jax.models.tubelets import ClipGeometry, from_tubelets, to_tubelets
 from adamae_jax.objectives import Pretraining, predicted_pixels
 from adamae_jax.task import Variables
 
@@ -79,11 +79,12 @@ def compute(
 
     Returns:
       ``video`` and ``reconstruction`` uint8 ``[b, T, H, W, C]``; on the grid of tokens
-      ``[b, t, h, w]``: ``visible``, ``predicted`` (bool), ``error`` (in the objective's own unit,
-      0 where nothing is predicted) and, where the strategy has a distribution, ``probability``.
-      The reconstruction of a normalised target is given the true tubelet's mean and deviation;
-      visible tokens are copied from the input; what is masked and not predicted (tokens that the
-      strategy does not ask for, frames that the model leaves out) is grey.
+      ``[b, t, h, w]``: ``visible``, ``predicted`` (bool), ``error`` (root mean square, of
+      pixels from 0 to 255; 0 where nothing is predicted) and, where the strategy has a
+      distribution, ``probability``. The reconstruction of a normalised target is given the true
+      tubelet's mean and deviation; visible tokens are copied from the input; what is masked and
+      not predicted (tokens that the strategy does not ask for, frames that the model leaves out)
+      is grey.
     """
     arrays = _arrays(pretraining, variables, jnp.asarray(video), keys)
     return {"video": np.asarray(video), **{k: np.asarray(v) for k, v in arrays.items()}}
@@ -112,6 +113,10 @@ def _arrays(
     everywhere = jnp.zeros((*shape, target.tubelet_values))
     everywhere = everywhere.at[rows, mask.queries].set(outcome.predictions)
     guess = predicted_pixels(everywhere, video, model, pretraining.objective)
+    # Not in the unit of the loss: where that is normalised, what is flat, and guessed to one grey
+    # level, would be as bright as a texture that is missed.
+    truth = to_tubelets(model.pick_target_frames(video / 255.0), target)
+    error = 255.0 * jnp.sqrt(jnp.square(guess - truth).mean(-1))
     grey = HIDDEN / 255.0
     shown = jnp.where(paint(visible, geometry), video / 255.0, grey)
     frames = jnp.asarray(model.target_frames)
@@ -127,7 +132,7 @@ def _arrays(
         "reconstruction": jnp.rint(shown * 255.0).astype(jnp.uint8),
         "visible": on_grid(visible),
         "predicted": on_grid(predicted),
-        "error": on_grid(jnp.zeros(shape).at[rows, mask.queries].set(outcome.token_error)),
+        "error": on_grid(jnp.where(predicted, error, 0.0)),
     }
     if mask.log_probs is not None:
         arrays["probability"] = on_grid(jnp.exp(mask.log_probs))
@@ -165,11 +170,6 @@ def save_animation(frames: Frames, path: Path) -> None:
     palette = Image.fromarray(np.concatenate(frames)).quantize(256, Image.Quantize.FASTOCTREE)
     first, *others = (Image.fromarray(frame).quantize(palette=palette) for frame in frames)
     first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
-
-
-def sheet(panels: Panels) -> Picture:
-    """The strips of all clips, one below the other: a single image, for TensorBoard."""
-    return np.concatenate([strip(clip) for clip in clips(panels)])
 
 
 def clips(panels: Panels) -> list[Panels]:
@@ -235,7 +235,8 @@ def draw_panels(clip: Panels, size: tuple[int, int]) -> list[Panel]:
     ]
     error, largest = heat_map(clip["error"])
     error = np.where(clip["predicted"][..., None], error, hidden)
-    panels.append(Panel("error", "grey: not predicted", spread(error, shape), f"{largest:.2g}"))
+    unit = f"{largest:.2g} of 255"
+    panels.append(Panel("error in pixels", "grey: not predicted", spread(error, shape), unit))
     if "probability" in clip:
         # In units of the uniform distribution: 1 is no preference.
         probability, largest = heat_map(clip["probability"] * clip["probability"].size)

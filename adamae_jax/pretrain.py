@@ -5,59 +5,44 @@ where it is complete.
 """
 
 import functools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, initial, licenses, peers, pictures, pretrained
-from adamae_jax import config as configs
+from adamae_jax import cli, experiment, frozen, initial, job, licenses, pictures
 from adamae_jax.data.batches import Batch, first_clips
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
 from adamae_jax.objectives import Pretraining
-from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
 from adamae_jax.training import rundir, trainer
-from adamae_jax.training.checkpoints import checkpoint_steps
 from adamae_jax.training.metrics import RunMetrics
-from adamae_jax.training.partitioning import check_batch, create_mesh
 
 PICTURE_CLIPS = 4
-
-
-def define_flags() -> None:
-    """Defines this job's options; importing the module does not."""
-    cli.define_config()
-    flags.DEFINE_string(
-        "workdir", None, "Where checkpoints, metrics and pictures go.", required=True
-    )
+LOCAL = {"data.dir", "compilation_cache_dir"}
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
-    with peers.ending_together(workdir):
-        summary = pretrain(flags.FLAGS.config, workdir)
-    if jax.process_index() == 0:
-        print(json.dumps(summary, indent=2))
+    job.run(pretrain)
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def pretrain(
+    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Pretrains to the end.
 
     Args:
       config: the experiment.
       workdir: the run's directory; where it holds this run, training goes on from there.
+      recipe: see `adamae_jax.config.resolve`.
 
     Returns:
       What ``summary.json`` holds (in the first process; nothing in the others).
@@ -66,50 +51,29 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: for whatever is wrong with config, data, workdir or devices, before anything is
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
-    # Model and devices
     task = experiment.pretraining(config)
-    experiment.check_device(config)
-    mesh = create_mesh(dict(config.mesh))
-    check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
-    # Data
-    train = open_training(config)
-    config = configs.resolve(config, len(train))
-    check_batch("eval.batch_size", config.eval.batch_size, mesh)
-    data = RunData(config, mesh, workdir, train, open_validation(config))
-    # Workdir: a new run, one to go on with, or one that is complete
-    rundir.check(workdir, config)
-    steps = checkpoint_steps(workdir / rundir.CHECKPOINTS)
-    if steps:
-        data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
-    complete = trainer.finished(config, workdir, steps)
-    if complete is not None:
-        return complete
+    begun = job.begin(config, workdir, open_training(config), recipe)
+    if begun.complete is not None:
+        return begun.complete
+    config, data = begun.config, begun.data
     # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
-    held, begun = (
-        (Frozen(), Initial()) if steps else (frozen.read(task), initial.read(task, config))
+    held, start = (
+        (Frozen(), Initial()) if begun.steps else (frozen.read(task), initial.read(task, config))
     )
-    license = licenses.of(workdir) if steps else licenses.of_parts(held, begun)
-    described = (config, config.steps, train.label_names, license)
-    if begun.report and jax.process_index() == 0:
-        logging.info("%s", begun.report)
-    # Training
+    license = licenses.of(workdir) if begun.steps else licenses.of_parts(held, start)
     return trainer.train(
         trainer.Run(
             config,
             workdir,
             task,
             experiment.optimizers(config, task),
-            mesh,
+            begun.mesh,
             data,
-            metadata={
-                "data_fingerprint": data.fingerprint,
-                "label_names": list(train.label_names),
-                licenses.RECORD: license,
-            },
+            metadata=begun.metadata(license),
             frozen=held.variables,
-            initial=begun.variables,
+            initial=start.told(),
             draw=drawing(config, workdir, task, data),
-            export=lambda variables: pretrained.save(workdir / rundir.MODEL, variables, *described),
+            export=job.exporting(begun, license),
             summary=lambda evaluated: {
                 "foreground_lift": evaluated.get("eval_foreground_lift"),
                 "foreground_lift_random": evaluated.get("eval_foreground_lift_random"),
@@ -141,7 +105,8 @@ def drawing(
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
         panels = pictures.compute(task, variables, batch["video"], keys)
-        metrics.write_images(step, {"clips": pictures.sheet(panels)})
+        strips = map(pictures.strip, pictures.clips(panels))
+        metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:
             pictures.save(panels, workdir / rundir.PICTURES, prefix)
 
@@ -149,5 +114,5 @@ def drawing(
 
 
 if __name__ == "__main__":
-    define_flags()
+    job.define_flags()
     cli.run(main)

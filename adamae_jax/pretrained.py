@@ -5,8 +5,6 @@ It is a masked autoencoder or, where its config has classes, a classifier.
 """
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -18,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load as deserialize
@@ -28,9 +25,8 @@ from adamae_jax import config as configs
 from adamae_jax import experiment, licenses
 from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
-from adamae_jax.models.autoencoder import Autoencoder
-from adamae_jax.models.classifier import Classifier
-from adamae_jax.objectives import Pretraining, normalize_pixels
+from adamae_jax.loaded import Finetuned, Loaded, Pretrained
+from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.training import rundir
 from adamae_jax.training.digests import write_atomically
@@ -40,120 +36,6 @@ CONFIG_JSON = rundir.CONFIG
 FORMAT = "adamae-jax model 4"
 # What a damaged description can raise where it is read, and where a model is made of it.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """What was trained or imported; unpacks as ``model, params = load(path)``.
-
-    Attributes:
-      variables: ``params``, ``state`` and ``frozen``.
-      config: the effective config of the run; of a model directory, the model's part of it.
-      task: what was trained: the model, and how it is judged.
-      step: updates that it was trained for.
-      label_names: of the classes, by label: a classifier's, or those of the data it was trained on.
-      license: of weights that were imported or are held frozen, where known; "" otherwise.
-    """
-
-    variables: Mapping[str, Any] = dataclasses.field(repr=False)
-    config: ConfigDict = dataclasses.field(repr=False)
-    task: Pretraining | Classification = dataclasses.field(repr=False)
-    step: int
-    label_names: tuple[str, ...] = ()
-    license: str = ""
-
-    @property
-    def model(self) -> Autoencoder | Classifier:
-        """The model's definition."""
-        return self.task.model
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """The model's parameters."""
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.params))
-
-    def features(self, video: UInt8[Array | np.ndarray, "b T H W C"]) -> Float[Array, "b n d"]:
-        """The encoder's latents of all tokens, row-major over (time, height, width).
-
-        Args:
-          video: clips of uint8 pixels, of the size that the model was trained on.
-
-        Raises:
-          UserError: where the clips are of another type or size.
-        """
-        return self._features(self.params, self._checked("features", video))
-
-    def _checked(self, method: str, video: UInt8[Array | np.ndarray, "..."]) -> Array:
-        expected = self.model.geometry.clip_shape
-        if video.ndim != 5 or video.shape[1:] != expected or video.dtype != jnp.uint8:
-            raise UserError(
-                f"{method}() was given {video.dtype} {tuple(video.shape)}: it takes uint8 clips "
-                f"[batch, {', '.join(map(str, expected))}] (frames, height, width, channels)"
-            )
-        return jnp.asarray(video)
-
-    @functools.cached_property
-    def _features(self) -> Any:
-        return self._compile("features")
-
-    def _compile(self, method: str) -> Any:
-        def apply(params: Any, video: Array) -> Array:
-            pixels = normalize_pixels(video, self.task.objective)
-            return self.model.apply({"params": params}, pixels, method=method)
-
-        return jax.jit(apply)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained(Loaded):
-    """A masked autoencoder."""
-
-    task: Pretraining
-
-    @property
-    def model(self) -> Autoencoder:
-        """The autoencoder's definition."""
-        return self.task.model
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """The autoencoder's parameters."""
-        return self.variables["params"]["autoencoder"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Finetuned(Loaded):
-    """A classifier."""
-
-    task: Classification
-
-    @property
-    def model(self) -> Classifier:
-        """The classifier's definition."""
-        return self.task.model
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """The classifier's parameters."""
-        return self.variables["params"]
-
-    def logits(self, video: UInt8[Array | np.ndarray, "b T H W C"]) -> Float[Array, "b k"]:
-        """The classes' logits of single views.
-
-        Args:
-          video: clips of uint8 pixels, of the size that the model was trained on.
-
-        Raises:
-          UserError: where the clips are of another type or size.
-        """
-        return self._logits(self.params, self._checked("logits", video))
-
-    @functools.cached_property
-    def _logits(self) -> Any:
-        return self._compile("__call__")
 
 
 def save(

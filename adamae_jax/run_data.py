@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -19,12 +20,13 @@ from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
 from adamae_jax.training import rundir
 from adamae_jax.training.checkpoints import read_metadata
 from adamae_jax.training.evaluation import HostBatch
-from adamae_jax.training.partitioning import batch_shard
+from adamae_jax.training.partitioning import DATA, FSDP, batch_shard
 
 # To start a worker takes a second or two, as long as it takes to decode about so many videos; an
 # evaluation starts its own each time.
@@ -93,6 +95,7 @@ class RunData:
       workdir: of the run.
       train: what is trained on.
       validation: what is held out; None where nothing is evaluated.
+      views: of each held-out video; None for a clip of each, as pretraining cuts it.
     """
 
     config: ConfigDict
@@ -100,6 +103,7 @@ class RunData:
     workdir: Path
     train: Dataset | MixedDataset
     validation: Dataset | None
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         """Raises a `UserError` where a step's videos do not divide over the processes."""
@@ -156,7 +160,7 @@ class RunData:
     def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
-        damage = TrainingDamage(self.train, config.data.max_bad_fraction, self._listing())
+        damage = TrainingDamage(self.train, config.data.max_bad_fraction, _listing(self.workdir))
         index, count = batch_shard(self.mesh)
         with train_batches(
             self.train,
@@ -174,37 +178,88 @@ class RunData:
             on_error=config.data.on_error,
             timeout_s=config.data.timeout_s,
         ) as batches:
-            yield watched(batches, damage.see)
+            yield watched(watched(batches, damage.see), self._check_labels)
+
+    def _check_labels(self, batch: HostBatch) -> None:
+        """Raises a `UserError` where a label is of no class: it would count as none."""
+        classes = self.config.classifier.num_classes
+        for place in np.flatnonzero(batch["label"] >= classes)[:1] if classes else ():
+            raise UserError(
+                f"{self.train.where(int(batch['example_index'][place]))} has label "
+                f"{batch['label'][place]}, but there are {classes} classes, from 0 on: prepare the "
+                "dataset anew"
+            )
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""
         assert self.validation is not None  # it is opened wherever something is evaluated
-        return self._evaluated(self.validation, self.config.eval.num_examples)
+        return self._evaluated(self.validation, self.config.eval.num_examples, self.views)
 
     def neighbours(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the training split, in order and without augmentation."""
         return self._evaluated(parts_of(self.train)[0][0], self.config.eval.knn_examples)
 
-    @contextlib.contextmanager
-    def _evaluated(self, dataset: Dataset, most: int) -> Iterator["HeldOutClips"]:
-        total = min(most or len(dataset), len(dataset))
-        index, count = batch_shard(self.mesh)
-        with eval_batches(
-            dataset,
-            experiment.clip_spec(self.config),
-            batch_size=self.config.eval.batch_size,
-            num_examples=total,
-            num_workers=min(self.config.data.num_workers, total // count // VIDEOS_PER_WORKER),
-            num_threads=self.config.data.num_threads,
-            timeout_s=self.config.data.timeout_s,
-            shard_index=index,
-            shard_count=count,
-        ) as batches:
-            damage = EvaluationDamage(dataset, self.config.data.max_bad_fraction, self._listing())
-            yield HeldOutClips(total, batches, damage)
+    def _evaluated(
+        self, dataset: Dataset, most: int, views: Views | None = None
+    ) -> contextlib.AbstractContextManager["HeldOutClips"]:
+        return evaluation_batches(
+            self.config, self.mesh, self.workdir, dataset, most=most, views=views
+        )
 
-    def _listing(self) -> Listing:
-        return Listing(self.workdir / rundir.damaged_name())
+
+@contextlib.contextmanager
+def evaluation_batches(
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    dataset: Dataset,
+    *,
+    most: int = 0,
+    views: Views | None = None,
+) -> Iterator["HeldOutClips"]:
+    """The records of a dataset in order, each once, for a run as for an evaluation by itself.
+
+    Args:
+      config: says what a clip is and how it is read; resolved, for the size of batches.
+      mesh: the devices, which say what part of a batch this process reads.
+      workdir: where damaged records are listed.
+      dataset: the records.
+      most: only the first so many of them. 0: all.
+      views: of each video, ``video`` being [b, V, T, H, W, C]: a batch then has as many videos as
+        `videos_per_batch` says. None: one clip of each, [b, T, H, W, C].
+
+    Raises:
+      UserError: the dataset cannot give such clips or views.
+    """
+    total = min(most or len(dataset), len(dataset))
+    index, count = batch_shard(mesh)
+    batch_size = config.eval.batch_size
+    if views is not None:
+        batch_size = videos_per_batch(batch_size, mesh, views)
+    with eval_batches(
+        dataset,
+        experiment.clip_spec(config),
+        batch_size=batch_size,
+        num_examples=total,
+        views=views,
+        num_workers=min(config.data.num_workers, total // count // VIDEOS_PER_WORKER),
+        num_threads=config.data.num_threads,
+        timeout_s=config.data.timeout_s,
+        shard_index=index,
+        shard_count=count,
+    ) as batches:
+        damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
+        yield HeldOutClips(total, batches, damage)
+
+
+def videos_per_batch(clips: int, mesh: Mesh, views: Views) -> int:
+    """Returns how many videos' views make about ``clips`` clips and divide over the devices."""
+    devices = mesh.shape[DATA] * mesh.shape[FSDP]
+    return max(1, clips // (views.per_video * devices)) * devices
+
+
+def _listing(workdir: Path) -> Listing:
+    return Listing(workdir / rundir.damaged_name())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +267,7 @@ class HeldOutClips:
     """This process's batches of an evaluation.
 
     Attributes:
-      num_examples: clips that are evaluated, over all processes.
+      num_examples: clips, or videos with their views, that are evaluated, over all processes.
       batches: padded to whole batches.
       damage: counts those that cannot be read.
     """

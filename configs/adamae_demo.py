@@ -10,13 +10,16 @@ from adamae_jax.config import masking_config
 from configs import common
 
 
-def get_config(masking: str = "adaptive") -> ConfigDict:
+def get_config(masking_or_size: str = "adaptive") -> ConfigDict:
     """8 frames of 48 x 48 pixels: 144 tokens, of which the encoder sees 21.
 
     Args:
-      masking: another strategy to compare with, given as --config=configs/adamae_demo.py:random.
+      masking_or_size: another strategy to compare with, given as
+        --config=configs/adamae_demo.py:random, or another size, as :S.
     """
-    config = common.demo_video()
+    sized = masking_or_size in common.DEMO_SIZES
+    size, masking = (masking_or_size, "adaptive") if sized else (common.TINY, masking_or_size)
+    config = common.demo_size("adamae_demo", common.demo_video(), size)
     options = {"num_heads": 4} if masking == "adaptive" else {}
     config.masking = masking_config(masking, mask_ratio=0.85, **options)
     return config

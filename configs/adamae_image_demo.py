@@ -10,9 +10,16 @@ from adamae_jax.config import masking_config
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36."""
-    config = common.demo_images()
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36.
+
+    Args:
+      size: tiny, or that of another model, given as --config=configs/adamae_image_demo.py:S.
+
+    Raises:
+      UserError: for another size.
+    """
+    config = common.demo_size("adamae_image_demo", common.demo_images(), size)
     config.masking = masking_config("adaptive", mask_ratio=0.75, num_heads=4)
     config.optimizer.decay = (*config.optimizer.decay, common.SAMPLER_DECAY)
     return config

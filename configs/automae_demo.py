@@ -12,8 +12,16 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36."""
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36.
+
+    Args:
+      size: tiny, which mae_demo's frozen network has.
+
+    Raises:
+      UserError: for another size.
+    """
+    common.check_size("automae_demo", size, (common.TINY,))
     config = common.demo_images()
     config.masking = common.demo_adversarial_masking()
     return config

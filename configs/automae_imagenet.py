@@ -19,8 +19,16 @@ from adamae_jax.config import masking_config
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Images of 224 x 224 pixels, of whose 196 patches 49 are seen."""
+def get_config(size: str = "B") -> ConfigDict:
+    """Images of 224 x 224 pixels, of whose 196 patches 49 are seen.
+
+    Args:
+      size: B.
+
+    Raises:
+      UserError: for another size.
+    """
+    common.check_size("automae_imagenet", size, ("B",))
     config = common.mae_imagenet()  # 4,096 images: 8 GPUs with 64 each, accumulated 8 times
     config.masking = masking_config(
         "adversarial",

@@ -13,8 +13,16 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """4 frames of 48 x 48 pixels: two steps of 144 patches, of which 36 each are seen."""
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """4 frames of 48 x 48 pixels: two steps of 144 patches, of which 36 each are seen.
+
+    Args:
+      size: tiny, which mae_demo's frozen network has.
+
+    Raises:
+      UserError: for another size.
+    """
+    common.check_size("automae_video_demo", size, (common.TINY,))
     config = common.demo_video(num_frames=4, patch_size=4)
     config.masking = common.demo_adversarial_masking()
     config.optimizer.decay = common.VIDEOMAE_DECAY

@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from adamae_jax.config import default_config, masking_config, set_family, set_size
 from adamae_jax.errors import UserError
+from adamae_jax.models.autoencoder import SIZES
 
 # Training examples. Kinetics-400: no author publishes a list of their copy; this is the length of
 # MMAction2's (tools/data/kinetics), and others differ by some thousands, since videos leave the
-# web. Something-Something V2: its training split. UCF101: its first training split. ImageNet-1k:
-# its training split.
+# web. Something-Something V2: its training split. UCF101 and HMDB51: their first training splits.
+# ImageNet-1k: its training split.
 KINETICS_400 = 240_436
 SOMETHING_V2 = 168_913
 UCF101 = 9_537
+HMDB51 = 3_570
 IMAGENET = 1_281_167
 
 # What weight decay is for, by parameter path. VideoMAE decays no 1-D parameter and not the mask
@@ -30,8 +32,12 @@ MAE_ST_DECAY = (*MAE_DECAY, "/positions/")
 SAMPLER_DECAY = "^masking/.*position_table$"  # AdaMAE's
 
 
+TINY = "tiny"  # the demos' own size
+DEMO_SIZES = (TINY, *SIZES)
+
+
 def check_size(
-    recipe: str, size: str, published: Sequence[str], extrapolated: Sequence[str]
+    recipe: str, size: str, published: Sequence[str], extrapolated: Sequence[str] = ()
 ) -> None:
     """Meets a size that a recipe does not have, and warns of one that its authors do not have.
 
@@ -52,11 +58,23 @@ def check_size(
         )
     if size in extrapolated:
         logging.warning(
-            "configs/%s.py:%s is extrapolated: its authors published %s only",
+            "configs/%s.py:%s is extrapolated: its authors published %s",
             recipe,
             size,
-            " and ".join(published),
+            f"{' and '.join(published)} only" if published else "no script for it",
         )
+
+
+def demo_size(recipe: str, config: ConfigDict, size: str) -> ConfigDict:
+    """Returns a demo's config with encoder and decoder of a size: its own, or a published one.
+
+    Raises:
+      UserError: where there is no such size.
+    """
+    check_size(recipe, size, DEMO_SIZES)
+    if size != TINY:
+        set_size(config.model, size)
+    return config
 
 
 def keep_every(config: ConfigDict, epochs: int) -> None:

@@ -12,8 +12,15 @@ from adamae_jax.config import masking_config
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36."""
-    config = common.demo_images()
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """Images of 48 x 48 pixels: 144 patches, of which the encoder sees 36.
+
+    Args:
+      size: tiny, or that of another model, given as --config=configs/mae_demo.py:S.
+
+    Raises:
+      UserError: for another size.
+    """
+    config = common.demo_size("mae_demo", common.demo_images(), size)
     config.masking = masking_config("random", mask_ratio=0.75)
     return config

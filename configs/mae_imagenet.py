@@ -12,8 +12,16 @@ from adamae_jax.config import masking_config
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Images of 224 x 224 pixels, of whose 196 patches 49 are seen, drawn at random."""
+def get_config(size: str = "B") -> ConfigDict:
+    """Images of 224 x 224 pixels, of whose 196 patches 49 are seen, drawn at random.
+
+    Args:
+      size: B.
+
+    Raises:
+      UserError: for another size.
+    """
+    common.check_size("mae_imagenet", size, ("B",))
     config = common.mae_imagenet()
     config.masking = masking_config("random", mask_ratio=0.75)
     return config

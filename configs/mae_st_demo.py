@@ -11,9 +11,16 @@ from adamae_jax.config import masking_config, set_family
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Two clips of 16 videos: 8 frames of 48 x 48 pixels, 144 tokens, of which 21 are seen."""
-    config = common.demo_video()
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """Two clips of 16 videos: 8 frames of 48 x 48 pixels, 144 tokens, of which 21 are seen.
+
+    Args:
+      size: tiny, or that of another model, given as --config=configs/mae_st_demo.py:S.
+
+    Raises:
+      UserError: for another size.
+    """
+    config = common.demo_size("mae_st_demo", common.demo_video(), size)
     config.data.repeats = 2
     config.data.frame_sampling = "time_scaled"
     config.data.target_fps = 25.0  # the embedded videos' own

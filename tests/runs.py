@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from adamae_jax.prepare import embedded, examples
-from adamae_jax.training import rundir
+from adamae_jax.training import metrics, rundir
 from tests.data import fixtures
 
 ROOT = Path(__file__).parent.parent
-TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
 TINY = Path("tests/configs/tiny.py")
 DEADLINE_S = 240.0
 
@@ -61,7 +60,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     """The metrics without what depends on the clock."""
     text = (workdir / rundir.METRICS).read_text()
     return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
+        {name: value for name, value in json.loads(line).items() if name not in metrics.TIMINGS}
         for line in text.splitlines()
     ]
 

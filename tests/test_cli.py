@@ -29,10 +29,10 @@ cli.run(main)
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
     """A job that prints three fields of its config; warnings about old Python are errors."""
     return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-c", JOB, *arguments],
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", job, *arguments],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -49,6 +49,17 @@ def test_fields_are_set_on_the_command_line() -> None:
     )
     assert done.stdout == "6 (8, 12) True\n", done.stderr
     assert done.returncode == 0
+
+
+def test_a_job_knows_what_the_file_had(tmp_path: Path) -> None:
+    """Beside what the command line has set."""
+    line = "    print(config.batch_size, "
+    job = JOB.replace(line, f"    print(cli.recipe_values())\n{line}")
+    done = start(TINY, "--config.steps=20", "--config.data.image_size=(8,12)", job=job)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "{'steps': 60, 'data.image_size': [16, 24]}"
+    assert second == "8 (8, 12) False"
 
 
 def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
@@ -91,7 +102,12 @@ def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
             [TINY, "--config.mesh.model=2"],
             "--config.mesh.model=2: config.mesh has no field 'model': it has data, fsdp, tensor",
         ),
-        ([TINY, "--config.masking=tube"], "--config.masking=tube: config.masking is a group of"),
+        (
+            [TINY, "--config.masking=tube"],
+            "config.masking = masking_config('tube', mask_ratio=0.9)",
+        ),
+        ([TINY, "--config.masking.options=x"], "each strategy has options of its own"),
+        ([TINY, "--config.optimizer.lr=1"], "no field 'lr': did you mean 'learning_rate'?"),
         ([TINY, "--config.masking.options.heads=2"], "masking.options.heads=2: the config's mask"),
         ([TINY, "--config.batch_size=many"], "--config.batch_size=many: invalid literal"),
         ([f"{TINY}:S"], f"{TINY}:S: TypeError: get_config() takes 0 positional arguments"),
@@ -107,6 +123,25 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> Non
     assert message in line
     assert done.returncode == USER_ERROR_STATUS
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(platform: str) -> None:
+    """A machine with a GPU, or with JAX for one, would have it."""
+    code = f"import jax\nfrom adamae_jax import cli\ncli.run(lambda argv: print('ran'), {['job']})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and f"JAX_PLATFORMS={platform}: JAX cannot use it here" in said[0]
+    assert (done.returncode, done.stdout) == (USER_ERROR_STATUS, "")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

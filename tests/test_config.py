@@ -142,6 +142,42 @@ def test_lengths_that_make_no_sense_are_refused(changes: dict[str, Any], message
         config_lib.resolve(config(**changes), num_examples=25_600)
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "warmup"),
+    [
+        ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 20}, 1),
+        ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 1}, 0),
+        ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 5000}, 40),
+        ({"steps": 500, "optimizer.warmup_steps": 40}, {"epochs": 2}, 40),  # steps go before it
+        ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 0, "epochs": 1}, 8),
+        ({"epochs": 800, "optimizer.warmup_epochs": 40.0}, {"epochs": 80}, 400),
+        ({"epochs": 800, "optimizer.warmup_epochs": 40.0}, {"steps": 20}, 1),
+        (
+            {"steps": 500, "optimizer.warmup_steps": 40},
+            {"steps": 100, "optimizer.warmup_steps": 30},
+            30,
+        ),
+    ],
+)
+def test_a_shorter_run_has_a_shorter_warmup(
+    own: dict[str, Any], given: dict[str, Any], warmup: int
+) -> None:
+    """In proportion, unless the command line says otherwise; a run that goes on keeps its own."""
+    file = config_lib.flatten(config(**own))
+    recipe = {name: file[name] for name in given}
+    made = config(**{**own, **given})
+    found = config_lib.resolve(made, 25_600, recipe)
+    assert found.optimizer.warmup_steps == warmup
+
+
+def test_a_run_that_goes_on_keeps_its_warmup() -> None:
+    made, file = config(steps=20, **{"optimizer.warmup_steps": 40}), {"steps": 500}
+    assert config_lib.resolve(made, 100, file, run_warmup=3).optimizer.warmup_steps == 3
+    given = {**file, "optimizer.warmup_steps": 40}
+    made.optimizer.warmup_steps = 4
+    assert config_lib.resolve(made, 100, given, run_warmup=3).optimizer.warmup_steps == 4
+
+
 @pytest.mark.parametrize("name", masking.names())
 def test_stored_configs_come_back_whole(name: str) -> None:
     own = config(steps=10, **{"mesh.fsdp": 2, "optimizer.decay": ("kernel$",)})
@@ -202,9 +238,13 @@ def test_options_of_a_strategy_are_its_own() -> None:
         ("data.num_frames", ""),
         ("masking.options.anything", ""),
         ("batch_sise", "config has no field 'batch_sise': did you mean 'batch_size'?"),
-        ("optimizer.lr", "config.optimizer has no field 'lr': it has rate_counts, learning_rate, "),
+        ("optimizer.lr", "config.optimizer has no field 'lr': did you mean 'learning_rate'?"),
         ("mesh.model", "config.mesh has no field 'model': it has data, fsdp, tensor"),
-        ("masking", "config.masking is a group of fields: set one of them, such as config.masking"),
+        (
+            "masking",
+            "config.masking is a group of fields, and each strategy has options of its own",
+        ),
+        ("model", "config.model is a group of fields: set one of them, such as config.model."),
         ("nothing.here", "config.nothing has no field 'here': docs/config.md lists all fields"),
     ],
 )
@@ -216,3 +256,13 @@ def test_misspelled_fields_get_a_hint(path: str, message: str) -> None:
 def test_the_page_in_docs_is_that_of_the_table() -> None:
     """Otherwise: python -m adamae_jax.config > docs/config.md."""
     assert (ROOT / "docs" / "config.md").read_text() == config_lib.page()
+
+
+def test_epochs_beside_steps_are_not_passed_over_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = config_lib.default_config()
+    config.steps, config.epochs = 30, 2
+    with caplog.at_level("INFO"):
+        assert config_lib.resolve(config, 1000).steps == 30
+    assert "steps 30 is set, so epochs 2 does not count" in caplog.text

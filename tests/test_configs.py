@@ -1,9 +1,6 @@
 """The authors' recipes: every number that a reader would compare with paper and scripts."""
 
-import importlib
 import logging
-import pathlib
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,19 +10,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
-from adamae_jax.config import resolve
-from adamae_jax.data import schema
-from adamae_jax.data.clips import make_clips
 from adamae_jax.data.crops import choose_box
-from adamae_jax.data.examples import VideoLayout
 from adamae_jax.errors import UserError
 from adamae_jax.objectives import Pretraining
 from adamae_jax.training.optimizers import decay_mask
 from adamae_jax.training.state import select_group
-from tests.data import fixtures
+from tests import recipes
 from tests.helpers import named
-
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+from tests.recipes import module, resolved
 
 
 class Expected(NamedTuple):
@@ -107,16 +99,7 @@ RECIPES: dict[str, Expected] = {
     "automae_imagenet": IMAGENET,
 }
 # fmt: on
-SIZED = [path.stem for path in CONFIGS.glob("*.py") if "EXTRAPOLATED" in path.read_text()]
-
-
-def module(name: str) -> ModuleType:
-    return importlib.import_module(f"configs.{name}")
-
-
-def resolved(recipe: str) -> ConfigDict:
-    name, _, size = recipe.partition(":")
-    return resolve(module(name).get_config(*([size] if size else [])), 0)
+SIZED = [name for name in recipes.names("pretraining") if hasattr(module(name), "EXTRAPOLATED")]
 
 
 class Recipe(NamedTuple):
@@ -241,16 +224,6 @@ def test_masking() -> None:
     assert names == {name: kinds.get(name.partition("_")[0], "random") for name in names}
 
 
-def coloured_record(num_frames: int, rate: float) -> Any:
-    """A video whose frames have their number in red and green."""
-    numbers = np.arange(num_frames)
-    colours = 16 * np.stack([numbers % 16, numbers // 16, 0 * numbers], -1) + 8
-    pixels = colours[:, None, None].astype(np.uint8).repeat(16, axis=1).repeat(16, axis=2)
-    changes: dict[str, Any] = {schema.RATE: rate}
-    payload = fixtures.serialize(pixels, **changes)
-    return VideoLayout(has_foreground=False).parse(payload)
-
-
 # In the middle of a video: frames, rate, and which are taken.
 # fmt: off
 DENSE_4 = [
@@ -299,13 +272,9 @@ BOXES: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int]]]] = {
 
 @pytest.mark.parametrize("name", list(FRAMES))
 def test_frames(name: str) -> None:
-    """Read off the clips that the recipe's own specification makes."""
     spec = experiment.clip_spec(resolved(name))
     for count, rate, expected in FRAMES[name]:
-        (video,) = make_clips(coloured_record(count, rate), spec, [None])["video"]
-        assert video.shape == (len(expected), 224, 224, 3)
-        red, green, _ = video[:, 112, 112].T // 16
-        assert (red + 16 * green).tolist() == expected, (count, rate)
+        assert recipes.frames_in_the_middle(spec, count, rate) == expected, (count, rate)
 
 
 @pytest.mark.parametrize("name", list(BOXES))
@@ -323,9 +292,8 @@ def test_crops(name: str) -> None:
 
 
 def test_every_recipe_is_tested() -> None:
-    tested_elsewhere = ("demo", "linear")  # the latter in test_probe
-    found = {path.stem for path in CONFIGS.glob("*.py") if not path.stem.endswith(tested_elsewhere)}
-    assert found - {"common"} == {name.partition(":")[0] for name in RECIPES} == set(FRAMES)
+    tested = {name.partition(":")[0] for name in RECIPES}
+    assert set(recipes.names("pretraining")) == tested == set(FRAMES)
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -347,3 +315,24 @@ def test_sizes_beyond_the_authors_are_marked(name: str, caplog: pytest.LogCaptur
 def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(UserError, match=r"configs/adamae_k400.py has no size 'XL': use one of B"):
         module("adamae_k400").get_config("XL")
+
+
+@pytest.mark.parametrize("name", recipes.ALL)
+def test_every_config_takes_a_size(name: str) -> None:
+    """The demos their own, and those of the published models; a wrong one names those there are."""
+    get_config = module(name).get_config
+    with pytest.raises(UserError, match=r"use one of (tiny|S|B|L|adaptive)\b"):
+        get_config("XL")
+    demo, one_size = name.endswith("_demo"), name.startswith("automae")
+    assert get_config("tiny" if demo else "B").to_dict() == get_config().to_dict()
+    if demo and not one_size:
+        config = get_config("S")
+        assert config.model.encoder.width == 384
+        if name == "finetune_demo":
+            config.classifier.num_classes = 8
+            experiment.classification(config)
+        elif name == "probe_demo":
+            config.classifier.num_classes = 8
+            experiment.probing(config)
+        else:
+            experiment.pretraining(config)

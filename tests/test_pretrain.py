@@ -132,6 +132,10 @@ def test_a_complete_run_ends_at_once(finished: Path, tiny_dataset: Path) -> None
     again = run(finished, tiny_dataset)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == json.loads((finished / "summary.json").read_text())
+    # At the end, where it is seen, stands what the run has left and where.
+    assert again.stderr.splitlines()[-3:] == [
+        f"{name}: {finished / name}" for name in ("model", "pictures", "metrics.jsonl")
+    ]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
@@ -143,6 +147,7 @@ def test_killed_and_resumed_is_bitwise_the_same(
     resumed = run(workdir, tiny_dataset)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step" in resumed.stderr
+    assert resumed.stderr.index("compiling;") < resumed.stderr.index("compiled and ran step")
     assert_same_run(finished, workdir)
 
 

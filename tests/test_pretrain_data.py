@@ -17,8 +17,19 @@ from PIL import Image
 from adamae_jax import pretrain, run_data
 from adamae_jax.config import masking_config
 from adamae_jax.data import storage
+from adamae_jax.data.mixture import open_dataset
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import id_text
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
-from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.experiment import clip_spec
+from adamae_jax.run_data import (
+    RunData,
+    evaluation_batches,
+    open_training,
+    open_validation,
+    videos_per_batch,
+)
 from adamae_jax.training import loop, rundir
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
@@ -203,7 +214,7 @@ from adamae_jax.errors import UserError
 atexit.register(threading.Event().wait)  # as JAX does, for the other processes
 jax.process_count, jax.process_index = (lambda: 2), (lambda: 1)
 peers.multihost_utils.broadcast_one_to_all = lambda number: number
-def fail(config, workdir):
+def fail(config, workdir, recipe):
     raise {"user": UserError("too much is damaged"), "ours": ValueError("a bug")}[sys.argv[1]]
 pretrain.pretrain = fail
 flags.DEFINE_string("workdir", "", "")
@@ -256,6 +267,38 @@ def test_evaluations_have_workers_where_there_is_enough_to_read(
         with data.neighbours():
             pass
     assert started == [expected, 0]
+
+
+def test_a_dataset_can_be_evaluated_in_views_by_itself(parts: list[Path], tmp_path: Path) -> None:
+    """Without a run: any split, every video once, batches of about as many clips as asked for."""
+    config: ConfigDict = tiny.get_config()
+    config.update_from_flattened_dict({"data.dir": "", "eval.batch_size": 40})
+    mesh = create_mesh({"data": -1})
+    dataset = open_dataset(str(parts[0]), "train")
+    assert isinstance(dataset, Dataset)
+    views = Views(2, 3)
+    with evaluation_batches(config, mesh, tmp_path, dataset, views=views) as held_out:
+        batches = list(held_out)
+        held_out.check(unreadable=0)
+    size = videos_per_batch(40, mesh, views)
+    assert size % mesh.size == 0 and size <= max(mesh.size, 40 // 6)
+    assert held_out.num_examples == 16 == sum(batch["valid"].sum() for batch in batches)
+    assert len(batches) == -(-16 // size)
+    spec = clip_spec(config)
+    for batch in batches:
+        assert batch["video"].shape == (size, 6, *spec.video_shape)
+    named = [id_text(row) for b in batches for row in b["video_id"][b["valid"]]]
+    assert named == [dataset[index].id for index in range(16)]
+    with evaluation_batches(config, mesh, tmp_path, dataset, most=3, views=Views()) as held_out:
+        assert sum(batch["valid"].sum() for batch in held_out) == 3
+    assert (videos_per_batch(6, mesh, views), videos_per_batch(1, mesh, views)) == (mesh.size,) * 2
+
+
+def test_a_wrong_rand_augment_is_told_at_the_start(parts: list[Path]) -> None:
+    config: ConfigDict = tiny.get_config()
+    config.update_from_flattened_dict({"data.dir": str(parts[0]), "data.rand_augment": "rand-m70"})
+    with pytest.raises(UserError, match="rand_augment is 'rand-m70', but must be empty or timm's"):
+        open_training(config)
 
 
 def test_a_damaged_record_ends_a_run_that_asks_for_it(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +68,8 @@ address = f"127.0.0.1:{{port}}"
 jax.distributed.initialize(
     address, {PROCESSES}, index, coordinator_bind_address=address, heartbeat_timeout_seconds=10
 )
-from adamae_jax import cli, pretrain
-pretrain.define_flags()
+from adamae_jax import cli, job, pretrain
+job.define_flags()
 cli.run(pretrain.main, ["pretrain", *sys.argv[3:]])
 """
 
@@ -76,8 +77,11 @@ cli.run(pretrain.main, ["pretrain", *sys.argv[3:]])
 class Job:
     """Two processes of a run, each with the workers that it starts in a group of its own."""
 
-    def __init__(self, workdir: Path, data: Path, *options: str):
-        """For use in a ``with`` block, where they run, and behind which nothing is left of them."""
+    def __init__(self, workdir: Path, data: Path, *options: str, second: Sequence[str] = ()):
+        """For use in a ``with`` block, where they run, and behind which nothing is left of them.
+
+        The second process alone has the options ``second``, behind those of both.
+        """
         self._held = socket.socket()
         # Nobody else is given the port, and JAX, which shares it in the same way, can listen.
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -86,7 +90,8 @@ class Job:
         self._logs = workdir.parent
         config = self._logs / "config.py"
         config.write_text(CONFIG)
-        self._arguments = arguments(workdir, data, *options, config=config)
+        both = arguments(workdir, data, *options, config=config)
+        self._arguments = [both, [*both, *second]]
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Job":
@@ -110,7 +115,7 @@ class Job:
             self._log(index, "err").open("wb") as errors,
         ):
             return subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, self._port, str(index), *self._arguments],
+                [sys.executable, "-c", LAUNCH, self._port, str(index), *self._arguments[index]],
                 cwd=ROOT, env=environment(), stdout=out, stderr=errors, start_new_session=True,
             )  # fmt: skip
 
@@ -332,6 +337,37 @@ def stop_line(job: Job, index: int) -> str:
     behind = [line for line in said[last + 1 :] if line.strip()]
     assert all("resource_tracker" in line or "warnings.warn" in line for line in behind), behind
     return said[last]
+
+
+def test_processes_with_other_configs_and_data_end_at_once(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    info = other / "dataset_info.json"
+    info.write_text(info.read_text().replace("{", "{ ", 1))
+    second = (f"--config.data.dir={other}", "--config.optimizer.b1=0.8")
+    with Job(tmp_path / "run", data, second=second) as job:
+        assert job.wait() == [2, 2], job.errors(0) + job.errors(1)
+        for index in range(PROCESSES):
+            line = stop_line(job, index)
+            assert line.startswith(
+                f"error: process {index} of 2: the processes of this job differ in the data's "
+            )
+            assert "config.optimizer.b1 (0.9 in process 0; 0.8 in process 1)" in line
+            assert "Traceback" not in job.errors(index) and "compiled" not in job.errors(index)
+    # What is left is the word for the other process, and no run.
+    assert {path.name[:6] for path in (tmp_path / "run").iterdir()} == {".ended"}
+
+
+def test_processes_with_workdirs_of_their_own_end_at_once(data: Path, tmp_path: Path) -> None:
+    """As on disks of the hosts: the first one would write alone, the others never find it."""
+    second = [f"--workdir={tmp_path / 'second'}"]
+    with Job(tmp_path / "first", data, second=second) as job:
+        assert job.wait() == [2, 2], job.errors(0) + job.errors(1)
+        lines = [stop_line(job, index) for index in range(PROCESSES)]
+    for line in lines:
+        assert "process 1 cannot see in --workdir what process 0 has written in its own" in line
+        assert str(tmp_path / "first") in line
+    assert not list(tmp_path.glob("*/.shared*"))
 
 
 @pytest.mark.full

@@ -18,6 +18,7 @@ from adamae_jax import config as configs
 from adamae_jax import experiment, initial, licenses, pretrained, probe
 from adamae_jax.errors import UserError
 from adamae_jax.models.encoder import Encoder
+from adamae_jax.models.probes import ProbeKind
 from adamae_jax.objectives import Objective
 from adamae_jax.probing import Probing, probe_name
 from adamae_jax.task import MODEL
@@ -71,7 +72,8 @@ def after_three_steps(task: Probing) -> tuple[TrainState, TrainState]:
 def test_each_probe_is_what_it_is_alone() -> None:
     """Whatever other rates and kinds are trained beside it; the encoder stays as it is."""
     start, together = after_three_steps(TASK)
-    for kind, rate in (("linear", 0.01), ("linear", 3.0), ("attentive", 3.0)):
+    checked: list[tuple[ProbeKind, float]] = [("linear", 0.01), ("linear", 3.0), ("attentive", 3.0)]
+    for kind, rate in checked:
         _, alone = after_three_steps(dataclasses.replace(TASK, kinds=(kind,), rates=(rate,)))
         found, before = (helpers.named(s.params[kind]) for s in (together, start))
         for name, array in helpers.named(alone.params[kind]).items():
@@ -287,6 +289,8 @@ def test_the_linear_recipe_is_mae_s() -> None:
     optimizer = experiment.optimizers(config, task)[MODEL]
     found = [float(optimizer.learning_rate(jnp.asarray(step))) for step in (0, 779, 780, 7020)]
     np.testing.assert_allclose(found, [0.0, 6.4, 6.4, 0.0], atol=1e-5)
+    large = experiment.probing(configs.resolve(mae_imagenet_linear.get_config("H"), 0))
+    assert (large.encoder.spec.width, large.encoder.geometry.grid) == (1280, (1, 16, 16))
     # One step of LARS without momentum behind it: a thousandth of the kernel's norm, in direction
     # of the gradient, and the gradient itself for the bias.
     params = {"linear": {"head": {"kernel": jnp.ones((1, 3, 4)), "bias": jnp.ones((1, 4))}}}

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.data import videos
@@ -68,7 +67,9 @@ def test_the_commands_are_found() -> None:
     jobs = [command[2] for command in commands()]
     assert jobs == [
         *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
-        *("adamae_jax.visualize", "adamae_jax.pretrain", *["adamae_jax.convert"] * 3),
+        *("adamae_jax.visualize", "adamae_jax.pretrain", "adamae_jax.finetune"),
+        *("adamae_jax.evaluate", "adamae_jax.predict", "adamae_jax.predict"),
+        *("adamae_jax.features", *["adamae_jax.convert"] * 3),
         *("adamae_jax.pretrain", "adamae_jax.benchmark", "tests.parity"),
     ]
 
@@ -95,6 +96,9 @@ def test_the_commands_work(tmp_path: Path) -> None:
         "runs/small": small,
         "runs/longer": str(tmp_path / "longer"),
         "runs/demo": small,
+        "runs/finetuned": str(tmp_path / "finetuned"),
+        "runs/saliency": str(tmp_path / "saliency"),
+        "runs/features": str(tmp_path / "features"),
         "adamae.safetensors": str(tmp_path / "adamae.safetensors"),
         "exported": str(tmp_path / "exported"),
         "models/adamae": str(tmp_path / "imported"),
@@ -104,6 +108,12 @@ def test_the_commands_work(tmp_path: Path) -> None:
         ("adamae_jax.pretrain", "configs/adamae_k400.py:L"): [*SMALL, *QUICK, ON_EIGHT],
         ("adamae_jax.pretrain", "configs/adamae_demo.py"): QUICK,
         ("adamae_jax.pretrain", "configs/adamae_demo.py:tube"): QUICK,
+        ("adamae_jax.finetune", "configs/finetune_demo.py"): [
+            *QUICK,
+            f"--config.data.dir={tmp_path / 'moving_objects_demo'}",
+            "--config.eval.test_views=",
+        ],
+        ("adamae_jax.evaluate", ""): ["--num_videos=8"],
         ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
     }
     # Most of the time goes into compiling: what is compiled here is run a few times only.
@@ -126,6 +136,9 @@ def test_the_commands_work(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     assert list((tmp_path / "small" / "pictures").glob("step_0000003_*.png"))
+    assert (tmp_path / "finetuned" / "evaluation" / "confusion.png").is_file()
+    assert (tmp_path / "saliency" / "moving_saliency.mp4").is_file()
+    assert len(list((tmp_path / "features").glob("*.npz"))) == len(ENCODINGS)
     assert (tmp_path / "exported" / "config.json").is_file()
     assert (tmp_path / "imported" / "model.json").is_file()
 
@@ -143,7 +156,8 @@ def test_the_python_lines_work(tmp_path: Path) -> None:
     pretrained.save(tmp_path / "model", variables, config, 0)
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code) == 1
-    names: dict[str, Any] = {"video": np.zeros((1, 8, 48, 48, 3), np.uint8)}
+    names: dict[str, Any] = {}
+    code = [text.replace("docs/", f"{ROOT}/docs/") for text in code]
     exec(code[0].replace("runs/demo", str(tmp_path / "model")), names)
-    assert names["features"].shape == (1, 144, 128)
+    assert names["features"].shape == (6, 144, 128)
     assert type(names["model"]).__name__ == "Autoencoder"

@@ -94,18 +94,21 @@ def main(argv: Sequence[str]) -> None:
     if values.batch_size is not None:
         config.batch_size = values.batch_size
     experiment.check_device(config)
-    report = measure(config, values.steps, values.warmup)
+    report = measure(config, values.steps, values.warmup, cli.recipe_values())
     print(describe(report))
     print(json.dumps(dataclasses.asdict(report)))
 
 
-def measure(config: ConfigDict, steps: int, warmup: int) -> Report:
+def measure(
+    config: ConfigDict, steps: int, warmup: int, recipe: Mapping[str, Any] | None = None
+) -> Report:
     """Compiles and times the train step of an experiment.
 
     Args:
       config: the experiment, batch size included.
       steps: how many are timed, each to its end.
       warmup: how many run before.
+      recipe: see `adamae_jax.config.resolve`.
 
     Raises:
       UserError: for what is wrong with the config or does not fit the devices.
@@ -114,7 +117,7 @@ def measure(config: ConfigDict, steps: int, warmup: int) -> Report:
     mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Only the schedule depends on the number of videos.
-    config = configs.resolve(config, config.data.num_examples or config.batch_size)
+    config = configs.resolve(config, config.data.num_examples or config.batch_size, recipe)
     optimizers = experiment.optimizers(config, pretraining)
     # A program from the cache would make compilation look free.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -22,7 +22,7 @@ from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import Element, EvalClips, Shard, TrainClips, eval_stream, train_stream
 from adamae_jax.data.temporal import Views
-from adamae_jax.data.workers import init_reader, keep_freed_memory
+from adamae_jax.data.workers import detach_tracker, init_reader, keep_freed_memory
 from adamae_jax.errors import UserError, WorkerDeathError
 
 Batch = dict[str, np.ndarray]
@@ -66,7 +66,7 @@ def train_batches(
         spec: what a clip is.
         seed: of order and augmentation.
         videos_per_step: ``B``, videos in one global batch.
-        repeats: ``R``, clips of each video, with a start, crop and flip of their own.
+        repeats: ``R``, clips of each video; see `TrainClips` for what differs between them.
         first_step: first step to be delivered.
         num_steps: how many.
         num_workers: worker processes; 0 makes the clips in threads of this process.
@@ -137,8 +137,9 @@ def eval_batches(
         An iterator over dicts of arrays, to be closed: ``video``, ``foreground``, ``label``,
         ``example_index`` and ``slot`` as in `train_batches`, bool [b] ``valid`` (false for filling
         and for damaged videos) and ``unreadable`` (true for damaged videos), and int32 [b]
-        ``damage``. With views, ``video`` is [b, V, T, H, W, 3] and ``foreground`` [b, V, T, h, w];
-        ``V = starts * crops``. See `EvalClips`.
+        ``damage``. With views, ``video`` is [b, V, T, H, W, 3] and ``foreground`` [b, V, T, h, w],
+        ``V = starts * crops``, and ``video_id`` uint8 [b, 256] is the id (see
+        `adamae_jax.data.stream.id_text`). See `EvalClips`.
 
     Raises:
         UserError: a value is out of range, or the dataset cannot give such clips.
@@ -229,7 +230,9 @@ class Batches:
             )
         if timeout_s <= 0:
             raise UserError(f"timeout_s is {timeout_s}, but must be a number of seconds above 0")
-        if not num_workers:
+        if num_workers:
+            detach_tracker()
+        else:
             keep_freed_memory()
         self._remaining = num_steps
         self._num_workers = num_workers

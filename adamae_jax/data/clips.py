@@ -16,11 +16,13 @@ from adamae_jax.data.crops import (
     cut_frame,
     cut_masks,
     reduction,
-    spread_boxes,
+    view_boxes,
 )
 from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import decode_foreground, each_frame
+from adamae_jax.data.rand_augment import Operation, augment, parse
+from adamae_jax.data.rand_augment import draw as draw_operations
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
@@ -60,6 +62,10 @@ class ClipSpec:
             (MAE-ST); ``segments`` takes one frame of each of ``num_frames`` segments of the whole
             video and has no use for ``sampling_rate`` (fine-tuning on Something-Something).
         target_fps: frames per second, for ``time_scaled``.
+        rand_augment: random operations on the whole frames of training clips, in timm's notation
+            (see `adamae_jax.data.rand_augment.parse`); empty for none. Such clips have no masks,
+            which the operations would not fit.
+        shared_frames: whether all training clips of a video show the frames of its first one.
 
     Raises:
         UserError: a value is out of range.
@@ -75,6 +81,8 @@ class ClipSpec:
     horizontal_flip: bool = False
     frame_sampling: str = "dense"
     target_fps: float = 30.0
+    rand_augment: str = ""
+    shared_frames: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -98,6 +106,8 @@ class ClipSpec:
             raise UserError(
                 f"target_fps is {self.target_fps}, but must be a number of frames per second"
             )
+        if self.rand_augment:
+            parse(self.rand_augment)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -182,6 +192,7 @@ class _Draw(NamedTuple):
     frames: Int64[np.ndarray, "t"]
     box: Box
     flipped: bool
+    operations: tuple[Operation, ...] = ()
 
 
 def make_clips(
@@ -192,22 +203,29 @@ def make_clips(
     Args:
         record: the video.
         spec: what a clip is.
-        rngs: each gives start, crop and flip of a training clip. None gives the clip for
-            evaluation: middle frames, the centre crop instead of a random one, and no flip.
+        rngs: each gives start, crop, flip and RandAugment of a training clip. None gives the clip
+            for evaluation: middle frames, the centre crop instead of a random one, and no more.
 
     Returns:
-        ``video``, uint8 [R, T, H, W, 3], and, where the record has masks, ``foreground``,
-        uint8 [R, T, h, w], coverage 0 to 255 by the same frames, boxes and flips.
+        ``video``, uint8 [R, T, H, W, 3], and, where the record has masks and nothing is augmented,
+        ``foreground``, uint8 [R, T, h, w], coverage 0 to 255 by the same frames, boxes and flips.
 
     Raises:
         BadRecordError: a needed frame, or the masks, cannot be decoded, or the sampling needs a
             frame rate and the record has none.
     """
-    return _cut_clips(record, spec, [_draw(record, spec, rng) for rng in rngs])
+    draws = [_draw(record, spec, rng) for rng in rngs]
+    if spec.shared_frames:
+        draws = [draw._replace(frames=draws[0].frames) for draw in draws]
+    augmented = bool(spec.rand_augment) and any(rng is not None for rng in rngs)
+    return _cut_clips(record, spec, draws, augmented)
 
 
 def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.ndarray]:
-    """Cuts the clips of an evaluation out of a video, decoding no frame twice.
+    """Cuts the clips of an evaluation out of a video, decoding and resizing no frame twice.
+
+    Frames are resized first and cut then (see `view_boxes`), as in the test loaders of VideoMAE.
+    (The clips of `make_clips` for evaluation are cut first.)
 
     Args:
         record: the video.
@@ -229,24 +247,61 @@ def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.nda
         fps=_rate(record) if spec.frame_sampling == "time_scaled" else spec.target_fps,
         target_fps=spec.target_fps,
     )
+    return _cut_views(record, spec, starts, views.crops)
+
+
+def make_windows(
+    record: Record, spec: ClipSpec, frames: Int64[np.ndarray, "v t"]
+) -> UInt8[np.ndarray, "v t h w 3"]:
+    """Cuts clips of given frames out of a video, from the centre, as for an evaluation.
+
+    Raises:
+        BadRecordError: a needed frame cannot be decoded.
+    """
+    return _cut_views(record, spec, frames, 1)["video"]
+
+
+def _cut_views(
+    record: Record, spec: ClipSpec, starts: Int64[np.ndarray, "v t"], crops: int
+) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
-    boxes = spread_boxes(frame_size, spec.image_size, views.crops)
+    size, boxes = view_boxes(frame_size, spec.image_size, crops)
     if spec.crop == "none":
-        boxes = [Box(0, 0, record.width, record.height)]
-    return _cut_clips(record, spec, [_Draw(t, box, False) for t in starts for box in boxes])
+        size, boxes = spec.image_size, [Box(0, 0, *spec.image_size[::-1])]
+    video = np.empty((len(starts), len(boxes), *spec.video_shape), np.uint8)
+    resized = np.empty((*size, 3), np.uint8)
+    factor = reduction(Box(0, 0, record.width, record.height), size, spec.interpolation)
+    for number, pixels in each_frame(record.frames, np.unique(starts), frame_size, factor):
+        whole = Box(0, 0, pixels.shape[1], pixels.shape[0])
+        cut_frame(pixels, whole, resized, spec.interpolation)
+        start, place = np.nonzero(starts == number)
+        for crop, (left, top, width, height) in enumerate(boxes):
+            video[start, crop, place] = resized[top : top + height, left : left + width]
+    clips = {"video": video.reshape(-1, *spec.video_shape)}
+    if record.foreground is not None:
+        masks = decode_foreground(record.foreground, len(record.frames))
+        clips["foreground"] = np.stack(
+            [cut_masks(masks[t], box, size, spec.mask_size) for t in starts for box in boxes]
+        )
+    return clips
 
 
-def _cut_clips(record: Record, spec: ClipSpec, draws: Sequence[_Draw]) -> dict[str, np.ndarray]:
+def _cut_clips(
+    record: Record, spec: ClipSpec, draws: Sequence[_Draw], augmented: bool
+) -> dict[str, np.ndarray]:
     frame_size = (record.height, record.width)
     video = np.empty((len(draws), *spec.video_shape), np.uint8)
-    factors = [reduction(draw.box, spec.image_size, spec.interpolation) for draw in draws]
+    factors = [
+        1 if augmented else reduction(draw.box, spec.image_size, spec.interpolation)
+        for draw in draws
+    ]
     # Together only what is decoded alike, so that no clip depends on what others there are.
     for factor in set(factors):
         group = [place for place, other in enumerate(factors) if other == factor]
         alike = [(video[place], draws[place]) for place in group]
         _cut_alike(record, factor, spec.interpolation, alike)
     clips = {"video": video}
-    if record.foreground is not None:
+    if record.foreground is not None and not augmented:
         masks = decode_foreground(record.foreground, len(record.frames))
         clips["foreground"] = np.stack(
             [_cut_foreground(masks, frame_size, draw, spec) for draw in draws]
@@ -271,7 +326,8 @@ def _cut_alike(
             first, *others = of_number.get(number, (None,))
             if first is not None:
                 box = Box(*(side // smaller for side in draw.box))
-                cut_frame(pixels, box, clip[first], interpolation, draw.flipped)
+                whole = augment(pixels, draw.operations)
+                cut_frame(whole, box, clip[first], interpolation, draw.flipped)
             for other in others:
                 clip[other] = clip[first]
 
@@ -285,7 +341,7 @@ def _places(frames: Int64[np.ndarray, "t"]) -> dict[int, list[int]]:
 
 
 def _draw(record: Record, spec: ClipSpec, rng: np.random.Generator | None) -> _Draw:
-    """Start, box and flip, drawn in this order."""
+    """Start, box, flip and operations, drawn in this order."""
     frames = _choose_frames(record, spec, rng)
     box = choose_box(
         spec.crop,
@@ -296,7 +352,10 @@ def _draw(record: Record, spec: ClipSpec, rng: np.random.Generator | None) -> _D
         aspect=spec.crop_aspect,
     )
     flipped = spec.horizontal_flip and rng is not None and bool(rng.random() < 0.5)
-    return _Draw(frames, box, flipped)
+    operations: tuple[Operation, ...] = ()
+    if spec.rand_augment and rng is not None:
+        operations = draw_operations(parse(spec.rand_augment), rng)
+    return _Draw(frames, box, flipped, operations)
 
 
 def _choose_frames(

@@ -90,25 +90,40 @@ def choose_box(
     return _multi_scale_corner_box(frame_size, image_size, rng)
 
 
-def spread_boxes(frame_size: tuple[int, int], image_size: tuple[int, int], count: int) -> list[Box]:
-    """Returns the largest boxes with the output's proportions, from end to end of the frame.
+def view_boxes(
+    frame_size: tuple[int, int], image_size: tuple[int, int], count: int
+) -> tuple[tuple[int, int], list[Box]]:
+    """Returns the size that frames are resized to for an evaluation, and the boxes in it.
 
-    Along its longer side: left to right or top to bottom, as in the evaluations of VideoMAE and
-    MAE-ST; a single one is in the centre.
+    As in the test loaders of VideoMAE: the side that limits becomes the output's, the other one
+    keeps the proportions and is truncated; boxes of the output's size lie from end to end along
+    it, and a single one in the centre. (MAE-ST rounds the middle one of three up, where VideoMAE
+    truncates, so that it lies one pixel further where an odd number is free.)
 
     Args:
         frame_size: (height, width) of the stored frames.
         image_size: (height, width) of the output.
         count: number of boxes.
+
+    Returns:
+        The (height, width) of the resized frames, and ``count`` boxes in pixels of these.
     """
-    center = _center_box(frame_size, image_size)
-    if count == 1:
-        return [center]
-    free_y, free_x = frame_size[0] - center.height, frame_size[1] - center.width
-    return [
-        center._replace(left=k * free_x // (count - 1), top=k * free_y // (count - 1))
+    (height, width), (box_height, box_width) = frame_size, image_size
+    if width * box_height >= height * box_width:
+        resized = (box_height, int(box_height * width / height))
+    else:
+        resized = (int(box_width * height / width), box_width)
+    free_y, free_x = resized[0] - box_height, resized[1] - box_width
+    boxes = [
+        Box(_place(free_x, k, count), _place(free_y, k, count), box_width, box_height)
         for k in range(count)
     ]
+    return resized, boxes
+
+
+def _place(free: int, number: int, count: int) -> int:
+    """Returns where box ``number`` of ``count`` begins; in floating point, as theirs."""
+    return round(free / 2) if count == 1 else int(number * (free / (count - 1)))
 
 
 def _center_box(frame_size: tuple[int, int], image_size: tuple[int, int]) -> Box:

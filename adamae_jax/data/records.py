@@ -1,7 +1,9 @@
 """A dataset on disk as a list of records: opened as TFDS opens it, read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -36,7 +38,9 @@ REQUIRED_FEATURES = (
     schema.HEADER_CHECKSUM,
 )
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
-DESCRIPTIONS = (INFO, FEATURES, f"{schema.LABEL}.labels.txt")  # what TFDS needs beside the shards
+LABELS = f"{schema.LABEL}.labels.txt"
+DESCRIPTIONS = (INFO, FEATURES, LABELS)  # what TFDS needs beside the shards
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
 PREPARE = "python -m adamae_jax.prepare"
 
 
@@ -157,7 +161,8 @@ def read_info(directory: str | os.PathLike[str]) -> Any:
     """Returns TFDS's ``DatasetInfo`` of a folder that ``tfds.builder_from_directory`` opens.
 
     Raises:
-        NoDatasetError: it does not, or the names of the shards cannot be had.
+        NoDatasetError: it does not, the names of the shards or of the classes cannot be had, or a
+            feature is none of TFDS's own.
     """
     import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
     from tensorflow_datasets.core.dataset_info import read_from_json
@@ -170,17 +175,59 @@ def read_info(directory: str | os.PathLike[str]) -> Any:
         # Each by itself first, for TFDS's errors do not say which file they speak of.
         read_from_json(Path(folder, INFO))
         file = FEATURES
-        tfds.features.FeaturesDict.from_config(folder)
+        described = json.loads(Path(folder, FEATURES).read_bytes())
+        _check_classes(described)
+        # One feature after the other, for TFDS's dictionaries pass over errors, and take numbers.
+        for name, feature in tfds.features.FeatureConnector.from_json(described).items():
+            file = f"{name}.labels.txt"
+            feature.load_metadata(folder, feature_name=name)
         file = INFO
         info = tfds.builder_from_directory(folder).info
         for split in info.splits.values():
             _ = split.filepaths  # made of a template that is not looked at before
+        file = LABELS
+        if _has_label_names(info) and not Path(folder, LABELS).is_file():
+            raise ValueError("it is missing, and with it the names of the classes")
         return info
     except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
         raise NoDatasetError(f"{file}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _check_classes(value: Any, key: str = "") -> None:
+    """Checks that a description of features has TFDS import none but its own classes.
+
+    Args:
+        value: of JSON, which may hold JSON as text.
+        key: its name.
+
+    Raises:
+        ValueError: a feature is of another class.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_classes(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_classes(inner)
+    elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(json.JSONDecodeError):  # a text that only looks like it
+            _check_classes(json.loads(value))
+    elif key in ("type", "pythonClassName", "python_class_name") and not (
+        isinstance(value, str) and value.startswith(_TFDS_FEATURES)
+    ):
+        raise ValueError(f"a feature is of the class {value!r}, which is none of TFDS's own")
+
+
+def _has_label_names(info: Any) -> bool:
+    """Returns whether `adamae_jax.prepare` wrote a dataset, and names of its classes."""
+    features = info.features or {}
+    written = schema.PREPARED in info.description or all(
+        name in features for name in REQUIRED_FEATURES
+    )
+    return written and schema.LABEL in features and bool(features[schema.LABEL].num_classes)
 
 
 def _dataset_info(directory: str) -> Any:

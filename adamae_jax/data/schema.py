@@ -39,5 +39,6 @@ CODECS = (CODEC_JPEG, CODEC_H264, CODEC_ORIGINAL)
 TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
 FILE_FORMATS = (TFRECORD, ARRAY_RECORD)  # of shards, as TFDS calls them
 INTEGER_LISTS = (TIMES, KEYFRAMES, FRAME_SIZES, FRAME_CHECKSUMS)
+PREPARED = "prepared by adamae_jax"  # in the description of each dataset that is written here
 VERSION = 3  # of this schema: another one cannot be read
 UNLABELLED = -1

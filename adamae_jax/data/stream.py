@@ -15,6 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import UInt8
 
 from adamae_jax.data.clips import ClipSpec, check_clips, make_clips, make_views
 from adamae_jax.data.damage import BadRecordError, Damage
@@ -28,6 +29,7 @@ from adamae_jax.errors import UserError
 
 MAX_ATTEMPTS = 16
 NO_RECORD = -1
+ID_BYTES = 256
 ON_ERROR = ("replace", "raise")
 
 Element = dict[str, np.ndarray]
@@ -42,8 +44,9 @@ class TrainClips:
     ``example_index`` (of the record that was used), ``slot`` (the video's place in the global
     batch), ``repeat`` (0 to R - 1), ``replaced`` (how many damaged records were met before this
     one), ``bad_record`` (the first of them; -1 where there was none) and ``damage`` (of that one, a
-    `Damage`). Clip ``r`` has a start, crop and flip of its own, a pure function of (seed, position,
-    attempt, r): more repeats add clips and change none.
+    `Damage`). Clip ``r`` has a start, crop, flip and RandAugment of its own, a pure function of
+    (seed, position, attempt, r): more repeats add clips and change none. With
+    ``spec.shared_frames`` all have clip 0's start.
 
     A damaged record is replaced within its position by another one of the same part of a mixture,
     drawn from (seed, position, attempt); what is damaged for one of the clips is replaced for all.
@@ -140,8 +143,9 @@ class EvalClips:
     frames, centre crop unless ``spec.crop`` is ``none``) or, of several views, uint8
     [1, V, T, H, W, C] and [1, V, T, h, w], ``label``, ``example_index``, ``slot`` and ``damage``,
     int32 [1], and two booleans, [1]: ``valid``, false for filling and for damaged records, and
-    ``unreadable``, true for damaged records. Where ``valid`` is false, video and masks are zero and
-    the label is `schema.UNLABELLED`; filling has ``example_index`` -1.
+    ``unreadable``, true for damaged records. With views there is also ``video_id``, uint8 [1, 256]:
+    the record's id (see `id_text`). Where ``valid`` is false, video, masks and id are zero and the
+    label is `schema.UNLABELLED`; filling has ``example_index`` -1.
 
     Attributes:
         dataset: the records.
@@ -196,17 +200,31 @@ class EvalClips:
     def _load(self, position: int) -> Element:
         if (views := self.views) is None:
             return _clips(self.dataset, position, self.spec, [None])
-        several, label = _decoded(
-            self.dataset, position, lambda record: make_views(record, self.spec, views)
-        )
+
+        def make(record: Record) -> Element:
+            return make_views(record, self.spec, views) | {"video_id": _id_bytes(record.id)}
+
+        several, label = _decoded(self.dataset, position, make)
         return {name: array[None] for name, array in several.items()} | _named(label, position)
 
     def _blank(self, position: int) -> Element:
         leading = (1,) if self.views is None else (1, self.views.per_video)
         blank = {"video": np.zeros((*leading, *self.spec.video_shape), np.uint8)}
+        if self.views is not None:
+            blank["video_id"] = _id_bytes("")[None]
         if self.dataset.has_foreground:
             blank["foreground"] = np.zeros((*leading, *self.spec.foreground_shape), np.uint8)
         return blank | _named(UNLABELLED, position if position < self.num_examples else NO_RECORD)
+
+
+def _id_bytes(identity: str) -> UInt8[np.ndarray, "bytes"]:
+    encoded = identity.encode("utf-8")[:ID_BYTES]
+    return np.frombuffer(encoded.ljust(ID_BYTES, b"\0"), np.uint8)
+
+
+def id_text(video_id: UInt8[np.ndarray, "bytes"]) -> str:
+    """Returns the text of a ``video_id``: UTF-8, cut to 256 bytes, the rest of which is zero."""
+    return video_id.tobytes().rstrip(b"\0").decode("utf-8", errors="ignore")
 
 
 def eval_stream(clips: EvalClips) -> grain.MapDataset[Element]:

@@ -7,7 +7,8 @@ v2 (``ssv2.py``) of the code released with VideoMAE (arXiv 2203.12602), the latt
 Segment Networks (arXiv 1608.00859); for `time_scaled_frames`, `get_start_end_idx` and
 `temporal_sampling` in ``util/decoder/decoder.py`` of the code released with MAE-ST (arXiv
 2205.09113); for the several clips of an evaluation (`view_frames`), the test loaders in the same
-files.
+files. Their clip for validation is drawn at random as in training; the one in the middle, which
+stands for it here, is that of VideoMAE V2 (arXiv 2303.16727).
 """
 
 import math
@@ -80,17 +81,17 @@ def segment_frames(
         available: frames in the video, at least 1.
         num_frames: frames in the clip, ``t``.
         rng: chooses in each segment of ``available // t`` frames; a video with fewer frames than
-            the clip gives its first one only. None takes the middle of each segment of
-            ``available / t`` frames, for evaluation.
+            the clip gives its first one only. None takes the middle of each segment, for
+            evaluation, as VideoMAE V2 does; a video with fewer frames than the clip then gives its
+            first one until the others fill the clip.
     """
-    numbers = np.arange(num_frames)
-    if rng is None:
-        tick = available / num_frames
-        return (tick / 2 + tick * numbers).astype(np.int64)
     length = available // num_frames
+    if rng is None:
+        numbers = np.arange(num_frames) * max(length, 1) + length // 2
+        return np.maximum(numbers - max(0, num_frames - available), 0)
     if not length:
         return np.zeros(num_frames, np.int64)
-    return numbers * length + rng.integers(length, size=num_frames)
+    return np.arange(num_frames) * length + rng.integers(length, size=num_frames)
 
 
 def time_scaled_frames(
@@ -169,7 +170,8 @@ def view_frames(
         available: frames in the video, at least 1.
         num_frames: frames in a clip, ``t``.
         sampling_rate: see `dense_frames` and `time_scaled_frames`.
-        starts: how many, ``v``.
+        starts: how many, ``v``. (With ``segments`` and more than two, VideoMAE's code gives clips
+            that are too long; this is VideoMAE V2's. With a single one VideoMAE's divides by zero.)
         fps: the video's frames per second; for ``time_scaled``.
         target_fps: the frames per second that ``sampling_rate`` speaks of; for ``time_scaled``.
     """

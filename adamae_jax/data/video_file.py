@@ -11,13 +11,14 @@ import dataclasses
 import io
 from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import av
 import av.container
 import av.error
 import av.video
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
 
@@ -35,7 +36,9 @@ class UnreadableVideoError(Exception):
 
 
 class OpenVideo:
-    """The first video stream of a file, opened to be decoded; a context manager.
+    """The video stream of a file, opened to be decoded; a context manager.
+
+    Of several streams it is the one that FFmpeg finds best: never a cover, if there is another.
 
     Attributes:
         container: the file, as PyAV has it open.
@@ -69,9 +72,9 @@ class OpenVideo:
             raise
 
     def _stream(self) -> av.video.VideoStream:
-        if not self.container.streams.video:
+        stream = self.container.streams.best("video")
+        if not isinstance(stream, av.VideoStream):
             raise UnreadableVideoError("holds no video stream")
-        stream = self.container.streams.video[0]
         if stream.codec_context is None:
             raise UnreadableVideoError("FFmpeg has no decoder for its codec")
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
@@ -250,14 +253,38 @@ def _is_disposable(packet: av.Packet) -> bool:
     return False
 
 
+class _Orientation(NamedTuple):
+    """How a decoded frame becomes what is shown: first transposed, then flipped."""
+
+    transposed: bool = False
+    up_down: bool = False
+    left_right: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Self:
+        """Returns what the frame's display matrix says, to the nearest quarter turn."""
+        try:
+            data = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # it has data of a kind that PyAV does not know, such as EXIF
+            turns = round(frame.rotation / 90) % 4  # counterclockwise, and all that can be had
+            return cls(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
+        if not isinstance(data, SideData):
+            return cls()
+        # The row vector (x, y) becomes (a x + c y, b x + d y).
+        a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, up_down=b < 0, left_right=c < 0)
+        return cls(False, up_down=d < 0, left_right=a < 0)
+
+
 def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
     """Returns (height, width) of a frame, turned as its metadata says."""
-    lies = round(frame.rotation / 90) % 2 == 1
+    lies = _Orientation.of(frame).transposed
     return (frame.width, frame.height) if lies else (frame.height, frame.width)
 
 
 class Upright:
-    """Turns decoded frames as their metadata says and makes them smaller, never larger.
+    """Turns and mirrors decoded frames as their metadata says; makes them smaller, never larger.
 
     All get the size that the first one determines: the shorter side `short_side` pixels, or as many
     as it has. Non-square pixels are taken as square.
@@ -287,8 +314,7 @@ class Upright:
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """Returns the pixels of one frame, RGB."""
-        quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
-        lies = quarter_turns % 2 == 1  # decoded with height and width exchanged
+        lies, up_down, left_right = _Orientation.of(frame)  # lies: height and width exchanged
         if not self.height:
             self.height, self.width = self._shrink(*shown_size(frame))
         small = self._reformatter.reformat(
@@ -299,7 +325,9 @@ class Upright:
             interpolation="AREA",
             threads=1,  # starting some takes longer than what they do
         )
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), quarter_turns))
+        pixels = small.to_ndarray().swapaxes(0, 1) if lies else small.to_ndarray()
+        rows, columns = slice(None, None, 1 - 2 * up_down), slice(None, None, 1 - 2 * left_right)
+        return np.ascontiguousarray(pixels[rows, columns])
 
     def _shrink(self, height: int, width: int) -> tuple[int, int]:
         scale = min(1.0, self._short_side / min(height, width)) if self._short_side else 1.0

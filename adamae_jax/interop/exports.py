@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment, pretrained
 from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
+from adamae_jax.fields import FIELDS
 from adamae_jax.interop import architecture, authors, files, huggingface
 from adamae_jax.interop.files import StateDict
 from adamae_jax.interop.huggingface import CLASSES, ClassKind
+from adamae_jax.interop.huggingface_weights import KEEPING_BIASES, LOSING_BIASES
 from adamae_jax.interop.imports import table_of
 from adamae_jax.interop.sources import (
     CONFIG_DIGEST,
@@ -39,6 +41,8 @@ from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 NOT_COMPUTED = (
     *(f"model.{name}" for name in ("initialization", "dtype", "remat", "unroll", "attention")),
     "masking.options.pretrained",
+    # How a classifier is trained; what it is belongs to the model.
+    *(name for name, field in FIELDS.items() if field.classifier and not field.model),
 )
 # Fields that a classifier has no use for.
 _NOT_CLASSIFYING = (
@@ -317,6 +321,11 @@ def _class_remarks(kind: ClassKind, loaded: Loaded) -> list[str]:
     """Returns what their class computes otherwise, whatever its config says."""
     config, name, remarks = loaded.config, CLASSES[kind], []
     is_classifier, is_image = kind == "videomae_classifier", kind == "mae_pretraining"
+    if not is_image and config.model.attention_bias:
+        remarks.append(
+            f"transformers {LOSING_BIASES} loads {name} without its query and value biases, with a "
+            f"warning only: use another ({KEEPING_BIASES} are right)"
+        )
     objective, pooling = config.objective, config.classifier.pooling
     theirs = huggingface.last_norm_epsilon(kind, config.model.norm_epsilon, pooling)
     own = config.classifier.norm_epsilon if is_classifier else config.model.decoder_norm_epsilon

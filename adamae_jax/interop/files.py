@@ -9,7 +9,6 @@ its restricted way: no code in them is run.
 import dataclasses
 import importlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from adamae_jax import plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.training.digests import write_atomically
 
@@ -43,6 +43,9 @@ _IGNORED_CLASSES = (
     "numpy.dtype",
     "numpy.ndarray",
 )
+
+# Of a file; shared weights have two or three names, and the smallest numbers a byte.
+_MOST_VALUES_PER_BYTE = 16
 
 
 class _Ignored:
@@ -122,9 +125,13 @@ def strip_prefixes(state: StateDict) -> StateDict:
 
     A pretraining dict, with an encoder and a decoder, keeps its names.
     """
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            return strip_prefixes({name.removeprefix(prefix): state[name] for name in state})
+
+    def common() -> str | None:
+        shared = (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state))
+        return next(shared, None) if state else None
+
+    while prefix := common():
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
@@ -151,10 +158,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: where the file is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = plain_json.parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
@@ -279,11 +286,11 @@ def _load(torch: Any, path: Path) -> Any:
                 f"{path} holds objects of {', '.join(foreign)}, which are no tensors and are not "
                 "loaded, for they could run any code: load the file where it was made and save its "
                 "state dict alone"
-            ) from error
+            ) from None  # PyTorch's own advice is to run the code, by weights_only=False
         raise UserError(
             f"{path} is no whole PyTorch checkpoint ({type(error).__name__}): copy or download it "
-            "again"
-        ) from error
+            "again, or save its state dict alone where it was made"
+        ) from None
 
 
 def _unsafe_classes(torch: Any, file: Any) -> list[str]:
@@ -332,7 +339,8 @@ def _listing(content: Any) -> str:
     """Returns what a file holds, in few words."""
     if not isinstance(content, Mapping):
         return f"one {type(content).__name__}"
-    names = [str(name) for name in content]
+    # Of other names, such as tuples of tuples, the text may have no end.
+    names = [str(n)[:80] if isinstance(n, str | int) else type(n).__name__ for n in content]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "") or "nothing"
 
 
@@ -345,6 +353,13 @@ def _arrays(torch: Any, tensors: Mapping[str, Any], path: Path) -> StateDict:
             f"{strange[0]!r} ({type(tensors[strange[0]]).__name__}): give a file or a key that "
             "holds weights only"
         )
+    # Tensors may repeat values, and share them: a small file must not fill the memory.
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if count > _MOST_VALUES_PER_BYTE * path.stat().st_size:
+        raise UserError(
+            f"{path} holds tensors that repeat the same values, {count} in all: save them as plain "
+            "tensors, such as by tensor.clone()"
+        )
     return {name: _as_array(torch, name, tensor) for name, tensor in tensors.items()}
 
 
@@ -352,8 +367,6 @@ def _as_array(torch: Any, name: str, tensor: Any) -> np.ndarray:
     """Returns a copy, for tensors of one file may share memory or be slices of a larger one."""
     try:
         tensor = tensor.detach()
-        if tensor.numel() > tensor.untyped_storage().nbytes():  # a small file must not fill memory
-            raise TypeError("it repeats its values")
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32)
         return as_plain(name, np.array(tensor.numpy(), order="C"))

@@ -203,11 +203,13 @@ def _card_license(directory: Path) -> str:
     front = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     try:
         fields = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         return ""
-    license, name = (str(fields.get(field) or "") for field in ("license", "license_name"))
+    # Only text: a list may hold itself, or others many times over.
+    found = (fields.get(field) for field in ("license", "license_name"))
+    license, name = (value if isinstance(value, str) else "" for value in found)
     # "other" is followed by a name of the authors' own.
     license = name or license if license == "other" else license
     return "" if license == licenses.UNKNOWN else license

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from adamae_jax.data.schema import FILE_FORMATS, TFRECORD
+from adamae_jax.data.schema import FILE_FORMATS, PREPARED, TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import beam, examples
 from adamae_jax.prepare import output as folders
@@ -269,7 +269,7 @@ def _assemble(
         split: [(shard.records, shard.num_bytes) for shard in of_split]
         for split, of_split in splits.items()
     }
-    description = f"{plan.name.replace('_', ' ').capitalize()}, prepared by adamae_jax."
+    description = f"{plan.name.replace('_', ' ').capitalize()}, {PREPARED}."
     examples.write_metadata(built, plan.features, sizes, file_format, plan.name, description)
     return {split: sum(shard.records for shard in of_split) for split, of_split in splits.items()}
 

@@ -102,7 +102,8 @@ def read_video(
         upright = Upright(short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
         pixels = map(upright, video.frames())
         encoded = ENCODERS[codec](pixels, video.rate, max_bytes)
-        return dataclasses.replace(encoded, damage=encoded.damage or video.damage)
+        damage = encoded.damage or video.damage
+        return dataclasses.replace(encoded, rate=float(video.rate), damage=damage)
 
 
 def encode_jpegs(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> EncodedVideo:

@@ -9,13 +9,15 @@ import google_crc32c
 
 from adamae_jax.data.video_file import OpenVideo, StoredVideo
 
+_PLAIN = ("yuv420p", "yuvj420p")
+
 
 def digest(frame: av.VideoFrame) -> int:
     """Returns a checksum of a frame's pixels, in whatever format they are."""
-    try:
-        pixels = frame.to_ndarray()
-    except ValueError:  # PyAV does not know all formats
-        pixels = frame.to_ndarray(format="rgb24")
+    # Most are of the first kind, and need no conversion. PyAV has no arrays of all others, nor of
+    # halved colours of an odd height or width.
+    plain = frame.format.name in _PLAIN and not (frame.width | frame.height) & 1
+    pixels = frame.to_ndarray() if plain else frame.to_ndarray(format="rgb24")
     return int(google_crc32c.value(pixels.tobytes()))
 
 

@@ -18,12 +18,12 @@ suffix.
 import collections
 import csv
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from adamae_jax import plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.sources import Entry
 from adamae_jax.prepare.tables import SUFFIXES, read_table
@@ -96,8 +96,8 @@ def _read_json(path: Path, text: str) -> object:
     if not re.match(r"\s*(\{|\[\s*[\"{])", text) and path.suffix.lower() != ".json":
         return None
     try:
-        content: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content: object = plain_json.parse(text)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     return content
 

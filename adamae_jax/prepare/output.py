@@ -20,6 +20,7 @@ from typing import Any
 
 import google_crc32c
 
+from adamae_jax import plain_json
 from adamae_jax.data import schema
 from adamae_jax.data.storage import FAILING, FULL
 from adamae_jax.errors import UserError
@@ -55,7 +56,7 @@ def already_written(output: Path, arguments: Mapping[str, Any]) -> bool:
     if not (output / RECORD_NAME).is_file():
         raise UserError(f"--output={output} exists and is no dataset made by this job: {remedy}")
     try:
-        record = json.loads((output / RECORD_NAME).read_text())
+        record = plain_json.parse((output / RECORD_NAME).read_text())
         there, sizes = dict(record["arguments"]), dict(record["files"])
         version = record["schema"]
     except (ValueError, KeyError, TypeError) as error:
@@ -166,7 +167,7 @@ def _claim(folder: Path, output: Path, arguments: Mapping[str, Any]) -> None:
     if finished := sum(1 for _ in folder.glob("shards-*/*.json")):
         begun: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            begun = json.loads((folder / _NOTE).read_text())
+            begun = plain_json.parse((folder / _NOTE).read_text())
         why = _differences(begun, arguments) or "by another version of adamae_jax"
         raise UserError(
             f"{folder} holds {finished} finished shards of a dataset that was begun with other "

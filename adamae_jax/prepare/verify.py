@@ -5,7 +5,6 @@ structure, decodes a sample, and prints one table. Ends with status 2 where anyt
 """
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import google_crc32c
 import numpy as np
 from absl import flags
 
+from adamae_jax import plain_json
 from adamae_jax.data import storage
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Layout
@@ -143,7 +143,7 @@ def _wrong_files(directory: Path) -> list[str]:
         print(f"note: no {RECORD_NAME}, which `prepare` leaves: labels and sizes are not checked")
         return []
     try:
-        record = json.loads(path.read_text())
+        record = plain_json.parse(path.read_text())
         sizes, checksums = dict(record["files"]), dict(record["checksums"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path} cannot be read ({error!r})"]

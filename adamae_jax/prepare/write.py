@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adamae_jax import plain_json
 from adamae_jax.prepare.shard_files import WRITERS
 from adamae_jax.prepare.sources import Item
 
@@ -97,7 +98,7 @@ def is_finished(folder: Path, start: int, stop: int) -> bool:
 
 def _read_note(path: Path) -> Shard | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.parse(path.read_text(encoding="utf-8"))
         return Shard(**{**values, "flaws": tuple(Flaw(**flaw) for flaw in values["flaws"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a power failure may leave an empty file: the shard is written again

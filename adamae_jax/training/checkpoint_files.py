@@ -3,6 +3,7 @@
 `adamae_jax.training.checkpoints` says how they are laid out, and writes them.
 """
 
+import logging as python_logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,21 @@ def choose(directory: Path, step: int | None = None) -> dict[str, Any] | None:
     }
 
 
+def quieten_orbax() -> None:
+    """Has orbax say warnings only: not dozens of lines a save, nor tracebacks that are raised."""
+    python_logging.getLogger("absl").addFilter(_hear_orbax_warnings_only)
+
+
+def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
+
+
 def _read_on_host(path: Path, arrays: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     loaded = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if not a.size}
     wanted = {name: array for name, array in arrays.items() if array.size}
     if not wanted:
         return loaded
+    quieten_orbax()
     handler = ocp.PyTreeCheckpointHandler()
     on_host = ocp.RestoreArgs(restore_type=np.ndarray)
     arguments = ocp.args.PyTreeRestore(

@@ -24,9 +24,9 @@ that all of them see. Process 0 verifies, decides and moves.
 
 import dataclasses
 import json
-import logging as python_logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from adamae_jax.agreement import gathered
 from adamae_jax.errors import UserError
 from adamae_jax.training import digests
 from adamae_jax.training.checkpoint_files import (
@@ -46,6 +46,7 @@ from adamae_jax.training.checkpoint_files import (
     ITEM,
     checkpoint_steps,
     choose,
+    quieten_orbax,
     read_metadata,
     read_subtree,
     read_variables,
@@ -81,7 +82,8 @@ class RunCheckpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._handler: _DigestingHandler | None = None
         self._saving: int | None = None
-        python_logging.getLogger("absl").addFilter(_hear_orbax_warnings_only)
+        quieten_orbax()
+        sys.unraisablehook = _report_all_but_late_writes
 
     def __enter__(self) -> "RunCheckpoints":
         """Returns itself; leaving the ``with`` block closes it."""
@@ -255,20 +257,24 @@ class _Restore(ocp.args.StandardRestore):
     """orbax wants a restore type for each handler."""
 
 
-def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
-    """Drops orbax's dozens of progress lines a save, and the tracebacks that are raised here."""
-    return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
+_report = sys.unraisablehook
+
+
+def _report_all_but_late_writes(raised: "sys.UnraisableHookArgs") -> None:
+    """Drops what TensorStore says of the other arrays when one could not be written.
+
+    That one ends the event loop that they report to, and each would print a traceback that it is
+    closed. Such a one begins in asyncio: no Python has called it.
+    """
+    trace = raised.exc_traceback
+    outermost = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    if not outermost.startswith("asyncio."):
+        _report(raised)
 
 
 def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
     """Runs ``decide`` in process 0 and gives its answer, or its error, to every process."""
-    text = json.dumps(decide()) if jax.process_index() == 0 else ""
-    if jax.process_count() > 1:
-        data = np.frombuffer(text.encode(), np.uint8)
-        length = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-        padded = np.resize(data, length) if data.size else np.zeros(length, np.uint8)
-        text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
-    answer = json.loads(text)
+    answer = gathered(decide() if jax.process_index() == 0 else None)[0]
     if answer is not None and "error" in answer:
         raise UserError(answer["error"])
     return answer

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adamae_jax import plain_json
+
 MANIFEST_NAME = "digests.json"
 _FORMAT = 1
 
@@ -98,7 +100,7 @@ def verify(directory: Path) -> dict[str, Any]:
 def _checked_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST_NAME
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = plain_json.parse(path.read_bytes())
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing") from error
     except OSError as error:

@@ -75,9 +75,9 @@ class Run:
       data: what is trained and evaluated on.
       metadata: is kept with each checkpoint.
       frozen: variables that never change, for a run that begins; None for those of `Task.init`.
+      evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
       initial: ``params`` and ``state``, or a part of them, that a run begins with in the place of
         those of `Task.init`.
-      evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
       draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
         to files too; None for none.
       export: writes what is left when the run is complete: ``(variables)``.
@@ -92,8 +92,8 @@ class Run:
     data: Data
     metadata: Mapping[str, Any]
     frozen: Any = None
-    initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluated: Callable[[int, Figures, Variables], None] | None = None
+    initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None
     export: Callable[[Variables], None] = lambda variables: None
     summary: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda evaluated: {}
@@ -170,6 +170,8 @@ class Loop:
           UserError: where updates are not finite any more; the state before them is saved.
         """
         config, last = self._job.config, self._job.config.steps
+        if start < last:
+            self._progress.message("compiling; the first step may take minutes")
         if start == 0:
             self._metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self._draw(0, state, "start")
@@ -189,7 +191,7 @@ class Loop:
             previous = metrics
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                logging.info("compiled and ran step %d", step)
+                self._progress.message(f"compiled and ran step {step}")
             figures: Figures = {}
             if step % config.log_every == 0 or step in (1, last):
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -16,12 +16,13 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import jax
 import numpy as np
 from absl import logging
 
+from adamae_jax import plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.training.digests import write_atomically
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from clu import metric_writers
 
 FILE_NAME = "metrics.jsonl"
+# Figures of the clock: two runs that are the same differ in them.
+TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
 
 
 class RunMetrics:
@@ -75,7 +78,7 @@ class RunMetrics:
         self.close()
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
-        """Appends one line, and the same numbers (as float32) to the event file.
+        """Appends one line, and the same numbers (as float32) to the event file, under `tag`.
 
         Args:
           step: Training step that the numbers belong to.
@@ -99,14 +102,14 @@ class RunMetrics:
         if written != len(line.encode()):  # the rest would follow only where there is room
             raise UserError(f"{self._path} could not be written to its end: make room on the disk")
         if self._writer is not None:
-            self._writer.write_scalars(int(step), numbers)
+            self._writer.write_scalars(int(step), {tag(name): n for name, n in numbers.items()})
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Puts RGB images, one or several under each name, into the event file.
 
         Args:
           step: Training step that the images belong to.
-          images: By name, uint8 [H, W, 3] or [N, H, W, 3], 0 to 255.
+          images: By name in TensorBoard, uint8 [H, W, 3] or [N, H, W, 3], 0 to 255.
 
         Raises:
           ValueError: An image is not uint8 of shape [H, W, 3] or [N, H, W, 3].
@@ -149,6 +152,13 @@ class RunMetrics:
         return UserError(f"cannot write metrics to {self._path}: {error.strerror}")
 
 
+def tag(name: str) -> str:
+    """Returns the name in TensorBoard, which shows what has one word before the slash together."""
+    if name.startswith("eval_"):
+        return name.replace("_", "/", 1)
+    return f"{'time' if name in TIMINGS else 'train'}/{name}"
+
+
 def truncate_lines(path: Path, last_step: int) -> None:
     """Removes the lines of a ``metrics.jsonl`` that belong to steps after ``last_step``.
 
@@ -162,21 +172,25 @@ def truncate_lines(path: Path, last_step: int) -> None:
     *lines, torn = data.split(b"\n")
     kept = []
     for number, line in enumerate(lines, start=1):
-        step = _line_step(line)
-        if step is None:
+        found = parse_line(line)
+        if found is None:
             logging.warning("%s: line %d is not a JSON object with a step: removed", path, number)
-        elif step <= last_step:
+        elif found["step"] <= last_step:
             kept.append(line + b"\n")
     if torn or len(kept) < len(lines):
         write_atomically(path, b"".join(kept))
 
 
-def _line_step(line: bytes) -> int | None:
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """Returns a line's numbers (None for one that was not finite); None for what is no line."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+        found = plain_json.parse(line)
+    except ValueError:
         return None
-    return step if isinstance(step, int) else None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    is_plain = all(value is None or type(value) in (int, float) for value in found.values())
+    return found if is_plain else None
 
 
 def _python_number(value: SupportsFloat) -> int | float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 from tqdm import tqdm
 
 _WINDOW_SECONDS = 60.0
@@ -56,6 +57,7 @@ class Progress:
         self._last_line: float | None = None
         self._unshown_step: int | None = None
         self._bar: tqdm | None = None
+        self._log_stream: Any = None
         if self._shown and self._stream.isatty():
             self._bar = tqdm(
                 total=steps,
@@ -64,6 +66,9 @@ class Progress:
                 bar_format=_BAR_FORMAT,
                 dynamic_ncols=True,
             )
+            # What is logged meanwhile stands above the bar, not behind it on the same line.
+            handler = logging.get_absl_handler().python_handler
+            self._log_stream = handler.setStream(_AboveBar(self._bar, self._stream))
 
     def __enter__(self) -> "Progress":
         """Returns itself; leaving the ``with`` block closes it."""
@@ -105,6 +110,9 @@ class Progress:
         """Shows the last update, if it has not been shown. May be called twice."""
         if self._bar is not None:
             self._bar.close()
+            if self._log_stream is not None:
+                logging.get_absl_handler().python_handler.setStream(self._log_stream)
+                self._log_stream = None
         elif self._unshown_step is not None:
             self._print_line(self._clock())
 
@@ -122,6 +130,17 @@ class Progress:
             if step < self._steps:
                 figures.append(f"{_readable((self._steps - step) / steps_per_second)} left")
         return figures
+
+
+class _AboveBar(io.TextIOBase):
+    """A stream for lines that stand above a bar."""
+
+    def __init__(self, bar: tqdm, stream: Any) -> None:
+        self._bar, self._stream = bar, stream
+
+    def write(self, text: str) -> int:
+        self._bar.write(text, file=self._stream, end="")
+        return len(text)
 
 
 def _readable(seconds: float) -> str:

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
 from adamae_jax.errors import UserError
+from adamae_jax.training import metrics
 from adamae_jax.training.digests import write_atomically
 
-CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
-CHECKPOINTS, PICTURES, MODEL = "checkpoints", "pictures", "model"
+CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
+CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
 LOCK = ".lock"
@@ -45,7 +46,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be reached: {error.strerror}") from error
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory")
-    for name, is_right in ((CHECKPOINTS, Path.is_dir), (METRICS, Path.is_file)):
+    folders = dict.fromkeys((CHECKPOINTS, MODEL, PICTURES), Path.is_dir)
+    files = dict.fromkeys((CONFIG, METRICS, SUMMARY), Path.is_file)
+    for name, is_right in {**folders, **files}.items():
         place = workdir / name
         if os.path.lexists(place) and not is_right(place):
             raise UserError(
@@ -83,6 +86,16 @@ def check(workdir: Path, config: ConfigDict) -> None:
                     f"{workdir} holds {name} but no {CONFIG}: it is not a run that could be "
                     "resumed; give another --workdir"
                 )
+
+
+def warmup_of(workdir: Path) -> int:
+    """Returns the steps of warm-up of the run in a workdir; 0 where none has begun."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return 0
+    try:
+        return configs.from_json((workdir / CONFIG).read_text()).optimizer.warmup_steps
+    except (OSError, ValueError, UserError):
+        return 0  # `check` says what is wrong
 
 
 @contextlib.contextmanager
@@ -126,13 +139,8 @@ def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; what is none (a kill may tear the last) is passed over."""
     path = workdir / METRICS
-    found = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and "step" in line:
-                found.append(line)
-    return found
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else ()
+    return [found for line in lines if (found := metrics.parse_line(line)) is not None]
 
 
 def seconds_so_far(workdir: Path, step: int) -> float:
@@ -140,7 +148,7 @@ def seconds_so_far(workdir: Path, step: int) -> float:
     seconds = [
         line["seconds"]
         for line in read_metrics(workdir)
-        if line["step"] <= step and "seconds" in line
+        if line["step"] <= step and line.get("seconds") is not None
     ]
     return seconds[-1] if seconds else 0.0
 
@@ -174,7 +182,7 @@ def summarize(
     rates = sorted(line["clips_per_second"] for line in logged if line.get("clips_per_second"))
     summary = {
         "steps": steps,
-        "seconds": logged[-1]["seconds"] if logged else 0.0,
+        "seconds": seconds_so_far(workdir, steps),
         "clips_per_second": rates[len(rates) // 2] if rates else None,
         f"{headline}_first": mean([line for line in logged if line["step"] <= edge]),
         f"{headline}_last": mean([line for line in logged if line["step"] > steps - edge]),

@@ -5,7 +5,6 @@
 """
 
 import functools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from adamae_jax import plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.training import partitioning, preemption, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
@@ -94,7 +94,7 @@ def finished(run_config: ConfigDict, workdir: Path, steps: list[int]) -> dict[st
     if steps[-1:] != [run_config.steps]:
         return None
     try:
-        summary = json.loads(path.read_text())
+        summary = plain_json.parse(path.read_text())
     except (OSError, ValueError):
         return None  # it is made anew
     if not isinstance(summary, dict):
@@ -152,9 +152,11 @@ def begin_with(initial: Mapping[str, Any], state: TrainState, shardings: TrainSt
         laid = {name: jax.device_put(array, flat[name]) for name, array in own.items()}
         return replace_group(tree, traverse_util.unflatten_dict(laid, sep="/"))
 
+    params = replaced("params", state.params, shardings.params)
     return state.replace(
-        params=replaced("params", state.params, shardings.params),
+        params=params,
         model_state=replaced("state", state.model_state, shardings.model_state),
+        average=jax.tree.map(jnp.copy, params) if state.average else {},
     )
 
 

@@ -15,7 +15,7 @@ from adamae_jax.data.crops import (
     cut_frame,
     cut_masks,
     reduction,
-    spread_boxes,
+    view_boxes,
 )
 from adamae_jax.data.crops import choose_box as choose_any_box
 from adamae_jax.data.order import AUGMENT, generator
@@ -180,22 +180,42 @@ def test_evaluation_cuts_the_centre_instead_of_a_random_box() -> None:
     assert choose_box("random_resized", (256, 340), (224, 224), None) == Box(42, 0, 256, 256)
 
 
-# (height, width) of frames and output -> boxes (left, top, width, height).
-SPREAD = {
-    ((224, 299), (224, 224), 3): [(0, 0, 224, 224), (37, 0, 224, 224), (75, 0, 224, 224)],
-    ((299, 224), (224, 224), 3): [(0, 0, 224, 224), (0, 37, 224, 224), (0, 75, 224, 224)],
-    ((256, 341), (224, 224), 2): [(0, 0, 256, 256), (85, 0, 256, 256)],
-    ((256, 341), (224, 224), 1): [(42, 0, 256, 256)],
-    ((100, 100), (50, 50), 3): [(0, 0, 100, 100)] * 3,
-    ((100, 300), (50, 100), 3): [(0, 0, 200, 100), (50, 0, 200, 100), (100, 0, 200, 100)],
+# (height, width) of frames and output, boxes -> (height, width) of the resized frames, and the
+# corners (left, top) of the boxes. The first five are VideoMAE's, worked out by hand.
+VIEWS = {
+    ((256, 340), (224, 224), 3): ((224, 297), [(0, 0), (36, 0), (73, 0)]),
+    ((340, 256), (224, 224), 3): ((297, 224), [(0, 0), (0, 36), (0, 73)]),
+    ((256, 340), (224, 224), 1): ((224, 297), [(36, 0)]),  # of 36.5 the even one
+    ((224, 299), (224, 224), 1): ((224, 299), [(38, 0)]),  # and of 37.5
+    ((224, 224), (224, 224), 3): ((224, 224), [(0, 0)] * 3),
+    ((100, 300), (50, 100), 3): ((50, 150), [(0, 0), (25, 0), (50, 0)]),
+    ((100, 120), (50, 100), 2): ((83, 100), [(0, 0), (0, 33)]),
+    ((120, 160), (224, 224), 4): ((224, 298), [(0, 0), (24, 0), (49, 0), (74, 0)]),
 }
 
 
-@pytest.mark.parametrize(("case", "expected"), SPREAD.items(), ids=str)
-def test_boxes_spread_along_the_longer_side(
-    case: tuple[tuple[int, int], tuple[int, int], int], expected: list[tuple[int, ...]]
+@pytest.mark.parametrize(("case", "expected"), VIEWS.items(), ids=str)
+def test_boxes_of_an_evaluation(
+    case: tuple[tuple[int, int], tuple[int, int], int],
+    expected: tuple[tuple[int, int], list[tuple[int, int]]],
 ) -> None:
-    assert spread_boxes(*case) == expected
+    resized, boxes = view_boxes(*case)
+    height, width = case[1]
+    assert (resized, boxes) == (expected[0], [(x, y, width, height) for x, y in expected[1]])
+
+
+@given(*[st.integers(1, 400)] * 4, st.integers(1, 6))
+def test_boxes_of_an_evaluation_lie_inside_and_reach_both_ends(
+    height: int, width: int, image_height: int, image_width: int, count: int
+) -> None:
+    resized, boxes = view_boxes((height, width), (image_height, image_width), count)
+    free = resized[0] - image_height, resized[1] - image_width
+    assert min(free) == 0 and len(boxes) == count
+    for box in boxes:
+        assert (box.height, box.width) == (image_height, image_width)
+        assert 0 <= box.top <= free[0] and 0 <= box.left <= free[1]
+    if count > 1:
+        assert boxes[0][:2] == (0, 0) and boxes[-1][:2] == free[::-1]
 
 
 BOX = Box(7, 5, 22, 30)

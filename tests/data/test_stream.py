@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,33 @@ def test_repeats_are_added_to_a_video(dataset: Dataset) -> None:
         assert_same({name: values[:1] for name, values in element.items()}, once[position])
     clips = {clip.tobytes() for position in range(COUNT) for clip in thrice[position]["video"]}
     assert len(clips) == 3 * COUNT
+
+
+def test_repeats_may_share_their_frames(tmp_path: Path) -> None:
+    """Those of the first clip; crops are those that the clips have anyway."""
+    records = [serialize(video(number, 20)) for number in range(3)]
+    dataset = Dataset(write_dataset(tmp_path, {"train": records}, with_masks=False), "train")
+    whole = ClipSpec(4, 1, (24, 32), "none")
+    cut = ClipSpec(4, 1, (24, 32), "random_resized", crop_area=(0.2, 0.4))
+    starts = []
+    for position in range(6):
+        own, shared, crops = (
+            train_stream(TrainClips(dataset, spec, 3, 3, repeats=4))[position]["video"]
+            for spec in (
+                whole,
+                dataclasses.replace(whole, shared_frames=True),
+                dataclasses.replace(cut, shared_frames=True),
+            )
+        )
+        assert len({clip.tobytes() for clip in own}) > 1
+        for clip in shared:
+            np.testing.assert_array_equal(clip, own[0])
+        assert len({clip.tobytes() for clip in crops}) > 2
+        # The red channel counts frames: 10 * number + 5.
+        numbers = np.round((crops[..., 0].mean((2, 3)) - 5) / 10)
+        assert (numbers == numbers[0]).all()
+        starts.append(numbers[0, 0])
+    assert len(set(starts)) > 2
 
 
 def test_a_video_is_read_once_for_all_repeats(

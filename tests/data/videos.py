@@ -1,5 +1,6 @@
 """Small videos, whole and broken, made on the spot."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -76,12 +77,19 @@ def replace(path: Path, old: bytes, new: bytes, after: bytes = b"") -> Path:
     return path
 
 
-def turn_clockwise(path: Path) -> Path:
-    """Tells the players of an MP4 file to turn it by 90 degrees clockwise.
+def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Tells the players of an MP4 file to show (x, y) at (a x + c y, b x + d y).
 
     The track header holds a 3 x 3 matrix, row by row, that takes (x, y, 1) as a row vector.
     """
-    one, minus, zero, unit = b"\0\1\0\0", b"\xff\xff\0\0", b"\0\0\0\0", b"\x40\0\0\0"
-    upright = one + zero + zero + zero + one + zero + zero + zero + unit
-    turned = zero + one + zero + minus + zero + zero + zero + zero + unit
-    return replace(path, upright, turned, after=b"tkhd")
+
+    def matrix(a: int, b: int, c: int, d: int) -> bytes:
+        parts = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+        return struct.pack(">9i", *parts)
+
+    return replace(path, matrix(1, 0, 0, 1), matrix(a, b, c, d), after=b"tkhd")
+
+
+def turn_clockwise(path: Path) -> Path:
+    """Tells the players of an MP4 file to turn it by 90 degrees clockwise."""
+    return set_matrix(path, 0, 1, -1, 0)

@@ -233,6 +233,8 @@ def test_the_model_card_has_the_license(tmp_path: Path, license: str) -> None:
         ("---\nlicense: 'cc-by-nc-4.0' # of the weights\ntags:\n- video\n---\n", "cc-by-nc-4.0"),
         ("---\ntags:\n- x\nlicense:\ntitle: y\n---\nlicense: mit\n", ""),
         ("---\n: {\n---\n", ""),
+        ("---\nlicense: &a [*a]\n---\n", ""),
+        ("---\nlicense: 2020-99-99\n---\n", ""),
         ("license: mit\n", ""),
     ],
 )

@@ -13,6 +13,7 @@ from adamae_jax import objectives, pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, huggingface
 from adamae_jax.interop.huggingface import CLASSES, DEFAULT_EPSILON
+from adamae_jax.interop.huggingface_weights import KEEPING_BIASES
 from adamae_jax.interop.sources import DESCRIPTION, DESCRIPTION_FILE
 from adamae_jax.masking.base import TokenMask
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
@@ -178,7 +179,9 @@ def theirs(directory: Path, model: Loaded) -> Any:
     their, info = getattr(transformers, name).from_pretrained(
         directory, output_loading_info=True, local_files_only=True
     )
-    assert not any(info.values()), info
+    # What it loads as zeros is among the missing keys.
+    advice = f"transformers is {transformers.__version__}: {KEEPING_BIASES} are right"
+    assert not any(info.values()), (advice, info)
     return their.eval()
 
 

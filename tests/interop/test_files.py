@@ -47,6 +47,7 @@ def test_real_numbers_become_float32(tmp_path: Path, dtype: Any) -> None:
     [
         (["module.encoder.a", "module.encoder.b.c"], ["a", "b.c"]),
         (["_orig_mod.module.backbone.a"], ["a"]),
+        (["module." * 3000 + "a"], ["a"]),
         (["encoder.a", "decoder.a"], ["encoder.a", "decoder.a"]),
         (["module.encoder.a", "module.decoder.a"], ["encoder.a", "decoder.a"]),
         (["encoder_to_decoder.a"], ["encoder_to_decoder.a"]),

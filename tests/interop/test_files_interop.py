@@ -4,6 +4,7 @@ import argparse
 import collections
 import os
 import pathlib
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def test_other_classes_are_refused_by_name_and_nothing_runs(tmp_path: Path) -> N
         path = saved(tmp_path, {"model": tensors(), "extra": value})
         with pytest.raises(UserError, match=f"holds objects of .*{name}.* not loaded") as raised:
             files.read_torch(path)
-        assert "weights_only" not in str(raised.value)  # PyTorch's advice would run the code
+        told = "".join(traceback.format_exception(raised.value))
+        assert "weights_only=False" not in told  # PyTorch's advice would run the code
         assert not trace.exists()
 
 
@@ -137,8 +139,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for damaged in (b"", b"no weights", b"\x80\x02.", data[:100], data[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is no whole PyTorch checkpoint|cannot be read"):
+        with pytest.raises(
+            UserError, match="is no whole PyTorch checkpoint|cannot be read"
+        ) as raised:
             files.read_torch(path)
+        assert "weights_only=False" not in "".join(traceback.format_exception(raised.value))
 
 
 def holding_itself() -> dict[str, Any]:
@@ -159,7 +164,9 @@ def holding_itself() -> dict[str, Any]:
         ({"a": torch.eye(2).to_sparse()}, "tensor a is no plain array"),
         ({"a": torch.zeros(1, dtype=torch.complex64)}, "array a has the type complex64"),
         ({"a": torch.zeros(2, device="meta")}, "tensor a is no plain array"),
-        ({"a": torch.zeros(1).expand(10**12)}, "tensor a is no plain array"),
+        ({"a": torch.zeros(1).expand(10**12)}, "repeat the same values, 10{12} in all"),
+        (dict.fromkeys(map(str, range(99)), torch.zeros(10**4)), "repeat the same values, 990000"),
+        ({((0,) * 9, 1): 1}, "no state dict: it holds tuple"),
     ],
 )
 def test_what_holds_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:

@@ -1,6 +1,7 @@
 """Reads what the authors' own code computed, and judges how near ours comes to it."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 from zipfile import BadZipFile
 
@@ -105,15 +106,23 @@ def judge(
         ("gradients", gradients, worst_gradient, GRADIENT_TOLERANCE),
         *(("updates", changes, worst, UPDATE_TOLERANCE) for changes in updates),
     ):
-        name, error = find(pairs) if pairs[1] else ("no array to compare", float("inf"))
-        report[kind] = {
-            "worst": name,
-            "relative_error": error if np.isfinite(error) else None,
-            "arrays": len(pairs[1]),
-        }
-        passed = passed and error <= tolerance
+        report[kind], agrees = part_report(pairs, find, tolerance)
+        passed = passed and agrees
     report["passed"] = passed
     return report
+
+
+def part_report(
+    pairs: Comparison, find: Callable[[Comparison], tuple[str, float]], tolerance: float
+) -> tuple[dict[str, Any], bool]:
+    """One part of a report, and whether it is within tolerance; nothing to compare is not."""
+    name, error = find(pairs) if pairs[1] else ("no array to compare", float("inf"))
+    part = {
+        "worst": name,
+        "relative_error": error if np.isfinite(error) else None,
+        "arrays": len(pairs[1]),
+    }
+    return part, error <= tolerance
 
 
 def compare(path: str) -> dict[str, Any]:

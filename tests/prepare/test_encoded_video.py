@@ -1,9 +1,11 @@
 """Videos encoded to be stored as video files."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from jaxtyping import UInt8
@@ -13,7 +15,7 @@ from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.video_file import StoredVideo, Upright
 from adamae_jax.prepare.encode import EncodedVideo, encode_h264, read_video
 from adamae_jax.prepare.video_file import VideoFile
-from tests.data.videos import blot, frame_pixels, make_video, turn_clockwise
+from tests.data.videos import blot, frame_pixels, make_video, set_matrix, turn_clockwise
 
 
 def from_the_front(video: EncodedVideo) -> UInt8[np.ndarray, "t h w 3"]:
@@ -36,6 +38,33 @@ def test_rotation(tmp_path: Path, codec: str) -> None:
     expected = decode_frames(tuple(jpegs.frames), np.arange(20), (64, 48)).astype(int)
     pixels = decode_frames(stored(video), np.arange(20), (64, 48))
     assert abs(pixels - expected).mean() < 4
+
+
+# What FFmpeg's players make of each display matrix (a, b, c, d).
+ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
+    (1, 0, 0, 1): lambda frame: frame,
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
+    (-1, 0, 0, -1): lambda frame: np.rot90(frame, 2),
+    (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda frame: np.rot90(frame, 2).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("codec", schema.CODECS)
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_all_eight_orientations(
+    tmp_path: Path, matrix: tuple[int, int, int, int], codec: str
+) -> None:
+    path = set_matrix(make_video(tmp_path / "a.mp4", 3, 48, 64), *matrix)
+    expected = ORIENTATIONS[matrix](frame_pixels(1, 48, 64)).astype(int)
+    video = read_video(path, codec)
+    assert (video.height, video.width) == expected.shape[:2]
+    frames = tuple(video.frames) if codec == schema.CODEC_JPEG else stored(video)
+    (pixels,) = decode_frames(frames, np.array([1]), expected.shape[:2])
+    assert abs(pixels - expected).mean() < 8
 
 
 def test_h264_has_short_groups_and_is_close_to_its_source(tmp_path: Path) -> None:
@@ -71,6 +100,48 @@ def test_the_same_frames_give_the_same_h264() -> None:
         frames.append(np.clip(seen + rng.normal(0, 4, seen.shape), 0, 255).astype(np.uint8))
     encoded = {encode_h264(iter(frames), Fraction(25)).frames[0] for _ in range(8)}
     assert len(encoded) == 1
+
+
+PIXEL_FORMATS = [
+    ("png", "rgb24", 48, 64),
+    ("png", "pal8", 48, 64),
+    ("png", "monob", 48, 64),
+    ("png", "rgba64be", 47, 65),
+    ("ffv1", "yuv420p", 47, 65),
+    ("ffv1", "yuv422p", 48, 65),
+    ("ffv1", "yuv410p", 47, 65),
+    ("ffv1", "yuv420p10le", 47, 65),
+    ("ffv1", "gray16le", 47, 65),
+    ("ffv1", "gbrp12le", 47, 65),
+]
+
+
+@pytest.mark.parametrize(("codec", "pixel_format", "height", "width"), PIXEL_FORMATS)
+def test_originals_have_any_pixel_format(
+    tmp_path: Path, codec: str, pixel_format: str, height: int, width: int
+) -> None:
+    path = tmp_path / ("a.mov" if codec == "png" else "a.mkv")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
+        for index in range(5):
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, height, width), format="rgb24")
+            if pixel_format == "pal8":  # which FFmpeg does not convert to
+                gray = frame_pixels(index, height, width)[..., 0]
+                palette = np.full((256, 4), 255, np.uint8)
+                palette[:, 1:] = np.arange(256)[:, None]
+                frame = av.VideoFrame.from_ndarray((gray, palette), format="pal8")  # type: ignore[arg-type]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    expected = read_video(path)
+    video = read_video(path, schema.CODEC_ORIGINAL)
+    assert (video.num_frames, video.height, video.width) == (5, height, width)
+    assert (video.damage, video.rate) == (None, 25)
+    numbers = np.arange(5)
+    pixels = decode_frames(stored(video), numbers, (height, width)).astype(int)
+    jpegs = decode_frames(tuple(expected.frames), numbers, (height, width))
+    assert abs(pixels - jpegs).mean() < 8
 
 
 @pytest.mark.parametrize("codec", [schema.CODEC_H264, schema.CODEC_ORIGINAL])

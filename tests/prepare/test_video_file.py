@@ -1,5 +1,6 @@
 import errno
 import os
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import av
 import numpy as np
 import pytest
 import simplejpeg
+from av.stream import Disposition
 from jaxtyping import Int, UInt8
 
-from adamae_jax.data import storage
+from adamae_jax.data import schema, storage
 from adamae_jax.data.video_file import UnreadableVideoError
 from adamae_jax.prepare.encode import read_video
 from adamae_jax.prepare.video_file import VideoFile
@@ -252,19 +254,104 @@ def test_titles_that_are_not_utf8(tmp_path: Path) -> None:
     assert len(read_video(replace(path, b"QQQQ", b"\xff\xfe\xe9\xe9")).frames) == 1
 
 
-def test_a_varying_rate_is_no_damage(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
+def make_timed(path: Path, rate: int, times_ms: Iterable[int]) -> Path:
+    """Writes a video whose header says one rate, and its frames another."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        for index in range(30):
+        for index, time_ms in enumerate(times_ms):
             frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
-            frame.pts, frame.time_base = 40 * index + 9 * index**2, Fraction(1, 1000)
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    video = read_video(tmp_path / "a.mkv")
+    return path
+
+
+def test_a_varying_rate_is_no_damage(tmp_path: Path) -> None:
+    times_ms = [40 * index + 9 * index**2 for index in range(30)]
+    video = read_video(make_timed(tmp_path / "a.mkv", RATE, times_ms))
     assert (video.num_frames, video.damage) == (30, None)
+
+
+@pytest.mark.parametrize("codec", schema.CODECS)
+@pytest.mark.parametrize(
+    ("header", "times_ms", "expected"),
+    [
+        (1000, range(0, 1200, 40), 25),
+        (60, range(0, 1200, 40), 25),
+        (30, [round(index * 1000 / 29.97) for index in range(30)], 30),  # the same
+        (24, [*range(0, 3000, 100), *range(90_000, 93_000, 100)], 10),  # its times jump
+        (1000, range(30), 0),  # which no camera of people's videos has
+    ],
+)
+def test_times_of_frames_go_before_the_rate_of_a_header(
+    tmp_path: Path, codec: str, header: int, times_ms: Sequence[int], expected: float
+) -> None:
+    video = read_video(make_timed(tmp_path / "a.mkv", header, times_ms), codec)
+    assert (video.rate, video.num_frames, video.damage) == (expected, len(times_ms), None)
+
+
+def test_raw_dv_has_the_rate_of_its_frames(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.dv"), "w") as container:
+        stream = container.add_stream("dvvideo", rate=Fraction(30000, 1001))
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 480, 720, "yuv411p"
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 480, 720), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert read_video(tmp_path / "a.dv").rate == pytest.approx(30000 / 1001)
+
+
+def fragments(path: Path) -> tuple[bytes, list[bytes]]:
+    """Makes an MP4 file of fragments of ten frames; returns what is before the first, and all."""
+    with av.open(str(path), "w", options={"movflags": "cmaf+frag_keyframe"}) as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 48, 64, "yuv420p", 10
+        for index in range(100):
+            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    head, *parts = path.read_bytes().split(b"moof")
+    sizes = [head[-4:], *(part[-4:] for part in parts[:-1])]
+    last = parts[-1][: parts[-1].rindex(b"mfra") - 4]
+    bodies = [*(part[:-4] for part in parts[:-1]), last]
+    return head[:-4], [size + b"moof" + body for size, body in zip(sizes, bodies, strict=True)]
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "original"])
+def test_a_whole_file_of_fragments_is_whole(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.mp4"
+    head, parts = fragments(path)
+    assert len(parts) == 10
+    assert (whole := read_video(path, codec)).damage is None and whole.num_frames == 100
+    path.write_bytes(head + b"".join(parts[4:]))  # as a recording that begins late has it
+    late = read_video(path, codec)
+    assert (late.num_frames, late.damage) == (60, None)
+    for keep in (-len(parts[-1]) // 2, -len(parts[-1]) + 12):  # in its pictures, in its header
+        path.write_bytes((head + b"".join(parts))[:keep])
+        damaged = read_video(path, codec)
+        assert damaged.damage is not None and 80 <= damaged.num_frames < 100
+
+
+def test_of_several_streams_the_best_is_taken(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        for side in (32, 64):
+            stream = container.add_stream("mpeg4", rate=RATE)
+            assert isinstance(stream, av.VideoStream)
+            stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+        stream.disposition = Disposition.default  # of the second
+        for stream, count in zip(container.streams.video, (1, 10), strict=True):
+            for index in range(count):
+                pixels = frame_pixels(index, stream.height, stream.width)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+    for codec in ("jpeg", "original"):
+        video = read_video(tmp_path / "a.mkv", codec)
+        assert (video.num_frames, video.height, video.width) == (10, 64, 64)
 
 
 def test_frames_that_an_edit_list_hides_are_no_damage(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
+from adamae_jax.training import metrics
 from adamae_jax.training.metrics import RunMetrics
 
 
@@ -167,7 +168,11 @@ class TestResume:
         assert not caplog.records
 
     @pytest.mark.parametrize(
-        "bad", [b"", b"nonsense", b"[1]", b"3", b'{"loss": 1}', b'{"step": "1"}']
+        "bad",
+        [
+            *(b"", b"nonsense", b"[1]", b"3", b'{"loss": 1}', b'{"step": "1"}', b'{"step": null}'),
+            *(b'{"step": 1, "loss": "low"}', b"[" * 99_999),
+        ],
     )
     def test_a_damaged_line_goes_with_a_warning(
         self, tmp_path: Path, bad: bytes, caplog: pytest.LogCaptureFixture
@@ -203,8 +208,21 @@ class TestEvents:
             written = events(tmp_path)
             assert len(written) == 5 * 3 + 1 + 1
         write(tmp_path, 3, range(4, 6))
-        assert events(tmp_path) == sorted([*written, (4, "loss"), (5, "loss")])
+        assert events(tmp_path) == sorted([*written, (4, "train/loss"), (5, "train/loss")])
         assert len(event_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("loss_sampling", "train/loss_sampling"),
+        ("eval_loss_sampling", "eval/loss_sampling"),
+        ("data_wait_share", "time/data_wait_share"),
+    ],
+)
+def test_tensorboard_shows_figures_in_groups(name: str, tag: str) -> None:
+    """By the word before the slash."""
+    assert metrics.tag(name) == tag
 
 
 def test_light_imports() -> None:

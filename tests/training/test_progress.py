@@ -4,6 +4,7 @@ import io
 
 import jax
 import pytest
+from absl import logging
 
 from adamae_jax.training.progress import Progress
 
@@ -113,6 +114,22 @@ class TestBar:
         assert any(
             part.strip("\r") == "validation: 0.5" for part in stream.getvalue().split("\n")
         ) or ("\rvalidation: 0.5\n" in stream.getvalue())
+
+    def test_what_is_logged_stands_above_the_bar(self) -> None:
+        """Not behind it on its line; when the bar is gone the log is as before."""
+        handler = logging.get_absl_handler().python_handler
+        stream, log = Terminal(), io.StringIO()
+        before = handler.setStream(log)
+        try:
+            with Progress(10, clips_per_step=1, stream=stream) as progress:
+                progress.update(1, 0.5)
+                handler.stream.write("in between\n")
+            assert handler.stream is log
+        finally:
+            handler.setStream(before)
+        (line,) = [line for line in stream.getvalue().split("\n") if "in between" in line]
+        assert line.rpartition("\r")[2].endswith("in between") and "%" not in line.split("\r")[-1]
+        assert not log.getvalue()
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])

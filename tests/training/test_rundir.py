@@ -79,16 +79,31 @@ def test_steps_without_checkpoints_are_not_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["summary.json", "model", "events.out.tfevents.1.host"])
 def test_files_of_a_run_without_its_config_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"precious")
+    place = tmp_path / name
+    place.mkdir() if name == "model" else place.write_bytes(b"precious")
     with pytest.raises(UserError, match=r"but no config.json"):
         claim(tmp_path, default_config())
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"seed": '])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"seed": ', b"[" * 99_999])
 def test_a_damaged_config_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, default_config())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "model", "pictures"])
+def test_files_where_folders_go_are_found_at_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"{name} is not what a run keeps there"):
+        claim(tmp_path, default_config())
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_folders_where_files_go_are_found_at_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is not what a run keeps there"):
         claim(tmp_path, default_config())
 
 
@@ -124,8 +139,11 @@ def test_the_summary_takes_the_edges_of_the_run(tmp_path: Path) -> None:
 def test_seconds_so_far_are_those_of_the_restored_step(tmp_path: Path) -> None:
     """Lines that are none, as a kill may leave them, are passed over."""
     lines = [json.dumps({"step": step, "seconds": 2.0 * step}) for step in range(1, 11)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:4], "rubbish", *lines[4:], '{"st']))
-    assert rundir.seconds_so_far(tmp_path, 7) == 14.0
+    rubbish = ["null", '{"step": null}', '{"step": 7, "seconds": "14"}', "[" * 99_999, "text"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:9], *rubbish, lines[9], '{"st']))
+    assert rundir.seconds_so_far(tmp_path, 9) == 18.0
+    summary = rundir.summarize(tmp_path, 9, "loss", lambda evaluated: {})
+    assert (summary["seconds"], summary["loss_first"]) == (18.0, None)
     assert rundir.seconds_so_far(tmp_path / "nothing", 7) == 0.0
 
 

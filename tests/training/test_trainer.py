@@ -204,3 +204,10 @@ def test_a_run_that_is_not_finite_any_more_ends(
     counters = read_subtree(workdir / rundir.CHECKPOINTS, "counters")[1]
     assert int(counters["skipped"]) == 0
     assert not (workdir / rundir.SUMMARY).exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "null", "text", "[1]", "[" * 99_999])
+def test_a_damaged_summary_is_made_anew(tmp_path: Path, damaged: str) -> None:
+    config = tiny.get_config()
+    (tmp_path / rundir.SUMMARY).write_text(damaged)
+    assert trainer.finished(config, tmp_path, [config.steps]) is None

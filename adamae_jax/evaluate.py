@@ -1,0 +1,186 @@
+"""Tests a classifier on videos: python -m adamae_jax.evaluate --checkpoint=PATH --views=5x3.
+
+PATH is a fine-tuned run or model, an authors' checkpoint, or a Hugging Face directory. Of each
+video, views of several times and places are scored, and their softmax is averaged. Writes the
+accuracies, a table of all videos and the confusion of classes as a picture.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.sharding import Mesh
+
+from adamae_jax import cli, confusion, initial
+from adamae_jax.data.mixture import open_first
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.temporal import Views
+from adamae_jax.errors import UserError
+from adamae_jax.loaded import Finetuned, parse_views
+from adamae_jax.run_data import evaluation_batches, make_embedded
+from adamae_jax.scoring import Scores, score
+from adamae_jax.training import scores as measures
+from adamae_jax.training.digests import write_atomically
+from adamae_jax.training.partitioning import create_mesh
+
+METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.csv", "confusion.png"
+TOP = 5  # classes that are listed of each video
+
+
+def define_flags() -> None:
+    """Defines this job's options; importing the module does not."""
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("checkpoint", None, "A classifier: a run, a model or others' weights.", required=True)
+    text("views", "1x1", "Clips of each video: times x crops, such as 5x3.")
+    text("data_dir", None, "The dataset; the run's own, if not given.")
+    text("split", None, "Its split; the run's validation split, if not given.")
+    text("output", None, "Where the results go; CHECKPOINT/evaluation, if not given.")
+    number("batch_size", 32, "Clips at a time, over all devices.", lower_bound=1)
+    number("num_videos", 0, "Only the first so many videos; 0 for all.", lower_bound=0)
+    number("num_workers", 0, "Worker processes that read.", lower_bound=0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates as the flags say, and prints the accuracies."""
+    del argv
+    values = flags.FLAGS
+    views = parse_views(values.views)
+    loaded = load_classifier(values.checkpoint)
+    data_dir = values.data_dir or loaded.config.data.dir
+    if not data_dir:
+        raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")
+    make_embedded(data_dir)
+    dataset = open_first(data_dir, values.split or loaded.config.data.validation_split)
+    output = Path(values.output or Path(values.checkpoint) / "evaluation")
+    if values.output is None and not Path(values.checkpoint).is_dir():
+        raise UserError(f"--checkpoint={values.checkpoint} is a file: say where with --output=DIR")
+    config = loaded.config.copy_and_resolve_references()
+    config.eval.batch_size, config.eval.num_examples = values.batch_size, values.num_videos
+    config.data.num_workers = values.num_workers
+    loaded = dataclasses.replace(loaded, config=config)
+    figures = evaluate(loaded, dataset, create_mesh({"data": -1}), views, output)
+    if jax.process_index() == 0:
+        print(json.dumps(figures, indent=2))
+
+
+def load_classifier(path: str) -> Finetuned:
+    """Loads whatever holds a classifier.
+
+    Raises:
+      UserError: where it does not.
+    """
+    loaded = initial.load(path)
+    if not isinstance(loaded, Finetuned):
+        raise UserError(
+            f"{path} holds no classifier: fine-tune it first, with python -m adamae_jax.finetune "
+            f"--config.init_from={path}"
+        )
+    return loaded
+
+
+def check_classes(loaded: Finetuned, dataset: Dataset) -> None:
+    """Raises a `UserError` where the classes of a dataset are not those of a classifier."""
+    ours, theirs = loaded.label_names, dataset.label_names
+    count = loaded.model.num_classes
+    if theirs and len(theirs) != count:
+        raise UserError(
+            f"the classifier has {count} classes, the dataset at {dataset.directory} has "
+            f"{len(theirs)}: give one with the same classes"
+        )
+    for label, (own, other) in enumerate(zip(ours, theirs, strict=False)):
+        if own != other:
+            raise UserError(
+                f"class {label} is {own!r} for the classifier and {other!r} in the dataset at "
+                f"{dataset.directory}: prepare the dataset with the classifier's --labels"
+            )
+
+
+def evaluate(
+    loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: Path
+) -> dict[str, Any]:
+    """Scores the videos of a dataset, and writes what was found; all processes call it.
+
+    Args:
+      loaded: the classifier; its config's ``data`` and ``eval`` say how videos are read.
+      dataset: the videos.
+      mesh: the devices.
+      views: of each video.
+      output: the folder to write in; made where it is missing.
+
+    Returns:
+      The accuracies, as they are written.
+
+    Raises:
+      UserError: where the dataset does not fit the classifier, or cannot be read or written.
+    """
+    check_classes(loaded, dataset)
+    if jax.process_index() == 0:
+        writable(output)
+    most = loaded.config.eval.num_examples
+    with evaluation_batches(loaded.config, mesh, output, dataset, most=most, views=views) as videos:
+        found = score(loaded.task, loaded.variables, videos, mesh)
+        videos.check(found.unreadable)
+    figures = {
+        "views": "x".join(map(str, views)),
+        "dataset": str(dataset.directory),
+        "split": dataset.split,
+        **found.figures(),
+    }
+    if jax.process_index() == 0:
+        try:
+            write(output, figures, found, loaded.label_names)
+        except OSError as error:
+            raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        logging.info("written: %s", output)
+    return figures
+
+
+def writable(output: Path) -> None:
+    """Makes the folder for the results; raises a `UserError` where that cannot be done."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+
+
+def write(
+    output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
+) -> None:
+    """Writes accuracies, predictions and confusion."""
+    write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
+    write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
+    known = found.label >= 0
+    counts = measures.confusion_matrix(found.scores[known], found.label[known])
+    confusion.draw(counts, label_names).save(output / CONFUSION)
+
+
+def predictions(found: Scores, label_names: Sequence[str]) -> str:
+    """Returns a table of all videos: label, and the best classes with their scores."""
+
+    def name(label: int) -> str:
+        return label_names[label] if 0 <= label < len(label_names) else ""
+
+    text = io.StringIO()
+    rows = csv.writer(text)
+    top = min(TOP, found.scores.shape[1])
+    header = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "name", "score")]
+    rows.writerow(["video", "index", "label", "label_name", *header])
+    for video, index, label, of_video in zip(
+        found.ids, found.index, found.label, found.scores, strict=True
+    ):
+        best = np.argsort(-of_video, kind="stable")[:top].tolist()
+        listed = [value for k in best for value in (k, name(k), f"{of_video[k]:.6f}")]
+        rows.writerow([video, index, label, name(int(label)), *listed])
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,113 @@
+"""What a classifier says of every video of a dataset, in one or several views of each."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float64, Int32
+
+from adamae_jax.classification import Classification
+from adamae_jax.data.stream import id_text
+from adamae_jax.errors import UserError
+from adamae_jax.task import Batch, Variables
+from adamae_jax.training import scores
+from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.partitioning import on_mesh, put_batch, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The classes' scores of videos, the same in every process.
+
+    Attributes:
+      ids: the videos' names.
+      index: of the records in their split.
+      label: -1 where it is unknown.
+      scores: of the classes: softmax of each view, averaged over a video's views.
+      unreadable: how many videos could not be read; they have no row.
+    """
+
+    ids: tuple[str, ...]
+    index: Int32[np.ndarray, "n"]
+    label: Int32[np.ndarray, "n"]
+    scores: Float64[np.ndarray, "n k"]
+    unreadable: int
+
+    def figures(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracy, their mean over classes, over the videos with a label."""
+        known = self.label >= 0
+        label, of_known = self.label[known], self.scores[known]
+        return {
+            "videos": float(len(self.label)),
+            "labelled": float(known.sum()),
+            "unreadable": float(self.unreadable),
+            **{f"top{k}": _mean(scores.top_k(of_known, label, k)) for k in (1, 5)},
+            "mean_class_accuracy": scores.mean_class_accuracy(
+                scores.top_k(of_known, label, 1), label
+            ),
+        }
+
+
+def _mean(right: Bool[np.ndarray, "n"]) -> float:
+    return float(right.mean()) if len(right) else float("nan")
+
+
+def compile_logits(
+    task: Classification, mesh: Mesh
+) -> Callable[[Variables, Batch], dict[str, Array]]:
+    """Returns the jitted logits of a batch of videos with their views.
+
+    The result is whole on every device, with whatever else of the batch is needed to name it.
+    """
+
+    def logits(variables: Variables, batch: Batch) -> dict[str, Array]:
+        kept = ("label", "example_index", "valid", "unreadable", "video_id")
+        views = task.view_logits(variables, batch["video"])
+        return {"logits": views, **{name: batch[name] for name in kept}}
+
+    return jax.jit(on_mesh(logits, mesh), out_shardings=replicated(mesh))
+
+
+def score(
+    task: Classification, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh
+) -> Scores:
+    """Scores every video once, whatever the number of processes.
+
+    Args:
+      task: the classifier.
+      variables: its parameters.
+      batches: this process's part of each batch; see `adamae_jax.data.batches.eval_batches`.
+      mesh: the devices.
+
+    Raises:
+      UserError: where not one video can be read.
+    """
+    logits_of = compile_logits(task, mesh)
+    found: dict[str, list[np.ndarray]] = {}
+    unreadable = 0
+    for batch in batches:
+        row = {
+            name: np.asarray(value)
+            for name, value in logits_of(variables, put_batch(batch, mesh)).items()
+        }
+        unreadable += int(row.pop("unreadable").sum())
+        valid = row.pop("valid")
+        logits = row.pop("logits")
+        row["scores"] = scores.merge_views(logits, np.ones(logits.shape[:2], bool))
+        for name, values in row.items():
+            found.setdefault(name, []).append(values[valid])
+    if not sum(map(len, found.get("label", []))):
+        raise UserError(
+            "none of the videos can be read: look at the warnings above, and make the dataset "
+            "anew with `python -m adamae_jax.prepare`"
+        )
+    whole = {name: np.concatenate(values) for name, values in found.items()}
+    return Scores(
+        tuple(map(id_text, whole["video_id"])),
+        whole["example_index"],
+        whole["label"],
+        whole["scores"],
+        unreadable,
+    )
