@@ -151,6 +151,25 @@ MODEL_FIELDS: dict[str, Field] = {
         "Factors on the loss of the classes, in the order of their labels: numbers parted by "
         "commas, or the path of a text file with one number in a line. Empty: all alike.",
     ),
+    # Probes of a frozen encoder.
+    "probe.kinds": ProbeField(
+        PROBE_KINDS,
+        "Which probes are trained. linear: a linear layer on normalised features, pooled as "
+        "`classifier.pooling` says. attentive: a query that attends to all tokens.",
+        choices=PROBE_KINDS,
+        open=True,
+    ),
+    "probe.rates": ProbeField(
+        (0.1, 0.3, 1.0, 3.0),
+        "Factors on `optimizer.learning_rate`: there is a probe of each kind for each of them.",
+        above=0,
+        open=True,
+    ),
+    "probe.optimizer": ProbeField(
+        "adamw",
+        "lars is MAE's for linear probes, with `optimizer.b1` as its momentum.",
+        choices=("adamw", "lars"),
+    ),
     # What happens to training clips on the device, in fine-tuning.
     "augment.erasing": ClassifierField(
         0.0,
@@ -179,25 +198,6 @@ MODEL_FIELDS: dict[str, Field] = {
     "classifier.fresh_head": ClassifierField(
         False,
         "Start the head afresh where `init_from` is a classifier, as for other classes.",
-    ),
-    # Probes of a frozen encoder.
-    "probe.kinds": ProbeField(
-        PROBE_KINDS,
-        "Which probes are trained. linear: a linear layer on normalised features, pooled as "
-        "`classifier.pooling` says. attentive: a query that attends to all tokens.",
-        choices=PROBE_KINDS,
-        open=True,
-    ),
-    "probe.rates": ProbeField(
-        (0.1, 0.3, 1.0, 3.0),
-        "Factors on `optimizer.learning_rate`: there is a probe of each kind for each of them.",
-        above=0,
-        open=True,
-    ),
-    "probe.optimizer": ProbeField(
-        "adamw",
-        "lars is MAE's for linear probes, with `optimizer.b1` as its momentum.",
-        choices=("adamw", "lars"),
     ),
     # The optimiser: AdamW with a warm-up and a cosine.
     "optimizer.rate_counts": Field(

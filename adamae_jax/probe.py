@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, initial, job, licenses
+from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.finetune import for_classes
 from adamae_jax.initial import Initial
@@ -47,12 +48,13 @@ def probe(
     train = open_training(config)
     config = for_classes(config, train)
     task = experiment.probing(config)
-    begun = job.begin(config, workdir, train, recipe)
+    begun = job.begin(config, workdir, train, recipe, Views())
     if begun.complete is not None:
         return begun.complete
     config = begun.config
     # A run that goes on has the encoder in its checkpoint: the source may be another by now.
     start = Initial() if begun.steps else initial.read(task, config)
+    license = licenses.of(workdir) if begun.steps else start.license
     return trainer.train(
         trainer.Run(
             config,
@@ -61,7 +63,7 @@ def probe(
             experiment.optimizers(config, task),
             begun.mesh,
             begun.data,
-            metadata=begun.metadata(licenses.of(workdir) if begun.steps else start.license),
+            metadata=begun.metadata(license),
             frozen=start.told().get("frozen"),
             summary=task.best_rates,
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt8
 
+from adamae_jax.classification import VIEWS_NDIM
 from adamae_jax.models.classifier import Pooling
 from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.probes import (
@@ -92,7 +93,7 @@ class Probing(Task):
     ) -> dict[str, Float[Array, "b"]]:
         """As `loss`, with the running statistics."""
         del keys
-        logits, _ = self.logits(variables, batch["video"], False)
+        logits, _ = self.logits(variables, first_view(batch["video"]), False)
         label = batch["label"]
         return {
             "loss": self._cross_entropies(logits, label),
@@ -124,7 +125,7 @@ class Probing(Task):
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:
         """What a linear probe sees, of length one."""
-        pooled = self._pool(self._latents(variables, batch["video"]))
+        pooled = self._pool(self._latents(variables, first_view(batch["video"])))
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
     def logits(
@@ -182,6 +183,11 @@ class Probing(Task):
             for kind, of_rates in logits.items()
             for rate, each in zip(self.rates, of_rates, strict=True)
         }
+
+
+def first_view(video: UInt8[Array, "..."]) -> UInt8[Array, "b T H W C"]:
+    """Returns clips, of videos with an axis of views the first one."""
+    return video[:, 0] if video.ndim == VIEWS_NDIM else video
 
 
 def probe_name(kind: str, rate: float) -> str:

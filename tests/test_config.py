@@ -263,6 +263,6 @@ def test_epochs_beside_steps_are_not_passed_over_in_silence(
 ) -> None:
     config = config_lib.default_config()
     config.steps, config.epochs = 30, 2
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "absl"):
         assert config_lib.resolve(config, 1000).steps == 30
     assert "steps 30 is set, so epochs 2 does not count" in caplog.text

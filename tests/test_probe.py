@@ -72,8 +72,11 @@ def after_three_steps(task: Probing) -> tuple[TrainState, TrainState]:
 def test_each_probe_is_what_it_is_alone() -> None:
     """Whatever other rates and kinds are trained beside it; the encoder stays as it is."""
     start, together = after_three_steps(TASK)
-    checked: list[tuple[ProbeKind, float]] = [("linear", 0.01), ("linear", 3.0), ("attentive", 3.0)]
-    for kind, rate in checked:
+    alone_each: tuple[tuple[ProbeKind, float], ...] = (
+        *(("linear", 0.01), ("linear", 3.0)),
+        ("attentive", 3.0),
+    )
+    for kind, rate in alone_each:
         _, alone = after_three_steps(dataclasses.replace(TASK, kinds=(kind,), rates=(rate,)))
         found, before = (helpers.named(s.params[kind]) for s in (together, start))
         for name, array in helpers.named(alone.params[kind]).items():

@@ -240,7 +240,7 @@ class TestFailures:
         save_steps(tmp_path, 1)
         # As in a process that has saved nothing.
         monkeypatch.setattr(python_logging.getLogger("absl"), "filters", [])
-        with caplog.at_level("INFO"):
+        with caplog.at_level("INFO", "absl"):
             verbosity = logging.get_verbosity()
             logging.set_verbosity(logging.INFO)
             try:
