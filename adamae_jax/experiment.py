@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OF_FINE_TUNING = (
     *("model.drop_path", "optimizer.layer_decay", "classifier.head_dropout"),
     *("classifier.label_smoothing", "classifier.class_weights"),
-    *("augment.erasing", "augment.mixup", "augment.cutmix"),
+    *("augment.erasing", "augment.mixup", "augment.cutmix", "eval.test_views"),
 )
 
 

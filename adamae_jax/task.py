@@ -1,6 +1,7 @@
 """What a run trains: all that the trainer and the train step know of a model.
 
-Pretraining (`adamae_jax.objectives`) and classification (`adamae_jax.classification`) are tasks.
+Pretraining (`adamae_jax.objectives`), classification (`adamae_jax.classification`) and probing
+(`adamae_jax.probing`) are tasks.
 """
 
 from collections.abc import Mapping

@@ -4,6 +4,7 @@
         --config.init_from=runs/demo
 
 The model is that of adamae_demo, videomae_demo and launch/demo.sh; the sizes and rates are ours.
+What moves how is to be told: clips are not mirrored.
 """
 
 from ml_collections import ConfigDict
@@ -11,14 +12,24 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """Clips as in the other demos, 64 in an update."""
-    config = common.demo_video()
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """8 frames of 48 x 48 pixels: 144 tokens, all of which the encoder sees.
+
+    Args:
+      size: the demo's own, or that of a published model.
+
+    Raises:
+      UserError: for another size.
+    """
+    config = common.demo_size("probe_demo", common.demo_video(), size)
     config.batch_size = 64
     config.steps = 300
     config.log_every = 10
     config.eval_every = 100
     config.pictures_every = 0
+
+    config.data.crop = "random_resized"
+    config.data.crop_area = (0.5, 1.0)
 
     # At the factor 1, 1e-3 at the peak.
     config.optimizer.learning_rate = 4e-3

@@ -331,5 +331,8 @@ def test_every_config_takes_a_size(name: str) -> None:
         if name == "finetune_demo":
             config.classifier.num_classes = 8
             experiment.classification(config)
+        elif name == "probe_demo":
+            config.classifier.num_classes = 8
+            experiment.probing(config)
         else:
             experiment.pretraining(config)

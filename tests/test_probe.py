@@ -292,6 +292,8 @@ def test_the_linear_recipe_is_mae_s() -> None:
     optimizer = experiment.optimizers(config, task)[MODEL]
     found = [float(optimizer.learning_rate(jnp.asarray(step))) for step in (0, 779, 780, 7020)]
     np.testing.assert_allclose(found, [0.0, 6.4, 6.4, 0.0], atol=1e-5)
+    large = experiment.probing(configs.resolve(mae_imagenet_linear.get_config("H"), 0))
+    assert (large.encoder.spec.width, large.encoder.geometry.grid) == (1280, (1, 16, 16))
     # One step of LARS without momentum behind it: a thousandth of the kernel's norm, in direction
     # of the gradient, and the gradient itself for the bias.
     params = {"linear": {"head": {"kernel": jnp.ones((1, 3, 4)), "bias": jnp.ones((1, 4))}}}
