@@ -22,6 +22,7 @@ END_S = 10.0  # a job that has failed may take so long to tidy up
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # as a shell says of SIGINT
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL: a scheduler may start the same command again
+LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is gone; the same holds
 
 _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 
@@ -43,6 +44,7 @@ def run(main: Main, argv: Sequence[str] | None = None, *, takes_arguments: bool 
                 raise UserError(
                     f"unexpected argument {argv[1]!r}: options are given as --name=value"
                 )
+            _meet_others()
             _check_platforms()
             main(argv)
         except WorkerDeathError as error:
@@ -73,8 +75,8 @@ def _describe(main: Main) -> None:
     if described is not None:
         sys.modules["__main__"].__doc__ = described.__doc__
     options = flags.FLAGS.flags_by_module_dict()
-    # What jobs share is --config, in this module, and --workdir.
-    for module in (main.__module__, __name__, "adamae_jax.job"):
+    # What jobs share: --config, in this module, --workdir, and how processes find each other.
+    for module in (main.__module__, __name__, "adamae_jax.job", "adamae_jax.distributed"):
         for option in options.get(module, ()):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], option)
 
@@ -121,6 +123,14 @@ def fail(error: UserError) -> NoReturn:
     """Says what is wrong and leaves."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_STATUS)
+
+
+def _meet_others() -> None:
+    """Makes this process one of a job's, before anything touches a device."""
+    if "coordinator" in flags.FLAGS:
+        from adamae_jax import distributed  # imports JAX, which preparing does without
+
+        distributed.begin()
 
 
 def _check_platforms() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from adamae_jax import cli, confusion, initial
+from adamae_jax import cli, confusion, distributed, initial, peers
 from adamae_jax.data.mixture import open_first
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import Views
@@ -36,6 +36,7 @@ TOP = 5  # classes that are listed of each video
 
 def define_flags() -> None:
     """Defines this job's options; importing the module does not."""
+    distributed.define_flags()
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("checkpoint", None, "A classifier: a run, a model or others' weights.", required=True)
     text("views", "1x1", "Clips of each video: times x crops, such as 5x3.")
@@ -65,7 +66,8 @@ def main(argv: Sequence[str]) -> None:
     config.eval.batch_size, config.eval.num_examples = values.batch_size, values.num_videos
     config.data.num_workers = values.num_workers
     loaded = dataclasses.replace(loaded, config=config)
-    figures = evaluate(loaded, dataset, create_mesh({"data": -1}), views, output)
+    with peers.ending_together(output):
+        figures = evaluate(loaded, dataset, create_mesh({"data": -1}), views, output)
     if jax.process_index() == 0:
         print(json.dumps(figures, indent=2))
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import adamae_jax
-from adamae_jax import agreement, cli, experiment, licenses, peers, pretrained
+from adamae_jax import agreement, cli, distributed, experiment, licenses, peers, pretrained
 from adamae_jax import config as configs
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
@@ -33,6 +33,7 @@ LEFT = (rundir.MODEL, rundir.BEST, rundir.PICTURES, rundir.METRICS)
 def define_flags() -> None:
     """Defines the options of a training job; importing the module does not."""
     cli.define_config()
+    distributed.define_flags()
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints, metrics and pictures go.", required=True
     )

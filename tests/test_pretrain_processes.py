@@ -1,21 +1,13 @@
 """A pretraining in two real processes: damaged records on either side, and one that is killed."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 from ml_collections import ConfigDict
 
@@ -29,7 +21,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.training import metrics, rundir
 from tests.configs import tiny
 from tests.data import fixtures
-from tests.runs import DEADLINE_S, ROOT, arguments, environment, lines, moving_waves
+from tests.processes import Job, stop_line
+from tests.runs import lines, moving_waves
 
 PROCESSES = 2
 RECORDS, HELD_OUT, CLIPS, STEPS = 32, 8, 8, 8  # two epochs
@@ -51,111 +44,6 @@ def get_config():
 """
 ENDING_S = 30.0
 KILLED_S = 60.0
-
-# What a launcher does: it tells JAX of the other processes, and starts the job. JAX gives up a
-# process that is silent for 100 seconds; one that waits for a dead one, in the middle of a
-# checkpoint, say, would wait so long. Beside the job's own words, it says which files it has moved
-# into place.
-LAUNCH = f"""
-import os, sys, jax
-port, index = map(int, sys.argv[1:3])
-def tell(event, values):
-    if event == "os.rename":
-        print("moved", os.fspath(values[1]), flush=True)
-sys.addaudithook(tell)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-address = f"127.0.0.1:{{port}}"
-jax.distributed.initialize(
-    address, {PROCESSES}, index, coordinator_bind_address=address, heartbeat_timeout_seconds=10
-)
-from adamae_jax import cli, job, pretrain
-job.define_flags()
-cli.run(pretrain.main, ["pretrain", *sys.argv[3:]])
-"""
-
-
-class Job:
-    """Two processes of a run, each with the workers that it starts in a group of its own."""
-
-    def __init__(self, workdir: Path, data: Path, *options: str, second: Sequence[str] = ()):
-        """For use in a ``with`` block, where they run, and behind which nothing is left of them.
-
-        The second process alone has the options ``second``, behind those of both.
-        """
-        self._held = socket.socket()
-        # Nobody else is given the port, and JAX, which shares it in the same way, can listen.
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._held.bind(("127.0.0.1", 0))
-        self._port = str(self._held.getsockname()[1])
-        self._logs = workdir.parent
-        config = self._logs / "config.py"
-        config.write_text(CONFIG)
-        both = arguments(workdir, data, *options, config=config)
-        self._arguments = [both, [*both, *second]]
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> "Job":
-        try:
-            self.processes.extend(map(self._start, range(PROCESSES)))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self._held.close()
-
-    def _start(self, index: int) -> subprocess.Popen[bytes]:
-        with (
-            self._log(index, "out").open("wb") as out,
-            self._log(index, "err").open("wb") as errors,
-        ):
-            return subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, self._port, str(index), *self._arguments[index]],
-                cwd=ROOT, env=environment(), stdout=out, stderr=errors, start_new_session=True,
-            )  # fmt: skip
-
-    def _log(self, index: int, kind: str) -> Path:
-        return self._logs / f"{index}.{kind}"
-
-    def out(self, index: int) -> str:
-        return self._log(index, "out").read_text()
-
-    def errors(self, index: int) -> str:
-        return self._log(index, "err").read_text()
-
-    def wait(self, seconds: float = DEADLINE_S) -> list[int]:
-        """The statuses, of all together."""
-        end = time.monotonic() + seconds
-        for index, process in enumerate(self.processes):
-            try:
-                process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pytest.fail(f"process {index} does not end:\n{self.errors(index)[-3000:]}")
-        return [process.returncode for process in self.processes]
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits for something to happen while they run."""
-        end = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < end, "nothing happened in time"
-            for index, process in enumerate(self.processes):
-                assert process.poll() is None, self.errors(index)[-3000:]
-            time.sleep(0.01)
-
-    def left_over(self) -> list[psutil.Process]:
-        """What is left of the processes' groups, after a moment in which workers may notice."""
-        groups, found = {process.pid for process in self.processes}, []
-        for process in psutil.process_iter():
-            with contextlib.suppress(ProcessLookupError):
-                if os.getpgid(process.pid) in groups:
-                    found.append(process)
-        _, alive = psutil.wait_procs(found, timeout=20)
-        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def config_of(data: Path) -> ConfigDict:
@@ -244,7 +132,7 @@ class Runs(NamedTuple):
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Both to their ends, side by side."""
     two, one = (tmp_path_factory.mktemp(name) / "run" for name in ("two", "one"))
-    with Job(two, data) as job:
+    with Job(two, data, config=CONFIG) as job:
         run_here(one, data)
         assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     return Runs(two, one, job)
@@ -329,23 +217,13 @@ def test_the_first_process_writes_what_there_is_once(runs: Runs) -> None:
     assert adamae_jax.load(workdir / rundir.MODEL).step == STEPS
 
 
-def stop_line(job: Job, index: int) -> str:
-    """The last word of a process; behind it, Python tidies up what its workers have left."""
-    said = job.errors(index).splitlines()
-    last = max((at for at, line in enumerate(said) if line.startswith("error: ")), default=None)
-    assert last is not None, said[-30:]
-    behind = [line for line in said[last + 1 :] if line.strip()]
-    assert all("resource_tracker" in line or "warnings.warn" in line for line in behind), behind
-    return said[last]
-
-
 def test_processes_with_other_configs_and_data_end_at_once(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "data"
     shutil.copytree(data, other)
     info = other / "dataset_info.json"
     info.write_text(info.read_text().replace("{", "{ ", 1))
     second = (f"--config.data.dir={other}", "--config.optimizer.b1=0.8")
-    with Job(tmp_path / "run", data, second=second) as job:
+    with Job(tmp_path / "run", data, second=second, config=CONFIG) as job:
         assert job.wait() == [2, 2], job.errors(0) + job.errors(1)
         for index in range(PROCESSES):
             line = stop_line(job, index)
@@ -361,7 +239,7 @@ def test_processes_with_other_configs_and_data_end_at_once(data: Path, tmp_path:
 def test_processes_with_workdirs_of_their_own_end_at_once(data: Path, tmp_path: Path) -> None:
     """As on disks of the hosts: the first one would write alone, the others never find it."""
     second = [f"--workdir={tmp_path / 'second'}"]
-    with Job(tmp_path / "first", data, second=second) as job:
+    with Job(tmp_path / "first", data, second=second, config=CONFIG) as job:
         assert job.wait() == [2, 2], job.errors(0) + job.errors(1)
         lines = [stop_line(job, index) for index in range(PROCESSES)]
     for line in lines:
@@ -382,7 +260,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
         "checkpoint_every=1",
         "data.num_workers=1",
     )
-    with Job(workdir, data, *(f"--config.{option}" for option in options)) as job:
+    with Job(workdir, data, *(f"--config.{option}" for option in options), config=CONFIG) as job:
         job.wait_for(lambda: "error: " in job.errors(culprit))
         statuses = job.wait(ENDING_S)
         assert (statuses[culprit], statuses[other]) == (2, 1), job.errors(other)
@@ -413,7 +291,7 @@ LONG = ("--config.steps=60", "--config.checkpoint_every=7", "--config.eval_every
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The metrics of a longer run."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    with Job(workdir, data, *LONG) as job:
+    with Job(workdir, data, *LONG, config=CONFIG) as job:
         assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     return lines(workdir)
 
@@ -424,13 +302,13 @@ def test_a_run_goes_on_when_one_process_was_killed(
     data: Path, undisturbed: list[dict[str, Any]], tmp_path: Path, killed: int
 ) -> None:
     workdir, other = tmp_path / "run", 1 - killed
-    with Job(workdir, data, *LONG, "--config.data.num_workers=1") as job:
+    with Job(workdir, data, *LONG, "--config.data.num_workers=1", config=CONFIG) as job:
         job.wait_for(lambda: (workdir / rundir.CHECKPOINTS / "21").is_dir())
         job.processes[killed].kill()
         assert job.wait(KILLED_S)[other] != 0
         assert not job.left_over()
     assert not (workdir / rundir.SUMMARY).exists()
-    with Job(workdir, data, *LONG) as job:
+    with Job(workdir, data, *LONG, config=CONFIG) as job:
         assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
         said = [job.errors(index) for index in range(PROCESSES)]
     steps = [int(step) for text in said for step in re.findall(r"resumed from step (\d+)", text)]
