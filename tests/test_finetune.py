@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -266,23 +267,22 @@ def test_a_classifier_of_other_classes(run: Path, data: Path, tmp_path: Path) ->
         call(evaluate, f"--checkpoint={run}", f"--data_dir={names}")
 
 
+def forget_flags(job: Any) -> None:
+    """Takes back the flags of a job, so that it or another one can define them."""
+    for name in list(flags.FLAGS):
+        of = flags.FLAGS.find_module_defining_flag(name)
+        if of in (job.__name__, "adamae_jax.distributed"):
+            delattr(flags.FLAGS, name)
+
+
 def call(job: Any, *arguments: str) -> None:
     """Runs a job's main with its flags, in this process."""
-    from absl import flags
-
-    saved = {name: flags.FLAGS[name] for name in flags.FLAGS}
-    for name in list(flags.FLAGS):
-        if flags.FLAGS.find_module_defining_flag(name) == job.__name__:
-            delattr(flags.FLAGS, name)
-    del saved
+    forget_flags(job)
     job.define_flags()
     try:
-        rest = flags.FLAGS([job.__name__, *arguments])
-        job.main(rest)
+        job.main(flags.FLAGS([job.__name__, *arguments]))
     finally:
-        for name in list(flags.FLAGS):
-            if flags.FLAGS.find_module_defining_flag(name) == job.__name__:
-                delattr(flags.FLAGS, name)
+        forget_flags(job)
 
 
 def test_evaluate_as_a_job(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
