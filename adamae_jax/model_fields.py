@@ -1,8 +1,10 @@
 """The config fields of model, masking, objective, classifier and optimiser; see `fields`."""
 
 import functools
+from typing import get_args
 
 from adamae_jax.field import Field
+from adamae_jax.models.attention import AttentionImplementation
 from adamae_jax.models.classifier import POOLINGS
 from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
@@ -78,8 +80,10 @@ MODEL_FIELDS: dict[str, Field] = {
     ),
     "model.attention": ModelField(
         "xla",
-        "Who computes attention. cudnn needs an NVIDIA GPU and bfloat16.",
-        choices=("xla", "cudnn"),
+        "Who computes attention. blockwise keeps no scores: memory grows with the number of "
+        "tokens, not with its square. cudnn needs an NVIDIA GPU and bfloat16. auto: blockwise on "
+        "CPU and for rows of more than 512 tokens, else xla.",
+        choices=get_args(AttentionImplementation),
         mutable=True,
     ),
     # The masking. Its options are the strategy's own, and are not listed here.

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from adamae_jax.errors import UserError
+from adamae_jax.models.attention import AttentionImplementation, attend
 from adamae_jax.models.initializers import INITIALIZATIONS, Initialization
 from adamae_jax.models.sharding import BATCH, TENSOR, constrain
 
@@ -43,7 +44,7 @@ class TransformerSpec:
         float32.
       remat: recompute blocks in the backward pass instead of keeping their activations.
       unroll: blocks per iteration of the scan.
-      attention_implementation: handed to `jax.nn.dot_product_attention`.
+      attention_implementation: see `adamae_jax.models.attention.attend`.
 
     Raises:
       UserError: where heads do not divide the width.
@@ -63,7 +64,7 @@ class TransformerSpec:
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     unroll: int = 1
-    attention_implementation: Literal["xla", "cudnn"] = "xla"
+    attention_implementation: AttentionImplementation = "xla"
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.width % self.num_heads:
@@ -144,13 +145,7 @@ class Attention(nn.Module):
             query, key, value = heads.values()
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", FIRST_TOKEN, first_token_attention(query, key))
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=None if key_valid is None else key_valid[:, None, None, :],
-            implementation=spec.attention_implementation,
-        )
+        mixed = attend(query, key, value, key_valid, implementation=spec.attention_implementation)
         return nn.Dense(
             spec.width,
             kernel_init=spec.init.dense,
