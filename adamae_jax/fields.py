@@ -25,7 +25,6 @@ MESH_RULES = (
 
 ModelField = functools.partial(Field, model=True)
 ExecutionField = functools.partial(Field, mutable=True)
-ClassifierField = functools.partial(Field, classifier=True)
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "Seed of everything random.", lowest=0, highest=2**32 - 1),

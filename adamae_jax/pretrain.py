@@ -25,7 +25,6 @@ from adamae_jax.training import rundir, trainer
 from adamae_jax.training.metrics import RunMetrics
 
 PICTURE_CLIPS = 4
-LOCAL = {"data.dir", "compilation_cache_dir"}
 
 
 def main(argv: Sequence[str]) -> None:
