@@ -3,7 +3,8 @@
 When one of them ends with an error, the others wait for it in the middle of a step, and what JAX
 says when it notices is pages of stacks. So whoever ends with an error leaves word in the workdir,
 which all of them share, and a thread in each of the others ends its process with one line. A
-process that is killed leaves none: then JAX ends the others.
+process that is killed or stands still leaves none: then the others notice by `links`, and end with
+a status of its own, since the same command may go on.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import secrets
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adamae_jax import cli
-from adamae_jax.errors import UserError
+from adamae_jax import cli, links
+from adamae_jax.errors import PreemptedError, UserError
 from adamae_jax.training.digests import write_atomically
 
 ENDED = ".ended"
@@ -41,60 +42,85 @@ def ending_together(workdir: Path) -> Iterator[None]:
         return
     # Each start has a file of its own: what an earlier one has left does not count.
     number = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31))))
-    word = workdir / f"{ENDED}_{number:08x}"
-    well = threading.Event()
-    ending = threading.Lock()  # is held by the thread that ends this process
-    threading.Thread(target=_listen, args=(word, well, ending), daemon=True).start()
+    job = _Job(workdir / f"{ENDED}_{number:08x}")
     try:
         yield
+    except PreemptedError:  # all have agreed on it
+        raise
     except (Exception, KeyboardInterrupt) as error:
-        _leave(word, error, ending)
+        job.leave(error)
     finally:
-        well.set()
+        job.well.set()
+        job.say_done()
 
 
-def _name() -> str:
-    return f"process {jax.process_index()} of {jax.process_count()}"
+class _Job:
+    """This process as one of a job's.
 
+    Attributes:
+      well: is set when the block has come to its end.
+      say_done: tells the others that this process ends on its own; see `links.watch`.
+    """
 
-def _listen(word: Path, well: threading.Event, ending: threading.Lock) -> None:
-    while not well.wait(LOOK_S):
-        with contextlib.suppress(OSError), ending:
-            said = word.read_text()
-            _say(f"{_name()} ends, since another one did: {said}")
-            _end(1)
+    def __init__(self, word: Path) -> None:
+        """Begins to listen.
 
+        Args:
+          word: the file in which whoever ends with an error says so.
+        """
+        self.well = threading.Event()
+        self._word = word
+        self._name = f"process {jax.process_index()} of {jax.process_count()}"
+        self._ending = threading.Lock()  # is held by the thread that ends this process
+        self.say_done: Callable[[], None] = links.watch(self._lose)
+        threading.Thread(target=self._listen, daemon=True).start()
 
-def _leave(word: Path, error: BaseException, ending: threading.Lock) -> NoReturn:
-    if not isinstance(error, UserError):
-        # It may come of another one's end, of which word is on its way.
-        threading.Event().wait(3 * LOOK_S)
-    with ending:
-        if isinstance(error, UserError):
-            said, status = f"{_name()}: {error}", cli.USER_ERROR_STATUS
-        else:
-            traceback.print_exception(error)
-            said = f"{_name()} ends: if it lost another one, look for the error of that one"
-            status = 1
-        _say(said)
-        with contextlib.suppress(OSError):
-            workdir = word.parent
-            workdir.mkdir(parents=True, exist_ok=True)
-            for old in workdir.glob(f"{ENDED}_*"):
-                old.unlink(missing_ok=True)
-            write_atomically(word, said.encode())
+    def _listen(self) -> None:
+        while not self.well.wait(LOOK_S):
+            with contextlib.suppress(OSError), self._ending:
+                said = self._word.read_text()
+                self._end(f"{self._name} ends, since another one did: {said}", 1)
+
+    def _lose(self, index: int) -> None:
+        """Ends this process, since another one is gone, and has left no word."""
+        with self._ending:
+            self._end(
+                f"{self._name} ends, since process {index} is gone: it was killed, its host is "
+                f"down, or has been silent for {links.SILENT_S:g} s; the same command goes on from "
+                "the newest checkpoint",
+                cli.LOST_STATUS,
+            )
+
+    def leave(self, error: BaseException) -> NoReturn:
+        """Ends this process, and leaves word for the others."""
+        if not isinstance(error, UserError):
+            # It may come of another one's end, of which word is on its way.
+            threading.Event().wait(3 * LOOK_S)
+        with self._ending:
+            if isinstance(error, UserError):
+                said, status = f"{self._name}: {error}", cli.USER_ERROR_STATUS
+            else:
+                traceback.print_exception(error)
+                said = f"{self._name} ends: if it lost another one, look for the error of that one"
+                status = 1
+            with contextlib.suppress(OSError):
+                workdir = self._word.parent
+                workdir.mkdir(parents=True, exist_ok=True)
+                for old in workdir.glob(f"{ENDED}_*"):
+                    old.unlink(missing_ok=True)
+                write_atomically(self._word, said.encode())
+            self._end(said, status)
+
+    def _end(self, said: str, status: int) -> NoReturn:
+        """Says the last word, and ends this process at once.
+
+        What JAX's threads report of the others that go is kept from the page. In the regular end
+        JAX would wait for the others, for minutes.
+        """
+        sys.stdout.flush()
+        print(f"error: {said}", file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        self.say_done()
         if jax.process_index() == 0:
             threading.Event().wait(GOING_S)
-        _end(status)
-
-
-def _say(said: str) -> None:
-    """Says the last word: what JAX's threads report of the others that go is kept from the page."""
-    sys.stdout.flush()
-    print(f"error: {said}", file=sys.stderr, flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _end(status: int) -> NoReturn:
-    """Ends this process at once: in its regular end JAX would wait for the others, for minutes."""
-    os._exit(status)
+        os._exit(status)

@@ -15,14 +15,22 @@ import pytest
 
 from tests.runs import DEADLINE_S, ROOT, arguments, environment
 
-# Beside the job's own words, it says which files it has moved into place.
+# Beside the job's own words, it says which files it has moved into place, and which examples it
+# trains on. Who is silent is lost sooner than in a real job.
 LAUNCH = """
 import importlib, os, sys
 def tell(event, values):
     if event == "os.rename":
         print("moved", os.fspath(values[1]), flush=True)
 sys.addaudithook(tell)
-from adamae_jax import cli, job
+from adamae_jax import cli, job, links
+links.SILENT_S = 20.0
+from adamae_jax.training import loop
+put_batch = loop.put_batch
+def put(batch, mesh):
+    print("examples", *batch["example_index"], flush=True)
+    return put_batch(batch, mesh)
+loop.put_batch = put
 job.define_flags()
 cli.run(importlib.import_module("adamae_jax." + sys.argv[1]).main, sys.argv[1:])
 """
@@ -101,6 +109,11 @@ class Job:
     def out(self, index: int) -> str:
         """What a process has printed."""
         return self._log(index, "out").read_text()
+
+    def examples(self, index: int) -> list[list[int]]:
+        """The examples that a process has trained on, step by step."""
+        said = [line.split() for line in self.out(index).splitlines()]
+        return [list(map(int, words[1:])) for words in said if words[:1] == ["examples"]]
 
     def errors(self, index: int) -> str:
         """What a process has logged."""

@@ -42,6 +42,8 @@ def init_reader(worker_index: int, worker_count: int) -> None:
     """Runs first in each worker process of a pipeline, as grain calls it."""
     del worker_index, worker_count
     init_worker()
+    # A scheduler sends it to all processes; the job needs batches until it has saved its state.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     keep_freed_memory()
 
 

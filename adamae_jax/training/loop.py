@@ -177,24 +177,26 @@ class Loop:
             self._draw(0, state, "start")
         clock = Clock(config.batch_size, rundir.seconds_so_far(self._job.workdir, start))
         bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
-        previous: Any = None
+        previous: Any = None  # the metrics of the step before
         for step in range(start + 1, last + 1):
             batch = unless_told(notice, functools.partial(clock.next, batches))
             if batch is None:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
-            state, metrics = self._train_step(state, put_batch(batch, self._job.mesh))
+            placed = put_batch(notice.told(batch), self._job.mesh)
+            state, metrics = self._train_step(state, placed)
             # The host runs one step ahead of the devices, and no more.
             jax.block_until_ready(previous)
             if previous is not None:
                 bad.see(step - 1, int(previous["skipped"]))
-            previous = metrics
+            before, previous = previous, metrics
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 self._progress.message(f"compiled and ran step {step}")
             figures: Figures = {}
             if step % config.log_every == 0 or step in (1, last):
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                figures.pop(preemption.TOLD, None)
                 figures |= clock.read()
             held_out: Figures = {}
             if is_due(step, config.eval_every, last):
@@ -206,7 +208,7 @@ class Loop:
             drawn = config.pictures_every and step % config.pictures_every == 0 and step != last
             if drawn:
                 self._draw(step, state, None)
-            told = notice.given and step != last
+            told = notice.agreed(before) and step != last
             saved = told or bad.too_many or is_due(step, config.checkpoint_every, last)
             if saved:
                 bad.see(step, int(metrics["skipped"]))
@@ -302,11 +304,15 @@ class Loop:
 
 
 def unless_told(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
-    """Returns what ``work`` gives; None where the notice to end has ended its workers, too."""
+    """Returns what ``work`` gives; None where the notice to end has ended its workers, too.
+
+    Of several processes none can end at a step of its own; so their workers ignore the signal, but
+    for those that have just been started.
+    """
     try:
         return work()
     except WorkerDeathError:
-        if not notice.given:
+        if not notice.given or jax.process_count() > 1:
             raise
         return None
 

@@ -1,21 +1,31 @@
-"""SIGTERM: a scheduler takes the machine away, and gives some seconds before it does."""
+"""SIGTERM: a scheduler takes the machine away, and gives some seconds before it does.
+
+The signal comes to one process of a job, or to all at different steps, and all have to save the
+same one. So each tells with every batch whether it has been told to end, and the step gives back
+whether any has: it is in the step's metrics, which are the same in all processes and are read
+anyway.
+"""
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+
+TOLD = "told"  # in a batch and in a step's metrics, where there are several processes
 
 
 class Notice:
     """Listens for SIGTERM while a ``with`` block runs; the block looks, and ends when it suits.
 
-    Only in a job of one process, and in its main thread: several would have to agree on a step.
+    Only in the main thread of a process.
 
     Attributes:
-      given: whether the signal has come.
+      given: whether the signal has come to this process.
     """
 
     def __init__(self) -> None:
@@ -24,7 +34,7 @@ class Notice:
 
     def __enter__(self) -> "Notice":
         """Begins to listen."""
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
 
@@ -38,7 +48,23 @@ class Notice:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
+    def told(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Returns a batch that tells the other processes, where there are any."""
+        if jax.process_count() == 1:
+            return batch
+        return {**batch, TOLD: np.full(len(batch["slot"]), self.given)}
+
+    def agreed(self, metrics: Mapping[str, Any] | None) -> bool:
+        """Whether the run ends after the step at hand; all processes get the same answer.
+
+        Args:
+          metrics: of the step before it; None where there is none.
+        """
+        if jax.process_count() == 1:
+            return self.given
+        return metrics is not None and bool(metrics[TOLD])
+
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.given = True
-        logging.warning("SIGTERM: the run ends after this step, with its state saved")
+        logging.warning("SIGTERM: the run ends after this step or the next, with its state saved")

@@ -13,6 +13,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.task import Batch, Task, example_keys, microbatches
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import batch_sharding, on_mesh, replicated
+from adamae_jax.training.preemption import TOLD
 from adamae_jax.training.state import TrainState, replace_group, select_group
 
 Metrics = dict[str, Num[Array, ""]]
@@ -49,6 +50,8 @@ def make_train_step(
         )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = dict(batch)
+        told = {TOLD: batch.pop(TOLD).any()} if TOLD in batch else {}
         keys = example_keys(seed, state.step, batch["slot"], batch.get("repeat"))
         prepared = task.prepare(state.variables, batch, keys, accumulation)
         metrics: Metrics = {}
@@ -69,9 +72,8 @@ def make_train_step(
             "skipped": state.counters["skipped"] + jnp.logical_not(finite),
             "replaced": (state.counters["replaced"] + replaced).astype(jnp.int32),
         }
-        return kept.replace(step=state.step + 1, counters=counters), task.summarize(
-            metrics | counters
-        )
+        metrics = task.summarize(metrics | counters) | told
+        return kept.replace(step=state.step + 1, counters=counters), metrics
 
     return train_step
 
