@@ -309,5 +309,6 @@ def test_every_demo_is_here() -> None:
     assert {path.stem for path in (ROOT / "configs").glob("*_demo.py")} == {
         "adamae_demo",
         "finetune_demo",  # of adamae_demo's run: tests/test_finetune_configs.py
+        "probe_demo",  # likewise: tests/test_probe.py
         *SYSTEMS,
     }
