@@ -9,7 +9,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -22,6 +21,7 @@ from adamae_jax.training.checkpoints import read_subtree
 from tests import helpers
 from tests.configs import tiny
 from tests.data import fixtures
+from tests.interop.convert_cases import run as call
 from tests.runs import lines
 
 CLASSES = 3
@@ -265,24 +265,6 @@ def test_a_classifier_of_other_classes(run: Path, data: Path, tmp_path: Path) ->
     names = wrong_labels(tmp_path / "names", ("red", "blue", "green"), [0, 1, 2] * 3)
     with pytest.raises(UserError, match=r"class 1 is 'green' for the classifier and 'blue'"):
         call(evaluate, f"--checkpoint={run}", f"--data_dir={names}")
-
-
-def forget_flags(job: Any) -> None:
-    """Takes back the flags of a job, so that it or another one can define them."""
-    for name in list(flags.FLAGS):
-        of = flags.FLAGS.find_module_defining_flag(name)
-        if of in (job.__name__, "adamae_jax.distributed"):
-            delattr(flags.FLAGS, name)
-
-
-def call(job: Any, *arguments: str) -> None:
-    """Runs a job's main with its flags, in this process."""
-    forget_flags(job)
-    job.define_flags()
-    try:
-        job.main(flags.FLAGS([job.__name__, *arguments]))
-    finally:
-        forget_flags(job)
 
 
 def test_evaluate_as_a_job(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,9 @@ def test_an_evaluation_that_does_not_see_all_videos_ends_the_run(
     evaluated = RunData._evaluated
 
     @contextlib.contextmanager
-    def shortened(self: RunData, dataset: Dataset, most: int) -> Iterator[HeldOutClips]:
+    def shortened(
+        self: RunData, dataset: Dataset, most: int, views: None = None
+    ) -> Iterator[HeldOutClips]:
         with evaluated(self, dataset, 7 if dataset.split == split else most) as clips:
             yield dataclasses.replace(clips, num_examples=8)
 

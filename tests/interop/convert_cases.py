@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from adamae_jax import experiment, pretrained
+from adamae_jax import experiment, job, pretrained
 from adamae_jax.config import default_config, masking_config, set_family
 from adamae_jax.convert import exporting, importing
 from adamae_jax.pretrained import Loaded
@@ -219,10 +219,9 @@ def automae_shapes(meta: dict[str, Any]) -> Shapes:
 def run(module: ModuleType, *arguments: str) -> None:
     """A job's ``main`` in this process, its flags defined for this once."""
     before = set(flags.FLAGS)
-    module.define_flags()
+    getattr(module, "define_flags", job.define_flags)()  # those that train share theirs
     try:
-        flags.FLAGS(["job", *arguments])
-        module.main(["job"])
+        module.main(flags.FLAGS(["job", *arguments]))
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
