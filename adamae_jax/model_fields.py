@@ -79,7 +79,7 @@ MODEL_FIELDS: dict[str, Field] = {
         1, "Blocks in one iteration of the scan over depth.", lowest=1, mutable=True
     ),
     "model.attention": ModelField(
-        "xla",
+        "auto",
         "Who computes attention. blockwise keeps no scores: memory grows with the number of "
         "tokens, not with its square. cudnn needs an NVIDIA GPU and bfloat16. auto: blockwise on "
         "CPU and for rows of more than 512 tokens, else xla.",

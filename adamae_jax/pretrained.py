@@ -209,7 +209,7 @@ def build(
     """
     # How it was trained, perhaps elsewhere, does not bind its use.
     config = config.copy_and_resolve_references()
-    config.model.attention = "xla"
+    config.model.attention = "auto"
     if task == Probing.name:
         raise UserError(
             f"{source} holds probes, which are measured and not kept as a model: give what they "

@@ -128,5 +128,5 @@ def test_building_leaves_the_callers_config_alone() -> None:
     config.model.attention = "cudnn"
     model = loaded("mae", fine_tuned=True)
     built = pretrained.build(model.variables, config, 0, LABELS, "", "x")
-    assert built.config.model.attention == "xla"
+    assert built.config.model.attention == "auto"
     assert config.model.attention == "cudnn"

@@ -64,7 +64,7 @@ class TransformerSpec:
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     unroll: int = 1
-    attention_implementation: AttentionImplementation = "xla"
+    attention_implementation: AttentionImplementation = "auto"
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.width % self.num_heads:
@@ -132,8 +132,9 @@ class Attention(nn.Module):
         spec = self.spec
         head_shape = (spec.num_heads, spec.width // spec.num_heads)
         kernel = self.param("qkv_kernel", spec.init.qkv, (spec.width, 3, *head_shape))
-        fused = x.astype(spec.dtype) @ kernel.reshape(spec.width, -1).astype(spec.dtype)
-        fused = fused.reshape(*x.shape[:2], 3, *head_shape)
+        # Heads stay an axis in both: merged with another, a mesh could not split it, and the kernel
+        # would be gathered.
+        fused = jnp.tensordot(x.astype(spec.dtype), kernel.astype(spec.dtype), axes=1)
         fused = constrain(fused, BATCH, None, None, TENSOR)
         query, key, value = (fused[:, :, index] for index in range(3))
         if spec.attention_bias:
