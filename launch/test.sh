@@ -82,7 +82,7 @@ case $accelerator in
 esac
 
 # A process per core, for most of the time goes into compiling, which takes one core. A file stays
-# in one process, and with it what that process has compiled.
+# in one process, and with it what that process has compiled; those that take longest come first.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-exec "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+exec "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
   ${options[@]+"${options[@]}"} "$@"

@@ -39,8 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# What takes minutes begins first, so that no process is left alone with it at the end.
+LONGEST = (
+    *("test_readme", "test_pretrain", "test_systems", "test_meshes", "test_lost_processes"),
+    *("test_many_processes", "test_initial", "test_whole_path", "test_finetune", "test_probe"),
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what was not asked for, or cannot run here, with the reason."""
+    """Skips what was not asked for, or cannot run here, with the reason; the longest come first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     full = pytest.mark.skip(reason="a long campaign: run with --full")
     interop = pytest.mark.skip(reason="compares with transformers: run with --interop")
     gpu = pytest.mark.skip(reason="needs a GPU: run with JAX_PLATFORMS=cuda -m gpu")
