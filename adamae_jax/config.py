@@ -118,7 +118,7 @@ def resolve(
       run_warmup: steps of warm-up of the run that is resumed, which keeps them.
 
     Raises:
-      UserError: where neither steps nor epochs say how long to train, or all of it is warm-up.
+      UserError: where steps and epochs do not say how long to train, or all of it is warm-up.
     """
     config = config.copy_and_resolve_references()
     data, optimizer = config.data, config.optimizer
@@ -128,6 +128,11 @@ def resolve(
     if not config.steps and not config.epochs:
         raise UserError("steps is 0 and epochs is 0: set one of them, such as --config.steps=1000")
     if config.steps and config.epochs:
+        if "epochs" in (recipe or {}):
+            raise UserError(
+                f"epochs is {config.epochs}, which does not count where steps is {config.steps}: "
+                "give --config.steps=0 with it, or steps instead"
+            )
         logging.info("steps %d is set, so epochs %d does not count", config.steps, config.epochs)
     own = {"steps": config.steps, "epochs": config.epochs, **(recipe or {})}
     config.steps = config.steps or config.epochs * per_epoch
@@ -210,8 +215,13 @@ def unknown_field(path: str) -> str:
         return f"config.{path} is a group of fields: set one of them, such as config.{inside[0]}"
     group, _, last = path.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in FIELDS if name.rpartition(".")[0] == group]
-    # A field may be called by the first letters of its words, such as lr.
-    close = [name for name in siblings if last == "".join(word[0] for word in name.split("_"))]
+    # A field may be called by the first letters of its words, such as lr, or looked for elsewhere.
+    close = [name for name in siblings if last == _initials(name)]
+    close = close or [
+        f"config.{name}"
+        for name in FIELDS
+        if last in (own := name.rpartition(".")[2], _initials(own))
+    ]
     close = close or difflib.get_close_matches(last, siblings, 1)
     if close:
         hint = f"did you mean {close[0]!r}?"
@@ -220,6 +230,10 @@ def unknown_field(path: str) -> str:
     else:
         hint = "docs/config.md lists all fields"
     return f"{'.'.join(['config', *[group] * bool(group)])} has no field {last!r}: {hint}"
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_"))
 
 
 PAGE = """\

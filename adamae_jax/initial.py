@@ -345,8 +345,8 @@ def check_same_model(
     if wrong:
         name = wrong[0]
         reason = (
-            f" ({len(wrong)} arrays differ, first {name}: {shapes.get(name, 'not there')} there, "
-            f"{wanted.get(name, 'not there')} here)"
+            f" ({len(wrong)} arrays differ, first {name}: {shapes.get(name, 'none')} there, "
+            f"{wanted.get(name, 'none')} here)"
         )
     parts = ("model.", "masking.")
     shaping = [name for name in differing if name.startswith(parts) and not name.endswith(SAID)]

@@ -148,7 +148,6 @@ def test_lengths_that_make_no_sense_are_refused(changes: dict[str, Any], message
         ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 20}, 1),
         ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 1}, 0),
         ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 5000}, 40),
-        ({"steps": 500, "optimizer.warmup_steps": 40}, {"epochs": 2}, 40),  # steps go before it
         ({"steps": 500, "optimizer.warmup_steps": 40}, {"steps": 0, "epochs": 1}, 8),
         ({"epochs": 800, "optimizer.warmup_epochs": 40.0}, {"epochs": 80}, 400),
         ({"epochs": 800, "optimizer.warmup_epochs": 40.0}, {"steps": 20}, 1),
@@ -239,6 +238,8 @@ def test_options_of_a_strategy_are_its_own() -> None:
         ("masking.options.anything", ""),
         ("batch_sise", "config has no field 'batch_sise': did you mean 'batch_size'?"),
         ("optimizer.lr", "config.optimizer has no field 'lr': did you mean 'learning_rate'?"),
+        ("lr", "config has no field 'lr': did you mean 'config.optimizer.learning_rate'?"),
+        ("data.batch_size", "config.data has no field 'batch_size': did you mean 'config.batch_s"),
         ("mesh.model", "config.mesh has no field 'model': it has data, fsdp, tensor"),
         (
             "masking",
@@ -266,3 +267,5 @@ def test_epochs_beside_steps_are_not_passed_over_in_silence(
     with caplog.at_level("INFO", "absl"):
         assert config_lib.resolve(config, 1000).steps == 30
     assert "steps 30 is set, so epochs 2 does not count" in caplog.text
+    with pytest.raises(UserError, match=r"epochs is 2, .* where steps is 30: .*--config.steps=0"):
+        config_lib.resolve(config, 1000, {"epochs": 0})

@@ -219,7 +219,7 @@ def test_a_classifier_goes_on_with_its_head_or_a_fresh_one(tmp_path: Path) -> No
             r"arrays differ, first params/autoencoder/decoder/projection/kernel: \(16, 12\) there, "
             r"\(20, 12\) here\): set --config.model.encoder.width=16$",
         ),
-        ({"model.layer_scale": 0.1}, "not there there, .*set --config.model.layer_scale=0.0$"),
+        ({"model.layer_scale": 0.1}, "none there, .*set --config.model.layer_scale=0.0$"),
         ({"model.decoder.num_heads": 4}, "set --config.model.decoder.num_heads=3$"),
         ({"masking.options.num_heads": 2}, "set --config.masking.options.num_heads=4$"),
         ({"masking.options.depth": 1}, "params/masking/.*set --config.masking.options.depth=2$"),

@@ -244,7 +244,7 @@ def _dataset_info(directory: str) -> Any:
 
 
 def _no_dataset(directory: str) -> str:
-    hint = f"make one with {PREPARE} --output=DIR"
+    hint = f"make one with {PREPARE} --source=FOLDER --output=DIR"
     if storage.is_remote(directory):
         return f"no dataset at {directory}, which holds no {INFO}: {hint}, and copy it there"
     inside = sorted(path.parent for path in Path(directory).glob(f"*/**/{INFO}"))

@@ -277,7 +277,9 @@ def _load(torch: Any, path: Path) -> Any:
         with open(path, "rb") as file, torch.serialization.safe_globals(ignored):
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): copy or download it again"
+        ) from error
     except Exception as error:  # damaged bytes raise whatever the parser stumbles over
         with open(path, "rb") as file:
             foreign = _unsafe_classes(torch, file)

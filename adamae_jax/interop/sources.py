@@ -172,8 +172,8 @@ def _check_foreign(directory: Path) -> None:
     if directory.is_dir() and (is_model or is_run):
         raise UserError(
             f"{directory} is a {'model directory' if is_model else 'run'} of this package, which "
-            "every job reads as it is; a run, a classifier's too, begins with it by "
-            f"--config.init_from={directory}: import is for the files of others"
+            "every job reads as it is, and import is for the files of others: to train on, a "
+            f"classifier too, give pretrain, finetune or probe --config.init_from={directory}"
         )
 
 

@@ -216,8 +216,10 @@ def _json_classes(path: Path, content: object) -> Iterator[tuple[str, int]]:
         content = {str(name): number for number, name in enumerate(content)}
     if not isinstance(content, dict):
         raise UserError(f"{path} holds neither an object from class to number nor a list of names")
+    if all(map(str.isdecimal, content)) and not any(map(_is_decimal, content.values())):
+        content = {str(name): number for number, name in content.items()}  # from number to name
     for name, number in content.items():
-        if not str(number).isdecimal():
+        if not _is_decimal(number):
             raise UserError(f"{path}: class {name!r} has the number {number!r}")
         yield str(name), int(number)
 
@@ -230,9 +232,19 @@ def _classes(path: Path, text: str) -> Iterator[tuple[str, int]]:
     for separator in "\t,; ":
         rows = [_parted(line, separator) for line in lines]
         for number, name in ((0, slice(1, None)), (-1, slice(None, -1))):
-            if all(len(row) > 1 and row[number].isdecimal() for row in rows):
+            numbers = [row[number] if len(row) > 1 else "" for row in rows]
+            heading = _has_heading(rows, numbers)
+            if heading and separator == " ":  # which is in names, too
+                raise UserError(
+                    f"{path} may have a heading, or not: it begins with {lines[0]!r} and "
+                    f"{lines[1]!r}: write one class a line, as 'number,name'"
+                )
+            if all(map(_is_decimal, numbers[heading:])):
                 readings.append(
-                    [(separator.join(row[name]).strip("\"' "), int(row[number])) for row in rows]
+                    [
+                        (separator.join(row[name]).strip("\"' "), int(row[number]))
+                        for row in rows[heading:]
+                    ]
                 )
         if readings:
             break
@@ -247,6 +259,21 @@ def _classes(path: Path, text: str) -> Iterator[tuple[str, int]]:
         yield from readings[0]
     else:
         yield from ((line.strip('"'), number) for number, line in enumerate(lines))
+
+
+def _has_heading(rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> bool:
+    """Returns whether the first row has words where all others have numbers that differ."""
+    return (
+        len(rows) > 2
+        and len(rows[0]) > 1
+        and not _is_decimal(numbers[0])
+        and all(map(_is_decimal, numbers[1:]))
+        and len({*numbers[1:]}) == len(rows) - 1
+    )
+
+
+def _is_decimal(value: object) -> bool:
+    return str(value).isdecimal()
 
 
 def _parted(line: str, separator: str) -> Sequence[str]:

@@ -189,6 +189,8 @@ class _Table:
         if self.frame_folders and all(_ends_in_number_and_word(line) for line in self.sample):
             readings.append(_Reading(functools.partial(_from_right, 2), (0,)))
         readings.append(_Reading(functools.partial(_from_right, 1), (0,)))
+        if '"' in first:
+            readings.append(_Reading(_parted_by(" "), (0, 1)))
         readings.append(_Reading(lambda line: [line], (0,)))
         readings.append(_Reading(lambda line: line.split(None, 1), (1,)))
         return readings

@@ -4,7 +4,6 @@ Without TensorFlow: the shards are read as our own are.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from adamae_jax.data.records import NoDatasetError, read_info
 from adamae_jax.data.tfrecord import load_index, stored_payload
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.sources import Item, Source, in_order
+from adamae_jax.prepare.video_file import is_believed
 
 # What features are called that say which video it is and how fast; the better name first.
 ID_FEATURES = (schema.ID, "video_id", schema.FILE_NAME, "filename", "video_name")
@@ -180,5 +180,5 @@ def read_stored(item: Item, features: StoredFeatures) -> StoredRecord:
         frames,
         int(label[0]) if label else schema.UNLABELLED,
         names[0].decode(errors="backslashreplace") if names and names[0] else item.id,
-        next((float(rate) for rate in rates if 0 < rate < math.inf), features.default_rate),
+        next((float(rate) for rate in rates if is_believed(rate)), features.default_rate),
     )

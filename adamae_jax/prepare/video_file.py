@@ -123,9 +123,9 @@ class VideoFile(OpenVideo):
         timed = [float(1 / gaps.mean()), float(1 / np.median(gaps))] if gaps.size else []
         header = self._header_rate
         if not any(abs(rate - header) <= _AGREE * header for rate in timed):
-            for rate in filter(_is_believed, timed):
+            for rate in filter(is_believed, timed):
                 return Fraction(rate).limit_denominator(1001)
-        return header if _is_believed(header) else Fraction(0)
+        return header if is_believed(header) else Fraction(0)
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames in the order in which they are shown, up to the first damage.
@@ -261,7 +261,8 @@ class VideoFile(OpenVideo):
         return self._shown[-1] - self._shown[0] + (float(1 / self.rate) if self.rate else 0.0)
 
 
-def _is_believed(rate: float | Fraction) -> bool:
+def is_believed(rate: float | Fraction) -> bool:
+    """Returns whether a rate is one of videos, in frames per second, rather than of time stamps."""
     return _RATES[0] <= rate <= _RATES[1]
 
 

@@ -65,22 +65,30 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 "--workdir"
             ) from error
         last = max((line["step"] for line in read_metrics(workdir)), default=0)
-        has_begun = last > 0 or checkpoints.is_dir()
-        if has_begun and (different := configs.differences(stored, config)):
+        are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
+        if (last or are_there) and (different := configs.differences(stored, config)):
             raise UserError(
                 f"{workdir} holds another run; it differs in {'; '.join(different)}. "
                 "Give another --workdir, or the same config"
             )
-        # A run that was killed before its first checkpoint starts anew.
-        are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
-        if last > stored.checkpoint_every and not are_there:
+        # A run that was killed before its first checkpoint has an empty folder, and starts anew.
+        was_saved = last > stored.checkpoint_every or (workdir / SUMMARY).exists()
+        if last and not are_there and (was_saved or not checkpoints.is_dir()):
             raise UserError(
                 f"{workdir / METRICS} has steps up to {last}, but {checkpoints} holds no "
                 f"checkpoint: put them back; to start from step 0, remove {METRICS} or give "
                 "another --workdir"
             )
     else:
-        for name in (CHECKPOINTS, METRICS, SUMMARY, MODEL, "events.out.tfevents.*"):
+        for name in (
+            CHECKPOINTS,
+            METRICS,
+            SUMMARY,
+            MODEL,
+            BEST,
+            MODEL_JSON,
+            "events.out.tfevents.*",
+        ):
             if any(workdir.glob(name)):
                 raise UserError(
                     f"{workdir} holds {name} but no {CONFIG}: it is not a run that could be "
@@ -90,7 +98,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 def warmup_of(workdir: Path) -> int:
     """Returns the steps of warm-up of the run in a workdir; 0 where none has begun."""
-    if not (workdir / CHECKPOINTS).is_dir():
+    checkpoints = workdir / CHECKPOINTS
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return 0
     try:
         return configs.from_json((workdir / CONFIG).read_text()).optimizer.warmup_steps
@@ -131,6 +140,7 @@ def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]
             )
         try:
             write_atomically(workdir / CONFIG, configs.to_json(config).encode())
+            (workdir / CHECKPOINTS).mkdir(exist_ok=True)  # whose absence will tell that it is lost
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
         yield

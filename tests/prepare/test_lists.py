@@ -29,6 +29,7 @@ def read(folder: Path, text: str, name: str = "list.txt") -> Rows:
         ("a.mp4,3\r\nb.mp4,4\r\n", [("a.mp4", "3"), ("b.mp4", "4")]),
         ("a b.mp4,run fast\n", [("a b.mp4", "run fast")]),
         ('"a, b.mp4","say ""hi"""\n', [("a, b.mp4", 'say "hi"')]),
+        ('"b c.mp4" "run fast"\n"a.mp4" 3\n', [("b c.mp4", "run fast"), ("a.mp4", "3")]),
         ("\ufeffa.mp4\nb.mp4\n", [("a.mp4", None), ("b.mp4", None)]),
         ("7;Holding a, b\n8;Putting c\n", [("7", "Holding a, b"), ("8", "Putting c")]),
         ("a.mp4,run;fast\n", [("a.mp4", "run;fast")]),
@@ -224,6 +225,9 @@ def test_what_is_wrong_with_lists_of_folders_is_said(
         ("a.txt", "run fast 0\nwalk, 2 1\n"),
         ("a.json", '{"run fast": "0", "walk, 2": "1"}'),
         ("a.json", '["run fast", "walk, 2"]'),
+        ("a.json", '{"0": "run fast", "1": "walk, 2"}'),
+        ("a.csv", 'activity,nr\nrun fast,0\n"walk, 2",1\n'),
+        ("a.csv", "nr\tactivity\n0\trun fast\n1\twalk, 2\n"),
     ],
 )
 def test_classes(tmp_path: Path, name: str, text: str) -> None:
@@ -242,6 +246,7 @@ def test_classes(tmp_path: Path, name: str, text: str) -> None:
         ("a.txt", "walk\nrun\nwalk\n", "has the class 'walk' 2 times"),
         ("a.txt", "1 walk\n1 run\n", "has the number 1 2 times"),
         ("a.txt", "1,2\n2,1\n", "has numbers in front of and behind its classes: .*'1,2'"),
+        ("a.txt", "activity nr\nwalk 0\nrun 1\n", "may have a heading, or not"),
         ("a.json", '{"walk": "x"}', "class 'walk' has the number 'x'"),
         ("a.json", "3", "holds neither"),
     ],

@@ -79,6 +79,7 @@ def test_videos(tmp_path: Path) -> None:
         ({"fps": np.float32, "video_id": tfds.features.Text()}, (12.5, "ü"), ("ü", 12.5)),
         ({"rate": np.int64, "id": tfds.features.Text()}, (30, "b"), ("b", 30.0)),
         ({"rate": np.float32, "id": tfds.features.Text()}, (0.0, ""), ("train/0", 8.0)),
+        ({"rate": np.float32, "id": tfds.features.Text()}, (60000.0, "c"), ("c", 8.0)),
         ({"rate": tfds.features.Text(), "id": np.int64}, ("x", 3), ("train/0", 8.0)),
     ],
 )

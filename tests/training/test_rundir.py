@@ -69,6 +69,16 @@ def test_steps_without_checkpoints_are_not_made_again(tmp_path: Path) -> None:
     log.write_text(log.read_text() + '{"step": 11}\n')
     with pytest.raises(UserError, match=r"steps up to 11, but .*checkpoints holds no checkpoint"):
         claim(tmp_path, config)
+    # One that was told to end, or is complete, has saved its state before it was due.
+    log.write_text('{"step": 3}\n')
+    claim(tmp_path, config)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"steps up to 3, but .*checkpoints holds no checkpoint"):
+        claim(tmp_path, config)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "checkpoints").rmdir()
+    with pytest.raises(UserError, match=r"steps up to 3, but .*checkpoints holds no checkpoint"):
+        claim(tmp_path, config)
     (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
     with pytest.raises(UserError, match=r"checkpoints is not what a run keeps there"):
         claim(tmp_path, config)
@@ -77,10 +87,12 @@ def test_steps_without_checkpoints_are_not_made_again(tmp_path: Path) -> None:
     claim(tmp_path, config)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "model", "events.out.tfevents.1.host"])
+@pytest.mark.parametrize(
+    "name", ["summary.json", "model", "best", "model.json", "events.out.tfevents.1.host"]
+)
 def test_files_of_a_run_without_its_config_are_refused(tmp_path: Path, name: str) -> None:
     place = tmp_path / name
-    place.mkdir() if name == "model" else place.write_bytes(b"precious")
+    place.mkdir() if name in ("model", "best") else place.write_bytes(b"precious")
     with pytest.raises(UserError, match=r"but no config.json"):
         claim(tmp_path, default_config())
     assert [path.name for path in tmp_path.iterdir()] == [name]
