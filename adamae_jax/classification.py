@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from adamae_jax.mixing import MixDraw, Mixing, erase, mix, soft_targets
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import Objective, normalize_pixels
+from adamae_jax.targets import Objective, normalize_pixels
 from adamae_jax.task import Batch, Task, TaskLoss, Variables, fold
 
 # What random keys are for.

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, Num, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from adamae_jax.diagnostics import (
     marked_tokens,
@@ -18,10 +17,9 @@ from adamae_jax.diagnostics import (
 )
 from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
 from adamae_jax.models.autoencoder import Autoencoder
-from adamae_jax.models.encoder import gather_tokens
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.models.tubelets import to_tubelets
-from adamae_jax.task import MODEL, Batch, Task, TaskLoss, Variables, fold
+from adamae_jax.targets import Objective, normalize_pixels, targets_at, token_errors
+from adamae_jax.task import MODEL, PROGRESS, Batch, Task, TaskLoss, Variables, fold
 from adamae_jax.task import microbatches as split_batch
 
 ADVERSARY = "adversary"  # the group of a strategy's adversary
@@ -30,36 +28,12 @@ CONTEXT = "context"  # in a prepared batch: see `MaskingStrategy.context`
 MASKING_DRAW, ADVERSARY_DRAW = 0, 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """How predictions are judged.
-
-    Attributes:
-      loss: "mse" or "l1", per value.
-      normalize_targets: "channel": subtract each tubelet's mean and divide by its standard
-        deviation plus 1e-6, per colour channel (VideoMAE, AdaMAE); "tubelet": subtract the mean of
-        all its values and divide by the root of their variance plus 1e-6 (MAE, MAE-ST); "none".
-        The variance is the unbiased one.
-      target_pixels: the pixels that targets are made from: "unit", those in [0, 1], or
-        "normalized", the model's input.
-      sampling_loss_weight: weight of the sampling loss, where the strategy has a distribution.
-      pixel_mean: mean of each channel of pixels in [0, 1], subtracted from the model's input.
-      pixel_std: standard deviation likewise.
-    """
-
-    loss: Literal["mse", "l1"] = "mse"
-    normalize_targets: Literal["none", "channel", "tubelet"] = "channel"
-    target_pixels: Literal["unit", "normalized"] = "unit"
-    sampling_loss_weight: float = 1e-4
-    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-
 class ForwardOutput(struct.PyTreeNode):
     """Predictions and losses of a batch of clips.
 
     Attributes:
       loss: the total that is minimised, per example.
+      weight: of each example in the update's mean (`adamae_jax.task.TaskLoss`).
       terms: its parts, per example: ``loss_reconstruction``, and where the strategy has them
         ``loss_sampling`` (before its weight) and the strategy's own.
       mask: the strategy's answer.
@@ -69,6 +43,7 @@ class ForwardOutput(struct.PyTreeNode):
     """
 
     loss: Float[Array, "b"]
+    weight: Float[Array, "b"]
     terms: dict[str, Float[Array, "b"]]
     mask: TokenMask
     predictions: Float[Array, "b k p"]
@@ -76,90 +51,28 @@ class ForwardOutput(struct.PyTreeNode):
     token_error: Float[Array, "b k"]
 
 
-def normalize_pixels(
-    video: UInt8[Array, "b T H W C"], objective: Objective
-) -> Float[Array, "b T H W C"]:
-    """uint8 to [0, 1] to zero mean and unit variance, in float32."""
-    mean, std = jnp.asarray(objective.pixel_mean), jnp.asarray(objective.pixel_std)
-    return (video.astype(jnp.float32) / 255.0 - mean) / std
-
-
-def target_pixels(video: UInt8[Array, "... C"], objective: Objective) -> Float[Array, "... C"]:
-    """The pixels that targets are made from."""
-    unit = video.astype(jnp.float32) / 255.0
-    if objective.target_pixels == "unit":
-        return unit
-    return (unit - jnp.asarray(objective.pixel_mean)) / jnp.asarray(objective.pixel_std)
-
-
-def target_statistics(
-    values: Float[Array, "b n v c"], objective: Objective
-) -> tuple[Float[Array, "b n 1 #c"], Float[Array, "b n 1 #c"]]:
-    """What is subtracted from each tubelet's values and what they are divided by."""
-    if objective.normalize_targets == "none":
-        zero = jnp.zeros((*values.shape[:2], 1, 1))
-        return zero, zero + 1.0
-    if objective.normalize_targets == "channel":
-        mean = values.mean(axis=2, keepdims=True)
-        return mean, jnp.std(values, axis=2, keepdims=True, ddof=1) + 1e-6
-    mean = values.mean(axis=(2, 3), keepdims=True)
-    return mean, jnp.sqrt(jnp.var(values, axis=(2, 3), keepdims=True, ddof=1) + 1e-6)
-
-
-def split_channels(tubelets: Num[Array, "b n p"], channels: int) -> Num[Array, "b n v c"]:
-    """Separates a tubelet's values into places and colour channels."""
-    return einops.rearrange(tubelets, "b n (v c) -> b n v c", c=channels)
-
-
-def targets_at(
-    video: UInt8[Array, "b T H W C"],
-    queries: Int[Array, "b k"],
-    model: Autoencoder,
-    objective: Objective,
-) -> Float[Array, "b k p"]:
-    """The tubelets to be predicted."""
-    tubelets = to_tubelets(model.pick_target_frames(video), model.target_geometry)
-    chosen = split_channels(gather_tokens(tubelets, queries), model.geometry.channels)
-    values = target_pixels(chosen, objective)
-    mean, std = target_statistics(values, objective)
-    return einops.rearrange((values - mean) / std, "b n v c -> b n (v c)")
-
-
-def predicted_pixels(
-    predictions: Float[Array, "b n p"],
-    video: UInt8[Array, "b T H W C"],
-    model: Autoencoder,
-    objective: Objective,
-) -> Float[Array, "b n p"]:
-    """Predictions for all tokens as pixels in [0, 1], given the true tubelets' statistics."""
-    tubelets = to_tubelets(model.pick_target_frames(video), model.target_geometry)
-    channels = model.geometry.channels
-    truth = target_pixels(split_channels(tubelets, channels), objective)
-    mean, std = target_statistics(truth, objective)
-    values = split_channels(predictions, channels) * std + mean
-    if objective.target_pixels == "normalized":
-        values = values * jnp.asarray(objective.pixel_std) + jnp.asarray(objective.pixel_mean)
-    return einops.rearrange(values, "b n v c -> b n (v c)")
-
-
-def token_errors(
-    predictions: Float[Array, "b k p"], targets: Float[Array, "b k p"], loss: str
-) -> Float[Array, "b k"]:
-    """The mean error of each token over its values."""
-    difference = predictions - targets
-    return (jnp.abs(difference) if loss == "l1" else jnp.square(difference)).mean(-1)
-
-
 def sampling_loss(
-    log_probs: Float[Array, "b n"], queries: Int[Array, "b k"], token_error: Float[Array, "b k"]
+    log_probs: Float[Array, "b n"],
+    queries: Int[Array, "b k"],
+    token_error: Float[Array, "b k"],
+    weights: Float[Array, "b k"] | None = None,
 ) -> Float[Array, "b"]:
-    """AdaMAE's ``L_S``: minus the mean of ``log P_i * stop_gradient(err_i)`` over masked tokens.
+    """AdaMAE's ``L_S``: minus the mean of ``log P_i * stop_gradient(err_i)`` over decoded tokens.
 
     Minimising it raises the probability of the tokens that reconstruct badly; the error is the
     reward, so nothing flows into the autoencoder's blocks.
     """
     chosen = jnp.take_along_axis(log_probs, queries, axis=1)
-    return -(chosen * jax.lax.stop_gradient(token_error)).mean(-1)
+    return -weighted_mean(chosen * jax.lax.stop_gradient(token_error), weights)
+
+
+def weighted_mean(
+    values: Float[Array, "b k"], weights: Float[Array, "b k"] | None
+) -> Float[Array, "b"]:
+    """The mean over each example's tokens; 0 where all weigh nothing."""
+    if weights is None:
+        return values.mean(-1)
+    return (values * weights).sum(-1) / jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,17 +121,21 @@ class Pretraining(Task):
         }
 
     def mask_inputs(
-        self, params: Any, video: Float[Array, "b T H W C"], context: Any = None
+        self, params: Any, video: Float[Array, "b T H W C"], **known: Any
     ) -> tuple[MaskInputs, Float[Array, "b n d"]]:
-        """What the strategy sees, and the tokens with positions."""
+        """What the strategy sees, and the tokens with positions.
+
+        Args:
+          params: the autoencoder's.
+          video: normalised pixels.
+          known: further fields of `MaskInputs`.
+        """
         tokens = self.model.apply({"params": params}, video, method="tokenize")
         placed = self.model.apply({"params": params}, tokens, method="add_positions")
         seen = placed if self.strategy.sees_positions else tokens
         model = self.model
-        return (
-            MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype, context),
-            placed,
-        )
+        inputs = MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype, **known)
+        return inputs, placed
 
     def prepare(
         self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
@@ -243,21 +160,23 @@ class Pretraining(Task):
         self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
     ) -> TaskLoss:
         """The adversary's loss, or that of the autoencoder and the rest of the strategy."""
-        video, context = batch["video"], batch.get(CONTEXT)
+        video = batch["video"]
+        known = {name: batch[name] for name in (CONTEXT, PROGRESS) if name in batch}
         if group == ADVERSARY:
-            loss, state = self.adversary_loss(variables, video, keys, train, context)
-            figures = {}
-        else:
-            output = self.forward(variables, video, keys, train, context)
-            loss, state = output.loss, output.mask.state
-            figures = output.terms | mask_figures(output.mask, batch, self.model.geometry)
-        state = variables["state"] if state is None else state
-        return TaskLoss(loss, jnp.ones_like(loss), figures, state)
+            loss, state = self.adversary_loss(variables, video, keys, train, **known)
+            return TaskLoss(loss, jnp.ones_like(loss), {}, state)
+        output = self.forward(variables, video, keys, train, **known)
+        figures = output.terms | mask_figures(output.mask, batch, self.model.geometry)
+        state = variables["state"] if output.mask.state is None else output.mask.state
+        return TaskLoss(output.loss, output.weight, figures, state)
 
     def evaluate(
         self, variables: Variables, batch: Batch, keys: ExampleKeys
     ) -> dict[str, Float[Array, "b"]]:
-        """The losses, and how often marked tokens are visible, under random masks too."""
+        """The losses, and how often marked tokens are visible, under random masks too.
+
+        Here each clip counts alike, whatever its decoded tokens weigh.
+        """
         output = self.forward(variables, batch["video"], keys, False)
         marked = marked_tokens(batch, self.model.geometry)
         shares = {
@@ -300,7 +219,7 @@ class Pretraining(Task):
         video: UInt8[Array, "b T H W C"],
         keys: ExampleKeys,
         train: bool,
-        context: Any = None,
+        **known: Any,
     ) -> ForwardOutput:
         """Masks, encodes, decodes and judges a batch of clips.
 
@@ -309,11 +228,11 @@ class Pretraining(Task):
           video: pixels.
           keys: one key per example.
           train: turns the strategy's dropout on.
-          context: what `context` gave for these clips, where it was asked.
+          known: further fields of `MaskInputs`: ``context``, ``progress``.
         """
         params = variables["params"]["autoencoder"]
         pixels = normalize_pixels(video, self.objective)
-        inputs, placed = self.mask_inputs(params, pixels, context)
+        inputs, placed = self.mask_inputs(params, pixels, **known)
         mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING_DRAW), train)
         return self.reconstruct(params, video, placed, mask)
 
@@ -350,15 +269,17 @@ class Pretraining(Task):
     ) -> ForwardOutput:
         """Predictions and targets to losses."""
         errors = token_errors(predictions, targets, self.objective.loss)
-        terms = {"loss_reconstruction": errors.mean(-1)}
+        weights = jax.lax.stop_gradient(mask.decode_weight)
+        terms = {"loss_reconstruction": weighted_mean(errors, weights)}
         total = terms["loss_reconstruction"]
+        weight = jnp.ones_like(total) if weights is None else weights.mean(-1)
         if mask.log_probs is not None:
-            terms["loss_sampling"] = sampling_loss(mask.log_probs, mask.queries, errors)
+            terms["loss_sampling"] = sampling_loss(mask.log_probs, mask.queries, errors, weights)
             total = total + self.objective.sampling_loss_weight * terms["loss_sampling"]
         for name, value in mask.aux.items():
             terms[f"loss_{name}"] = value
             total = total + value
-        return ForwardOutput(total, terms, mask, predictions, targets, errors)
+        return ForwardOutput(total, weight, terms, mask, predictions, targets, errors)
 
     def adversary_loss(
         self,
@@ -366,12 +287,12 @@ class Pretraining(Task):
         video: UInt8[Array, "b T H W C"],
         keys: ExampleKeys,
         train: bool,
-        context: Any = None,
+        **known: Any,
     ) -> tuple[Float[Array, "b"], Any]:
         """The strategy's adversary loss, with a draw of its own."""
         params = variables["params"]["autoencoder"]
         pixels = normalize_pixels(video, self.objective)
-        inputs, _ = self.mask_inputs(params, pixels, context)
+        inputs, _ = self.mask_inputs(params, pixels, **known)
         return self.strategy.adversary_loss(
             masking_variables(variables), inputs, fold(keys, ADVERSARY_DRAW), train
         )

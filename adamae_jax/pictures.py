@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from adamae_jax.errors import UserError
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import ClipGeometry, from_tubelets, to_tubelets
-from adamae_jax.objectives import Pretraining, predicted_pixels
+from adamae_jax.objectives import Pretraining
+from adamae_jax.targets import predicted_pixels
 from adamae_jax.task import Variables
 
 # Arrays of a few clips, see `compute`.
@@ -105,7 +106,7 @@ def _arrays(
     valid = True if mask.visible_valid is None else mask.visible_valid
     # Padding may name a token twice: the larger of true and false stays.
     visible = jnp.zeros(shape, bool).at[rows, mask.visible].max(valid)
-    predicted = jnp.zeros(shape, bool).at[rows, mask.queries].set(True)
+    predicted = jnp.zeros(shape, bool).at[rows, mask.queries].set(True) & ~visible
 
     def paint(tokens: Bool[Array, "b n"], over: ClipGeometry) -> Bool[Array, "b t H W C"]:
         return from_tubelets(jnp.repeat(tokens[..., None], over.tubelet_values, -1), over)

@@ -25,7 +25,7 @@ from adamae_jax.models.probes import (
     ProbeKind,
 )
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import Objective, normalize_pixels
+from adamae_jax.targets import Objective, normalize_pixels
 from adamae_jax.task import Batch, Task, TaskLoss, Variables
 
 Logits = Float[Array, "s b k"]

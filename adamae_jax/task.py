@@ -20,12 +20,14 @@ from adamae_jax.models.transformer import ExampleKeys
 #   example_index  int32 [B], the record's number in its split
 #   label          int32 [B], -1 where it is unknown
 #   foreground     uint8 [B, T, h, w], 0 to 255, where the dataset has masks
-# in training: repeat int32 [B] (which clip of its video), replaced, bad_record, damage int32 [B];
+# in training: repeat int32 [B] (which clip of its video), replaced, bad_record, damage int32 [B],
+# and from the train step: progress float32 [B], steps done over the steps of the run;
 # in evaluation: valid bool [B] (false for filling), unreadable bool [B].
 Batch = Mapping[str, Array]
 # {"params": ..., "state": ..., "frozen": ...}; see `adamae_jax.training.state.TrainState`.
 Variables = Mapping[str, Any]
 MODEL = "model"  # the group of parameters whose loss is the task's
+PROGRESS = "progress"  # in a batch: see above
 
 
 class TaskLoss(struct.PyTreeNode):

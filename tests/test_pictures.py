@@ -115,6 +115,21 @@ def test_tokens_not_asked_for_are_grey_and_padding_is_not_visible() -> None:
     assert (panels["reconstruction"][0][~shown] == pictures.HIDDEN).all()
 
 
+def test_visible_tokens_that_are_decoded_too_are_shown_as_they_are() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Everything(Partial):
+        def __call__(self, *arguments: Any) -> base.TokenMask:
+            mask = super().__call__(*arguments)
+            order = jnp.concatenate([mask.visible, mask.masked], axis=1)
+            return mask.replace(decode=order, visible_valid=None)
+
+    panels, _ = computed(helpers.pretraining(Everything(0.5)))
+    np.testing.assert_array_equal(panels["predicted"], ~panels["visible"])
+    assert per_token(panels["visible"])[0].sum() == 2
+    shown = pictures.spread(panels["visible"][0], (8, 8, 12))
+    np.testing.assert_array_equal(panels["reconstruction"][0][shown], panels["video"][0][shown])
+
+
 def made_up(
     frames: int = 4, size: tuple[int, int] = (16, 24), channels: int = 3
 ) -> pictures.Panels:

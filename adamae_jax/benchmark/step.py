@@ -128,7 +128,11 @@ def measure(
     state = jax.jit(create, out_shardings=shardings)()
     batch = random_batch(pretraining.model.geometry, config.batch_size, mesh)
     step = make_train_step(
-        pretraining, optimizers, seed=config.seed, accumulation=config.optimizer.accumulation
+        pretraining,
+        optimizers,
+        seed=config.seed,
+        steps=config.steps,
+        accumulation=config.optimizer.accumulation,
     )
     traced = jit_train_step(step, mesh, shardings).trace(state, batch)
     lowered = traced.lower()

@@ -32,6 +32,8 @@ class MaskInputs(struct.PyTreeNode):
       grid: tokens along time, height and width.
       dtype: the type that the model's matmuls are computed in.
       context: what `MaskingStrategy.context` gave for these clips; None where it was not asked.
+      progress: steps done over the steps of the run, from 0 and below 1; the same for all clips of
+        a batch. Wherever nothing is trained it is 1: evaluation always sees the end of a schedule.
     """
 
     video: Float[Array, "b T H W C"]
@@ -39,6 +41,7 @@ class MaskInputs(struct.PyTreeNode):
     grid: Grid = struct.field(pytree_node=False)
     dtype: DTypeLike = struct.field(pytree_node=False, default=jnp.float32)
     context: Any = None
+    progress: Float[Array, "b"] | float = 1.0
 
 
 class TokenMask(struct.PyTreeNode):
@@ -50,7 +53,11 @@ class TokenMask(struct.PyTreeNode):
       log_probs: log-probability of each token in the strategy's distribution; where given, the
         objective adds the sampling loss (`adamae_jax.objectives.sampling_loss`).
       visible_valid: false where an entry of ``visible`` is padding.
-      decode: the masked tokens to reconstruct; all of ``masked`` where None.
+      decode: the tokens to reconstruct, visible ones among them if the strategy wants; all of
+        ``masked`` where None.
+      decode_weight: weight of each of them in the reconstruction and sampling losses, at least 0;
+        1 where None. The loss is one quotient over the update's whole batch: the sum of weighted
+        errors over the sum of weights. No gradient flows through it.
       token_scale: multiplies tokens without changing their values, to carry a gradient to the
         strategy (`adamae_jax.models.encoder.scale_tokens`).
       aux: further losses, already weighted, to be minimised with the reconstruction loss; one
@@ -63,13 +70,14 @@ class TokenMask(struct.PyTreeNode):
     log_probs: Float[Array, "b n"] | None = None
     visible_valid: Bool[Array, "b v"] | None = None
     decode: Int[Array, "b k"] | None = None
+    decode_weight: Float[Array, "b k"] | None = None
     token_scale: Float[Array, "b n"] | None = None
     aux: Mapping[str, Float[Array, "b"]] = struct.field(default_factory=dict)
     state: Any = None
 
     @property
     def queries(self) -> Int[Array, "b k"]:
-        """The masked tokens that are reconstructed."""
+        """The tokens that are reconstructed."""
         return self.masked if self.decode is None else self.decode
 
 

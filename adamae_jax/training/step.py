@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Num
 
 from adamae_jax.errors import UserError
-from adamae_jax.task import Batch, Task, example_keys, microbatches
+from adamae_jax.task import PROGRESS, Batch, Task, example_keys, microbatches
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import batch_sharding, on_mesh, replicated
 from adamae_jax.training.preemption import TOLD
@@ -26,6 +26,7 @@ def make_train_step(
     optimizers: Mapping[str, Optimizer],
     *,
     seed: int,
+    steps: int = 0,
     accumulation: int = 1,
     average_decay: float = 0.0,
 ) -> TrainStep:
@@ -38,6 +39,8 @@ def make_train_step(
       task: what is trained.
       optimizers: one for each group.
       seed: of all that is random in the step.
+      steps: of the whole run, for tasks that look at how far it has come; 0: it has no known end,
+        and the batch no progress.
       accumulation: microbatches per update.
       average_decay: of the moving averages of the parameters, where the state keeps them.
 
@@ -52,6 +55,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = dict(batch)
         told = {TOLD: batch.pop(TOLD).any()} if TOLD in batch else {}
+        if steps:
+            batch[PROGRESS] = jnp.full(len(batch["slot"]), state.step / steps, jnp.float32)
         keys = example_keys(seed, state.step, batch["slot"], batch.get("repeat"))
         prepared = task.prepare(state.variables, batch, keys, accumulation)
         metrics: Metrics = {}

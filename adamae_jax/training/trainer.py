@@ -58,6 +58,7 @@ def train(run: Run) -> dict[str, Any]:
             run.task,
             run.optimizers,
             seed=config.seed,
+            steps=config.steps,
             accumulation=config.optimizer.accumulation,
             average_decay=config.optimizer.average_decay,
         )

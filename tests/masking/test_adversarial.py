@@ -162,7 +162,7 @@ def test_attention_that_is_given_is_not_computed_again(variables: dict[str, Any]
     @jax.jit
     def compute(masking: Any) -> Any:
         maps = TASK.context(masking["frozen"], VIDEO)
-        inputs, _ = TASK.mask_inputs(variables["params"]["autoencoder"], pixels, maps)
+        inputs, _ = TASK.mask_inputs(variables["params"]["autoencoder"], pixels, context=maps)
         without_vit = {**masking, "frozen": {}}
         return maps, STRATEGY(without_vit, inputs, KEYS, True)
 
