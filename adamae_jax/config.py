@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from adamae_jax import masking, plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
-from adamae_jax.models.autoencoder import SIZES
+from adamae_jax.models.autoencoder import MLP_RATIOS, SIZES
 
 SAMPLES_PER_RATE = 256  # learning rates are given for a batch of this many clips
 
@@ -57,11 +57,12 @@ def default_config() -> ConfigDict:
 
 
 def set_size(model: ConfigDict, size: str) -> None:
-    """Sets width, depth and heads of encoder and decoder to size S, B, L or H."""
+    """Sets width, depth, heads and MLPs of encoder and decoder to size S, B, L, H or g."""
     for part, (width, depth, heads) in zip(
         (model.encoder, model.decoder), SIZES[size], strict=True
     ):
         part.update({"width": width, "depth": depth, "num_heads": heads})
+    model.mlp_ratio = MLP_RATIOS.get(size, 4.0)
 
 
 def set_family(model: ConfigDict, family: str) -> None:

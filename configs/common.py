@@ -16,12 +16,13 @@ from adamae_jax.models.autoencoder import SIZES
 # Training examples. Kinetics-400: no author publishes a list of their copy; this is the length of
 # MMAction2's (tools/data/kinetics), and others differ by some thousands, since videos leave the
 # web. Something-Something V2: its training split. UCF101 and HMDB51: their first training splits.
-# ImageNet-1k: its training split.
+# ImageNet-1k: its training split. UnlabeledHybrid: as VideoMAE V2's paper rounds it.
 KINETICS_400 = 240_436
 SOMETHING_V2 = 168_913
 UCF101 = 9_537
 HMDB51 = 3_570
 IMAGENET = 1_281_167
+UNLABELED_HYBRID = 1_350_000
 
 # What weight decay is for, by parameter path. VideoMAE decays no 1-D parameter and not the mask
 # token. MAE's code spares what is 1-D, biases and norms, but not the tokens, which are
@@ -120,7 +121,7 @@ def videomae(
     config.model.tubelet_size = 2
     config.model.patch_size = 16
     config.model.dtype = "bfloat16"
-    config.model.remat = size == "H"  # as the authors do, with --use_checkpoint
+    config.model.remat = size in ("H", "g")  # as the authors do, with --use_checkpoint
 
     config.objective.loss = "mse"
     config.objective.normalize_targets = "channel"

@@ -53,13 +53,21 @@ def test_choices_are_those_of_the_code() -> None:
         assert set(FIELDS[name].choices) == set(choices), name
 
 
-@pytest.mark.parametrize(("size", "heads"), [("S", 6), ("L", 16), ("H", 16)])
+@pytest.mark.parametrize(("size", "heads"), [("S", 6), ("L", 16), ("H", 16), ("g", 16)])
 def test_sizes_are_set_as_a_whole(size: str, heads: int) -> None:
     own = config()
+    own.model.mlp_ratio = 3.0
     config_lib.set_size(own.model, size)
     assert own.model.encoder.num_heads == heads
     assert own.model.encoder.width == config_lib.SIZES[size][0][0]
     assert own.model.decoder.depth == config_lib.SIZES[size][1][1]
+    hidden = [
+        int(part.width * own.model.mlp_ratio) for part in (own.model.encoder, own.model.decoder)
+    ]
+    if size == "g":
+        assert hidden == [6144, 2234]
+    else:
+        assert hidden[0] == 4 * own.model.encoder.width
 
 
 @pytest.mark.parametrize(

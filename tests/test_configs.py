@@ -40,6 +40,7 @@ def rates(*at_1000_50000_and_half: float, peak: float, last: float, steps: int, 
 
 # Encoders of VideoMAE and AdaMAE.
 S, B, L, H = 21_879_936, 86_227_200, 303_860_736, 631_607_040
+G = 1_011_610_752  # VideoMAE V2's
 # Those of MAE-ST also have biases of the keys, a class token and position tables.
 MAE_ST = {"B": 86_394_624, "L": 304_096_256, "H": 631_911_680}
 MAE_B = 85_647_360
@@ -56,6 +57,7 @@ SSV2_1024: dict[str, Any] = {"steps": 393_600, "warmup": 6_560, "visible": 160, 
     9.14774e-5, 5.82774e-4, 3.27454e-4, peak=6e-4, last=4e-5, steps=393_600, warmup=6_560)}
 UCF101: dict[str, Any] = {"steps": 156_800, "warmup": 1_960, "visible": 392, "rates": rates(
     1.14855e-4, 1.77304e-4, 1.18412e-4, peak=2.25e-4, last=7.5e-6, steps=156_800, warmup=1_960)}
+HYBRID_2048: dict[str, Any] = {"steps": 197_700, "warmup": 19_770}
 MAE_ST_400: dict[str, Any] = {"steps": 375_600, "warmup": 56_340, "visible": 156,
     "dtype": "float32", "rates": rates(
     2.83995e-5, 1.41998e-3, 1.01893e-3, peak=1.6e-3, last=0.0, steps=375_600, warmup=56_340)}
@@ -90,6 +92,18 @@ RECIPES: dict[str, Expected] = {
     "videomae_ucf101": Expected(192, encoder=B, **UCF101),
     "videomae_ucf101:L": Expected(192, encoder=L, **UCF101),
     "videomae_ucf101:H": Expected(192, encoder=H, **UCF101),
+    "videomae_v2_hybrid": Expected(4096, 263_600, 26_360, rates(
+        1.51751e-4, 3.90377e-3, 2.36382e-3, peak=4e-3, last=4e-5, steps=263_600, warmup=26_360),
+        160, B),
+    "videomae_v2_hybrid:L": Expected(6144, 263_400, 26_340, rates(
+        2.27799e-4, 5.85520e-3, 3.54574e-3, peak=6e-3, last=6e-5, steps=263_400, warmup=26_340),
+        160, L),
+    "videomae_v2_hybrid:H": Expected(8192, visible=160, encoder=H, rates=rates(
+        4.04674e-4, 7.44918e-3, 4.72765e-3, peak=8e-3, last=8e-5, steps=197_700, warmup=19_770),
+        **HYBRID_2048),
+    "videomae_v2_hybrid:g": Expected(8192, visible=208, encoder=G, rates=rates(
+        2.42804e-4, 4.47174e-3, 2.84981e-3, peak=4.8e-3, last=8e-5, steps=197_700, warmup=19_770),
+        **HYBRID_2048),
     "mae_st_k400": Expected(1024, 187_800, 56_340, rates(
         2.83995e-5, 1.41998e-3, 1.29879e-3, peak=1.6e-3, last=0.0, steps=187_800, warmup=56_340),
         156, MAE_ST["B"], "float32"),
@@ -131,7 +145,8 @@ def test_length_and_rates(recipe: Recipe) -> None:
 def test_optimizer(recipe: Recipe) -> None:
     optimizer = recipe.config.optimizer
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
-    clipping = 0.02 if recipe.name.startswith("mae_st") else 0.0
+    clipped = recipe.name.startswith("mae_st") or recipe.name == "videomae_v2_hybrid:g"
+    clipping = 0.02 if clipped else 0.0
     assert (optimizer.weight_decay, optimizer.clip_grad_norm) == (0.05, clipping)
 
 
@@ -139,7 +154,8 @@ def test_model(recipe: Recipe) -> None:
     expected, task = RECIPES[recipe.name], recipe.task
     model = task.model
     images = "imagenet" in recipe.name
-    assert model.geometry.grid == ((1, 14, 14) if images else (8, 14, 14))
+    side = 16 if expected.encoder == G else 14
+    assert model.geometry.grid == (1 if images else 8, side, side)
     assert task.strategy.num_visible(model.geometry.grid) == expected.visible
     assert model.encoder_spec.dtype == jnp.dtype(expected.dtype)
     frames = {"mae_st": 8}.get(recipe.name[:6], 1 if images else 16)
@@ -152,6 +168,8 @@ DECODERS = {
     "adamae_k400": (384, 4, 6), "adamae_ssv2:L": (512, 4, 8), "adamae_k400:H": (640, 4, 8),
     "videomae_k400:S": (192, 4, 3), "videomae_ssv2": (384, 4, 6),
     "videomae_k400:L": (512, 12, 8), "videomae_ucf101:H": (640, 12, 8),
+    "videomae_v2_hybrid": (384, 4, 6), "videomae_v2_hybrid:L": (512, 4, 8),
+    "videomae_v2_hybrid:H": (512, 4, 8), "videomae_v2_hybrid:g": (512, 4, 8),
     "mae_st_k400": (512, 4, 16), "mae_st_k400:H": (512, 4, 16),
     "mae_imagenet": (512, 8, 16), "automae_imagenet": (512, 8, 16),
 }  # fmt: skip
@@ -181,6 +199,7 @@ SAMPLER = {
 DECAYED: dict[str, set[str]] = {
     "adamae": KERNELS | SAMPLER,
     "videomae": KERNELS,
+    "videomae_v2": KERNELS,
     "mae_st": KERNELS | TOKENS | TABLES | {"decoder/class_token"},
     "mae": KERNELS | TOKENS,
     "automae": KERNELS | TOKENS | {f"masking/generator/conv{i}/kernel" for i in (1, 2)},
@@ -195,7 +214,7 @@ def test_decay(recipe: Recipe) -> None:
     found = {path.removeprefix("autoencoder/") for path, decays in decayed.items() if decays}
     assert found == DECAYED[method]
     spared = {path.rpartition("/")[2] for path, decays in decayed.items() if not decays}
-    token = {"mask_token"} if method in ("adamae", "videomae") else set()
+    token = {"mask_token"} if method in ("adamae", "videomae", "videomae_v2") else set()
     assert spared == {"bias", "qkv_bias", "scale"} | token
 
 
@@ -220,8 +239,22 @@ def test_masking() -> None:
         "vit_norm_epsilon": 1e-6, "mask_factor": 0.5, "adversarial_weight": 0.2, "gumbel_tau": 1.0,
     }  # fmt: skip
     names = {name.partition(":")[0]: resolved(name).masking.name for name in RECIPES}
-    kinds = {"adamae": "adaptive", "videomae": "tube", "automae": "adversarial"}
-    assert names == {name: kinds.get(name.partition("_")[0], "random") for name in names}
+    kinds = {
+        "adamae": "adaptive",
+        "videomae": "tube",
+        "videomae_v2": "dual",
+        "automae": "adversarial",
+    }
+    assert names == {name: kinds.get(name.rpartition("_")[0], "random") for name in names}
+    assert dict(resolved("videomae_v2_hybrid").masking.options) == {"decoder_mask_ratio": 0.5}
+
+
+def test_four_crops_of_the_same_frames() -> None:
+    """VideoMAE V2's samples of a video; its rates are for videos."""
+    config = resolved("videomae_v2_hybrid:g")
+    assert (config.data.repeats, config.data.shared_frames) == (4, True)
+    assert config.optimizer.rate_counts == "videos"
+    assert (config.model.mlp_ratio, config.model.remat) == (48 / 11, True)
 
 
 # In the middle of a video: frames, rate, and which are taken.
@@ -245,6 +278,7 @@ SCALED = [
 ]
 FRAMES: dict[str, list[tuple[int, float, list[int]]]] = {
     "adamae_k400": DENSE_4, "videomae_k400": DENSE_4, "videomae_ucf101": DENSE_4,
+    "videomae_v2_hybrid": DENSE_4,
     "adamae_ssv2": DENSE_2, "videomae_ssv2": DENSE_2, "mae_st_k400": SCALED,
     "mae_imagenet": [(1, 0.0, [0])], "automae_imagenet": [(1, 0.0, [0])],
 }

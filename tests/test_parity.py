@@ -45,6 +45,16 @@ def test_classifiers_agree_with_what_the_authors_code_computed(name: str, gradie
     assert report["gradients"]["arrays"] == gradients
 
 
+def test_both_masks_agree_with_what_the_authors_code_computed() -> None:
+    """VideoMAE V2: nine tables of running cells, tubes, and the loss under both masks."""
+    report = parity.compare(str(GOLDEN / "video_mae_v2.npz"))
+    assert report["passed"], report
+    assert report["system"] == "VideoMAE V2"
+    assert report["outputs"]["arrays"] == 9 + 2 + 2  # and decoder_mask, token_error
+    assert report["losses"]["arrays"] == 3
+    assert report["gradients"]["arrays"] == 54
+
+
 def test_fine_tuning_agrees_with_what_the_authors_code_computed() -> None:
     report = parity.compare(str(GOLDEN / "finetune_step.npz"))
     assert report["passed"], report

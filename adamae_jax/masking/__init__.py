@@ -15,9 +15,14 @@ from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
 __all__ = ["MaskInputs", "MaskingStrategy", "TokenMask", "create", "names", "option_defaults"]
 
 
+# What strategies share.
+_NO_STRATEGIES = ("base", "cells")
+
+
 def names() -> list[str]:
     """The strategies of this package."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
+    found = (info.name for info in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name not in _NO_STRATEGIES)
 
 
 def strategy_class(name: str) -> type[MaskingStrategy]:

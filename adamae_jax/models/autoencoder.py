@@ -14,13 +14,16 @@ from adamae_jax.models.positions import PositionKind
 from adamae_jax.models.transformer import ExampleKeys, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
 
-# Width, depth and heads of the encoder, then of the decoder (VideoMAE's table; AdaMAE is its B).
+# Width, depth and heads of the encoder, then of the decoder: VideoMAE's table (AdaMAE is its B)
+# and VideoMAE V2's g.
 SIZES = {
     "S": ((384, 12, 6), (192, 4, 3)),
     "B": ((768, 12, 12), (384, 4, 6)),
     "L": ((1024, 24, 16), (512, 12, 8)),
     "H": ((1280, 32, 16), (640, 12, 8)),
+    "g": ((1408, 40, 16), (512, 4, 8)),
 }
+MLP_RATIOS = {"g": 48 / 11}  # of the sizes that do not have 4
 
 
 class Autoencoder(nn.Module):

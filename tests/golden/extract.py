@@ -39,6 +39,16 @@ KEPT = {
         ),
     ),
     "VideoMAE": Kept(CLASSIFIER, largest=1024),
+    "VideoMAE V2": Kept(
+        ("input/", "weights/", "grads/", "output/", "full/", "running_cell/", "tube/"),
+        largest=1024,
+        whole=(
+            "output/token_error",
+            "grads/encoder_to_decoder.weight",
+            "grads/decoder.blocks.1.attn.qkv.weight",
+            "grads/encoder.blocks.0.mlp.fc1.weight",
+        ),
+    ),
     "MAE-ST": Kept(CLASSIFIER, largest=1024),
     # From the frozen ViT's attention to the discriminator's verdict.
     "AutoMAE": Kept(

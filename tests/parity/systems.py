@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamae_jax import objectives
 from adamae_jax.interop import authors
-from adamae_jax.masking import adaptive, random, tube
+from adamae_jax.masking import adaptive, dual, random, tube
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.objectives import Objective, Pretraining
 from tests.parity.automae import automae
@@ -106,6 +107,68 @@ def videomae(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
     return combined(file, {"pretrain": pretrain, "classifier": classify})
 
 
+def videomae_v2(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
+    """VideoMAE V2's reconstruction under two given masks, and the masks that its code makes."""
+    model = autoencoder_of(meta, "videomae")
+    strategy = dual.Strategy(meta["mask_ratio"], meta["decoder_mask_ratio"])
+    task = Pretraining(model, strategy, Objective())
+    table = authors.autoencoder_table(model)
+    params = load(table, section(file, "weights/"))
+    video = jnp.asarray(file["input/video_uint8"])
+    full = mask_of(jnp.logical_not(jnp.asarray(file["input/encoder_mask"])))
+    phase = jnp.asarray(file["input/decoder_phase"])
+    both = strategy.with_decoded(full, phase, model.geometry.grid)
+
+    def loss(params: Any) -> tuple[jax.Array, dict[str, Any]]:
+        placed = task.mask_inputs(params, objectives.normalize_pixels(video, task.objective))[1]
+        outcome = task.reconstruct(params, video, placed, both)
+        value = (outcome.loss * outcome.weight).sum() / outcome.weight.sum()
+        everything = task.reconstruct(params, video, placed, full)
+        return value, {
+            "output/pred_decoded": outcome.predictions,
+            "output/target_decoded": outcome.targets,
+            "output/loss_mask": both.decode_weight,
+            "output/token_error": outcome.token_error,
+            "output/loss_reconstruction": value,
+            "full/output/loss_reconstruction": everything.loss.mean(),
+        }
+
+    outputs, grads = gradients_of(loss, params, table)
+    decoded = strategy.decoded(phase, model.geometry.grid)
+    outputs["input/decoder_mask"] = jnp.logical_not(decoded)
+    results = ("output/", "full/output/", "input/decoder_mask")
+    theirs = {name: file[name] for name in file if name.startswith(results)}
+    for name in file:
+        if name.startswith("running_cell/") and name.endswith("/masks"):
+            outputs[name], theirs[name] = running_cells(name, file[name].shape), file[name]
+    if "tube/grids" in file:
+        outputs |= tubes(file["tube/grids"], file["tube/ratios"])
+        theirs |= {name: file[name] for name in ("tube/masked_per_step", "tube/visible_tokens")}
+    return (outputs, theirs), (grads, section(file, "grads/"))
+
+
+def running_cells(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The decoder masks of all phases, by a name such as ``running_cell/6x4x4/ratio_0.5/masks``."""
+    _, sizes, ratio, _ = name.split("/")
+    time, height, width = (int(size) for size in sizes.split("x"))
+    strategy = dual.Strategy(0.9, float(ratio.removeprefix("ratio_")))
+    decoded = strategy.decoded(jnp.arange(4), (time, height, width))
+    return np.logical_not(decoded).reshape(shape)
+
+
+def tubes(grids: np.ndarray, ratios: np.ndarray) -> dict[str, np.ndarray]:
+    """How many tokens of a tube are masked in a time step, and visible in all."""
+    visible = [
+        dual.Strategy(float(ratio)).num_visible((int(time), int(height), int(width)))
+        for (time, height, width), ratio in zip(grids, ratios, strict=True)
+    ]
+    time, places = grids[:, 0], grids[:, 1] * grids[:, 2]
+    return {
+        "tube/masked_per_step": places - np.asarray(visible) // time,
+        "tube/visible_tokens": np.asarray(visible),
+    }
+
+
 def mae_st(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
     """MAE-ST's reconstruction under given noise, and its classifier."""
     has_class = meta["cls_token"]
@@ -145,6 +208,7 @@ def mae_st(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
 SYSTEMS: dict[str, Callable[[Arrays, Meta], tuple[Comparison, ...]]] = {
     "AdaMAE": adamae,
     "VideoMAE": videomae,
+    "VideoMAE V2": videomae_v2,
     "MAE-ST": mae_st,
     "AutoMAE": automae,
     "VideoMAE fine-tuning": finetuning,
