@@ -61,12 +61,18 @@ def detect(state: StateDict) -> tuple[str, Kind]:
     Raises:
       UserError: where the names are those of none.
     """
-    has = WeightReader(state, ImportOptions()).has
+    reader = WeightReader(state, ImportOptions())
+    has = reader.has
     for name, system in SYSTEMS.items():
         if has(*system.marks):
             return name, "pretraining"
     for name, system in SYSTEMS.items():
-        kind = None if system.marks else system.dialect.recognise(has)
+        if system.sizes and system.dialect.recognise(has) == "pretraining":
+            prefixes = f"{system.dialect.encoder_prefix}blocks.", system.dialect.decoder.blocks
+            if tuple(reader.size(prefix.removesuffix("{}")) for prefix in prefixes) in system.sizes:
+                return name, "pretraining"
+    for name, system in SYSTEMS.items():
+        kind = None if system.marks or system.sizes else system.dialect.recognise(has)
         if kind is not None:
             return name, kind
     shown = ", ".join(sorted(state)[:5])
@@ -138,8 +144,8 @@ def _set_model(model: ConfigDict, reader: WeightReader, dialect: Dialect, kind: 
     model.tubelet_size, model.patch_size = (1 if dialect.is_image else kernel[2]), kernel[-1]
     encoder = f"{prefix}blocks."
     if reader.has(GENERATOR):  # AutoMAE's encoder has as many heads as its frozen ViT
-        size = (reader.shape(f"{encoder}0.norm1.weight", 1)[0], reader.depth(encoder))
-        heads, source = {size: _num_maps(reader)}, "as many as attention maps are read"
+        heads = {reader.size(encoder): _num_maps(reader)}
+        source = "as many as attention maps are read"
         model.encoder.update(reader.blocks(encoder, "num_heads", heads, source))
     else:
         model.encoder.update(reader.blocks(encoder, "num_heads", systems.ENCODER_HEADS))
@@ -198,7 +204,10 @@ def _set_clip(config: ConfigDict, reader: WeightReader, system: str, dialect: Di
         places = reader.shape(SAMPLER_TABLE, 3)[1]
         data.num_frames, data.image_size = reader.clip(SAMPLER_TABLE, places, *tubelet)
     else:  # VideoMAE's tables are fixed, and not in the file
-        is_published = tubelet == (systems.TUBELET_SIZE, systems.PATCH_SIZE)
+        is_published = tubelet in (
+            (systems.TUBELET_SIZE, systems.PATCH_SIZE),
+            (systems.TUBELET_SIZE, systems.LARGE_PATCH_SIZE),
+        )
         data.num_frames = reader.take("num_frames", systems.NUM_FRAMES if is_published else None)
         data.image_size = reader.take("image_size", systems.IMAGE_SIZE if is_published else None)
 

@@ -56,7 +56,7 @@ _ONLY_DESCRIBED = (
     *("masking.name", "masking.mask_ratio", "masking.options.dropout"),
     *("masking.options.norm_epsilon", "masking.options.vit_norm_epsilon"),
     *("masking.options.mask_factor", "masking.options.adversarial_weight"),
-    "masking.options.gumbel_tau",
+    *("masking.options.gumbel_tau", "masking.options.decoder_mask_ratio"),
 )
 
 

@@ -1,7 +1,7 @@
-"""The five systems as their authors published them: names of weights, models, recipes.
+"""The six systems as their authors published them: names of weights, models, recipes.
 
-Weights are named in one of three ways, each a `Dialect`: VideoMAE's (AdaMAE's too), MAE's
-(AutoMAE's too) and MAE-ST's. A new system is a new entry in `SYSTEMS`.
+Weights are named in one of three ways, each a `Dialect`: VideoMAE's (AdaMAE's and VideoMAE
+V2's too), MAE's (AutoMAE's too) and MAE-ST's. A new system is a new entry in `SYSTEMS`.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ DISCRIMINATOR, VIT, GENERATOR = "discriminator.", "pretrained_vit.", "scorer_pre
 SAMPLER, SAMPLER_TABLE = "encoder.get_token_probs.", "encoder.pos_embed_probs"
 
 # Published sizes, which no array tells: attention heads by (width, depth), and the clip.
-ENCODER_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+ENCODER_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16}
 NUM_FRAMES, IMAGE_SIZE = 16, (224, 224)
 TUBELET_SIZE, PATCH_SIZE = 2, 16
+LARGE_PATCH_SIZE = 14  # of VideoMAE V2's g
 SAMPLER_HEADS = 8
 
 # Tells whether any name of a state dict begins with one of the given prefixes.
@@ -129,7 +130,7 @@ VIDEOMAE = Dialect(
     decoder=DecoderNames(
         "encoder_to_decoder", "", "decoder.blocks.{}", "decoder.norm", "decoder.head"
     ),
-    decoder_heads={(192, 4): 3, (384, 4): 6, (512, 12): 8, (640, 12): 8},
+    decoder_heads={(192, 4): 3, (384, 4): 6, (512, 4): 8, (512, 12): 8, (640, 12): 8},
     recognise=_recognise_videomae,
     positions=("sincos_1d",),
     encoder_prefix="encoder.",
@@ -231,6 +232,8 @@ class System:
       target_pixels: of the authors' recipe.
       pixels: mean and standard deviation of the input; None for ImageNet's.
       marks: prefixes of names that this system has, and no other of its dialect.
+      sizes: (width, depth) of encoder and decoder that this system's pretraining has, and no other
+        of its dialect, where names do not tell.
     """
 
     dialect: Dialect
@@ -242,6 +245,7 @@ class System:
     target_pixels: str = "unit"
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     marks: tuple[str, ...] = ()
+    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
 
     def recipe_of(self, num_classes: int) -> Recipe:
         """Returns how clips are cut for a classifier of so many classes; 0: for pretraining."""
@@ -274,6 +278,12 @@ SYSTEMS = {
         _VIDEOMAE, masking="adaptive", mask_ratio=0.95, marks=(SAMPLER, SAMPLER_TABLE)
     ),
     "videomae": _VIDEOMAE,
+    "videomae_v2": dataclasses.replace(  # its B is VideoMAE's, in names and sizes
+        _VIDEOMAE,
+        masking="dual",
+        recipe=Recipe("UnlabeledHybrid", _VIDEOMAE_CLIPS, _OTHER_RATE),
+        sizes=tuple((encoder, (512, 4)) for encoder in ((1024, 24), (1280, 32), (1408, 40))),
+    ),
     "mae": _MAE,
     "automae": dataclasses.replace(_MAE, masking="adversarial", marks=(GENERATOR,)),
     "mae_st": System(
@@ -291,4 +301,5 @@ SYSTEMS = {
 
 def classifier_system(dialect: Dialect) -> System:
     """Returns the system of a dialect's classifiers, whatever they were pretrained as."""
-    return next(each for each in SYSTEMS.values() if each.dialect == dialect and not each.marks)
+    plain = (each for each in SYSTEMS.values() if not (each.marks or each.sizes))
+    return next(each for each in plain if each.dialect == dialect)

@@ -108,6 +108,12 @@ class WeightReader:
                 raise UserError(f"the weights lack {prefix}{layer}, and have blocks after it")
         return len(found)
 
+    def size(self, prefix: str) -> tuple[int, int]:
+        """Returns width and depth of a stack."""
+        depth = self.depth(prefix)
+        (width,) = self.shape(f"{prefix}0.norm1.weight", 1)
+        return width, depth
+
     def blocks(
         self,
         prefix: str,
@@ -123,8 +129,7 @@ class WeightReader:
           known: heads of published stacks by (width, depth).
           source: says in a remark where they come from.
         """
-        depth = self.depth(prefix)
-        (width,) = self.shape(f"{prefix}0.norm1.weight", 1)
+        width, depth = self.size(prefix)
         heads = known.get((width, depth))
         if heads is None and getattr(self.options, option) is None:
             raise UserError(

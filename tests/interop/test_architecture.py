@@ -14,9 +14,10 @@ from adamae_jax.config import SIZES, default_config, set_size
 from adamae_jax.errors import UserError
 from adamae_jax.interop import architecture
 from adamae_jax.interop.architecture import infer
+from adamae_jax.interop.imports import table_of
 from adamae_jax.interop.systems import SYSTEMS
 from adamae_jax.interop.weight_reader import ImportOptions, WeightReader
-from configs import adamae_k400, mae_imagenet, mae_st_k400, videomae_k400
+from configs import adamae_k400, mae_imagenet, mae_st_k400, videomae_k400, videomae_v2_hybrid
 from tests.parity import reference_weights
 from tests.parity.reference_weights import Shapes
 
@@ -83,6 +84,64 @@ def test_published_sizes_need_no_word(system: str, size: str) -> None:
     experiment.pretraining(config)  # which checks that all of it goes together
     assert f"num_heads {heads}: as in the published model of this size" in found.remarks
     assert f"mask_ratio {SYSTEMS[system].mask_ratio}: as published" in found.remarks
+
+
+V2_DECODER = (512, 4, 8)
+
+
+def video_mae_v2(size: str) -> Shapes:
+    """What VideoMAE V2's checkpoint of a size holds."""
+    decoder = SIZES[size][1] if size == "B" else V2_DECODER
+    patch = {"patch_size": 14} if size == "g" else {}
+    meta = meta_of(SIZES[size][0], decoder, **VIDEO | patch)
+    shapes = reference_weights.videomae_shapes(meta, "qv")
+    if size != "g":
+        return shapes
+    hidden = {4 * 1408: 6144, 4 * 512: 2234}  # int(48 / 11 * width)
+    return {
+        name: tuple(hidden.get(length, length) for length in shape) if "mlp" in name else shape
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("size", ["L", "H", "g"])
+def test_the_sizes_of_v2_tell_its_masks(size: str) -> None:
+    found = infer(arrays(video_mae_v2(size)), ImportOptions())
+    assert (found.system, found.kind, found.needed) == ("videomae_v2", "pretraining", {})
+    config = found.config
+    recipe = videomae_v2_hybrid.get_config(size)
+    assert config.masking.to_dict() == recipe.masking.to_dict()
+    for part in ("encoder", "decoder"):
+        assert config.model[part].to_dict() == recipe.model[part].to_dict()
+        width = config.model[part].width
+        assert int(width * config.model.mlp_ratio) == int(width * recipe.model.mlp_ratio)
+    assert experiment.geometry(config) == experiment.geometry(recipe)
+    for name in CLIPS:
+        assert config.data[name] == recipe.data[name], name
+    assert sorted(table_of(config).names) == sorted(video_mae_v2(size))
+
+
+def test_a_pretrained_b_of_v2_is_taken_for_videomaes() -> None:
+    assert architecture.detect(arrays(video_mae_v2("B"))) == ("videomae", "pretraining")
+    assert video_mae_v2("B") == published("videomae", "B")
+
+
+@pytest.mark.parametrize("size", ["S", "B", "g"])
+def test_classifiers_of_v2_need_no_word(size: str) -> None:
+    """The distilled S and B, and the g that taught them: 710 classes, in names VideoMAE's."""
+    patch = {"patch_size": 14} if size == "g" else {}
+    meta = {**meta_of(SIZES[size][0], V2_DECODER, **VIDEO | patch), "num_classes": 710}
+    shapes = video_mae_v2(size) if size == "g" else published("videomae", size)
+    state = arrays(reference_weights.classifier_shapes(meta, shapes))
+    found = infer(state, ImportOptions())
+    assert (found.kind, found.needed) == ("classifier", {})
+    config = found.config
+    assert (config.classifier.num_classes, config.classifier.pooling) == (710, "mean")
+    assert config.data.frame_sampling == "stretched"
+    part = config.model.encoder
+    assert (part.width, part.depth, part.num_heads) == SIZES[size][0]
+    assert experiment.geometry(config).grid == ((8, 16, 16) if size == "g" else (8, 14, 14))
+    assert sorted(table_of(config).names) == sorted(state)
 
 
 def test_every_guess_is_said() -> None:

@@ -3,16 +3,19 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.config import flatten, masking_config, set_family
 from adamae_jax.errors import UserError
-from adamae_jax.interop import architecture, exports
+from adamae_jax.interop import architecture, exports, imports, sources
+from adamae_jax.interop.systems import SYSTEMS
 from adamae_jax.interop.weight_reader import ImportOptions
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 from tests import helpers
@@ -34,7 +37,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "objective.loss": ("l1",),
     "objective.normalize_targets": ("none", "channel", "tubelet"),
     "objective.target_pixels": ("unit", "normalized"),
-    "masking.name": ("random", "tube", "adaptive", "adversarial"),
+    "masking.name": ("random", "tube", "dual", "adaptive", "adversarial"),
     "masking.mask_ratio": (0.6,),
     "masking.options.network": ("mlp",),
     "masking.options.width": (8, 16),  # the tokens' is 16
@@ -59,7 +62,7 @@ WORDS = {
 # Changing these changes no array.
 SAME_ARRAYS = re.compile(
     r"model\.(decoder_)?norm_epsilon|model\.\w+\.num_heads|objective\.|masking\.mask_ratio|"
-    r"classifier\.|masking\.options\.(dropout|\w*norm|mask_factor|adversarial|gumbel|num_heads)"
+    r"classifier\.|masking\.options\.(dropout|\w*norm|mask_factor|adversarial|gumbel|num_heads|decoder_)"
 )
 CASES = [
     *((name, False) for name in ("videomae", "mae", "mae_st", "adamae", "automae")),
@@ -241,6 +244,35 @@ def test_what_only_the_description_says_is_told() -> None:
         "even with these flags, only the description beside the weights says: "
         "model.decoder_norm_epsilon 1e-05 (otherwise 1e-06), objective.loss 'l1' (otherwise 'mse')",
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (False, "masking.name 'dual' (otherwise 'tube')"),
+        (True, "says: masking.options.decoder_mask_ratio 0.25 (otherwise 0.5)"),
+    ],
+)
+def test_two_masks_go_out_and_come_back(
+    known: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VideoMAE V2: names are VideoMAE's, and sizes where they are published tell the masks."""
+    if known:
+        v2 = dataclasses.replace(SYSTEMS["videomae_v2"], sizes=(((16, 2), (12, 1)),))
+        monkeypatch.setitem(SYSTEMS, "videomae_v2", v2)
+    config = config_of("videomae")
+    with config.unlocked():
+        config.data.image_size = (8, 16)
+        config.masking = masking_config("dual", 0.5, decoder_mask_ratio=0.25)
+    task = experiment.pretraining(config)
+    model = Pretrained(helpers.variables(task), config, task, 3)
+    remarks = exports.write_authors(model, tmp_path / "v2.safetensors")
+    assert said in remarks[-1]
+    found = imports.convert(sources.read(tmp_path / "v2.safetensors"))
+    assert found.config.masking.to_dict() == config.masking.to_dict()
+    ours, theirs = (helpers.named(each) for each in (found.variables, model.variables))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
 
 
 @pytest.mark.parametrize(
