@@ -73,6 +73,8 @@ def set_family(model: ConfigDict, family: str) -> None:
 def masking_config(name: str, mask_ratio: float, **options: Any) -> ConfigDict:
     """Returns the masking fields of a strategy: its name, its ratio and its own options.
 
+    The fields that all strategies share have their defaults.
+
     Raises:
       UserError: for an unknown strategy or option.
     """
@@ -81,7 +83,10 @@ def masking_config(name: str, mask_ratio: float, **options: Any) -> ConfigDict:
         if option not in defaults:
             known = ", ".join(defaults) or "none at all"
             raise UserError(f"masking {name!r} has no option {option!r}: it has {known}")
-    return ConfigDict({"name": name, "mask_ratio": mask_ratio, "options": {**defaults, **options}})
+    shared = {path: field.default for path, field in FIELDS.items() if path.startswith("masking.")}
+    fields = {path.removeprefix("masking."): default for path, default in shared.items()}
+    own = {"name": name, "mask_ratio": mask_ratio, "options": {**defaults, **options}}
+    return ConfigDict({**fields, **own})
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

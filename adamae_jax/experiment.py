@@ -16,6 +16,7 @@ from adamae_jax.classification import Classification
 from adamae_jax.config import SAMPLES_PER_RATE, check_fields
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
+from adamae_jax.masking.decoding import Decoding
 from adamae_jax.mixing import Mixing
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
@@ -145,7 +146,9 @@ def pretraining(config: ConfigDict) -> Pretraining:
         config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
     )
     strategy.check(model.geometry.grid, model.encoder_spec.width)
-    return Pretraining(model, strategy, objective(config), config.eval.random_draws)
+    decoding = Decoding(config.masking.decode_ratio, config.masking.decode_order)
+    decoding.check(strategy, model.geometry.grid)
+    return Pretraining(model, strategy, objective(config), config.eval.random_draws, decoding)
 
 
 def classification(config: ConfigDict) -> Classification:

@@ -4,6 +4,7 @@ import functools
 from typing import get_args
 
 from adamae_jax.field import Field
+from adamae_jax.masking.decoding import DECODE_ORDERS
 from adamae_jax.models.attention import AttentionImplementation
 from adamae_jax.models.classifier import POOLINGS
 from adamae_jax.models.decoder import CLASS_TOKENS
@@ -94,6 +95,19 @@ MODEL_FIELDS: dict[str, Field] = {
         "the strategy's own fields, `masking.options`.",
     ),
     "masking.mask_ratio": ModelField(0.95, "Share of tokens that is masked.", above=0, below=1),
+    "masking.decode_ratio": ModelField(
+        1.0,
+        "Share of the masked tokens that is decoded, rounded down; the losses are means over these "
+        "([masking.md](masking.md)).",
+        above=0,
+        highest=1,
+    ),
+    "masking.decode_order": ModelField(
+        "random",
+        "Which masked tokens are decoded where not all are. random: any. cells: running cells "
+        "(VideoMAE V2's). sampler: drawn from the strategy's distribution.",
+        choices=DECODE_ORDERS,
+    ),
     # The objective.
     "objective.loss": ModelField(
         "mse", "The error of each predicted value.", choices=("mse", "l1")

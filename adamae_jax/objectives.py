@@ -16,6 +16,7 @@ from adamae_jax.diagnostics import (
     visible_share,
 )
 from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
+from adamae_jax.masking.decoding import ALL_DECODED, Decoding
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.targets import Objective, normalize_pixels, targets_at, token_errors
@@ -25,7 +26,7 @@ from adamae_jax.task import microbatches as split_batch
 ADVERSARY = "adversary"  # the group of a strategy's adversary
 CONTEXT = "context"  # in a prepared batch: see `MaskingStrategy.context`
 # What a purpose folds into an example's key.
-MASKING_DRAW, ADVERSARY_DRAW = 0, 1
+MASKING_DRAW, ADVERSARY_DRAW, DECODING_DRAW = 0, 1, 2
 
 
 class ForwardOutput(struct.PyTreeNode):
@@ -84,12 +85,14 @@ class Pretraining(Task):
       strategy: which tokens it sees.
       objective: how it is judged.
       random_draws: random masks per clip that evaluation compares the strategy's with.
+      decoding: which of the masked tokens are decoded.
     """
 
     model: Autoencoder
     strategy: MaskingStrategy
     objective: Objective
     random_draws: int = 64
+    decoding: Decoding = ALL_DECODED
 
     name = "pretraining"
     headline = "loss_reconstruction"
@@ -234,6 +237,7 @@ class Pretraining(Task):
         pixels = normalize_pixels(video, self.objective)
         inputs, placed = self.mask_inputs(params, pixels, **known)
         mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING_DRAW), train)
+        mask = self.decoding(mask, fold(keys, DECODING_DRAW), inputs.grid)
         return self.reconstruct(params, video, placed, mask)
 
     def reconstruct(

@@ -53,7 +53,8 @@ _NOT_CLASSIFYING = (
 # Fields that are no part of the network that the weights make up: only the description says them.
 _ONLY_DESCRIBED = (
     *("objective", "model.norm_epsilon", "model.decoder_norm_epsilon", "classifier.norm_epsilon"),
-    *("masking.name", "masking.mask_ratio", "masking.options.dropout"),
+    *("masking.name", "masking.mask_ratio", "masking.decode_ratio", "masking.decode_order"),
+    "masking.options.dropout",
     *("masking.options.norm_epsilon", "masking.options.vit_norm_epsilon"),
     *("masking.options.mask_factor", "masking.options.adversarial_weight"),
     *("masking.options.gumbel_tau", "masking.options.decoder_mask_ratio"),

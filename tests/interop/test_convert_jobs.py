@@ -107,6 +107,7 @@ def stand_ins(directory: Path, dataset: Path, suffix: str) -> None:
         },
         "videomae": exports.to_authors(loaded("videomae")),
         "videomae_finetuned": exports.to_authors(loaded("videomae", True)),
+        "vit_b_k710_dl_from_giant": exports.to_authors(loaded("videomae", True)),
         "mae_st": exports.to_authors(loaded("mae_st")),
         "automae": {n: a for n, a in automae.items() if "pretrained_vit." not in n},
         "vit": vit,
@@ -124,6 +125,7 @@ def stand_ins(directory: Path, dataset: Path, suffix: str) -> None:
 MORE: dict[str, tuple[str, ...]] = {
     **{name: given(name) for name in ("adamae", "videomae", "mae_st", "automae")},
     "videomae_finetuned": given("videomae", True),
+    "vit_b_k710_dl_from_giant": given("videomae", True),
     "mae_pretrain_vit_base": ("--num_heads=2",),
 }
 JOBS = {

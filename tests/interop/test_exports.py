@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "objective.target_pixels": ("unit", "normalized"),
     "masking.name": ("random", "tube", "dual", "adaptive", "adversarial"),
     "masking.mask_ratio": (0.6,),
+    "masking.decode_order": ("cells", "sampler"),
     "masking.options.network": ("mlp",),
     "masking.options.width": (8, 16),  # the tokens' is 16
     "masking.options.num_heads": (2,),
@@ -61,7 +62,7 @@ WORDS = {
 }
 # Changing these changes no array.
 SAME_ARRAYS = re.compile(
-    r"model\.(decoder_)?norm_epsilon|model\.\w+\.num_heads|objective\.|masking\.mask_ratio|"
+    r"model\.(decoder_)?norm_epsilon|model\.\w+\.num_heads|objective\.|masking\.(mask_ratio|decode_)|"
     r"classifier\.|masking\.options\.(dropout|\w*norm|mask_factor|adversarial|gumbel|num_heads|decoder_)"
 )
 CASES = [
@@ -250,7 +251,7 @@ def test_what_only_the_description_says_is_told() -> None:
     ("known", "said"),
     [
         (False, "masking.name 'dual' (otherwise 'tube')"),
-        (True, "says: masking.options.decoder_mask_ratio 0.25 (otherwise 0.5)"),
+        (True, "masking.options.decoder_mask_ratio 0.25 (otherwise 0.5)"),
     ],
 )
 def test_two_masks_go_out_and_come_back(
@@ -264,10 +265,12 @@ def test_two_masks_go_out_and_come_back(
     with config.unlocked():
         config.data.image_size = (8, 16)
         config.masking = masking_config("dual", 0.5, decoder_mask_ratio=0.25)
+        config.masking.decode_ratio = 0.75
     task = experiment.pretraining(config)
     model = Pretrained(helpers.variables(task), config, task, 3)
     remarks = exports.write_authors(model, tmp_path / "v2.safetensors")
     assert said in remarks[-1]
+    assert "masking.decode_ratio 0.75 (otherwise 1.0)" in remarks[-1]
     found = imports.convert(sources.read(tmp_path / "v2.safetensors"))
     assert found.config.masking.to_dict() == config.masking.to_dict()
     ours, theirs = (helpers.named(each) for each in (found.variables, model.variables))
