@@ -22,7 +22,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Every call of these modules checks its arrays against the annotations.
-CHECKED = ("models", "masking", "objectives", "training", "interop", "config", "experiment")
+CHECKED = (
+    *("models", "masking", "objectives", "targets", "training", "interop"),
+    *("config", "experiment"),
+)
 install_import_hook([f"adamae_jax.{name}" for name in CHECKED], f"{typecheck.__name__}.functions")
 
 hypothesis.settings.register_profile(

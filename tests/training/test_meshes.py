@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import Array, Int
 
 from adamae_jax.fields import MESH_RULES
-from adamae_jax.masking import MaskingStrategy, adaptive, adversarial, frame, random, tube
+from adamae_jax.masking import MaskingStrategy, adaptive, adversarial, dual, frame, random, tube
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import ExampleKeys, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
@@ -50,6 +50,7 @@ def task_of(strategy: MaskingStrategy, geometry: ClipGeometry = VIDEO, **model: 
 SYSTEMS = {
     "adamae": task_of(adaptive.Strategy(mask_ratio=0.75)),
     "videomae": task_of(tube.Strategy(mask_ratio=0.75)),
+    "videomae_v2": task_of(dual.Strategy(mask_ratio=0.75, decoder_mask_ratio=0.25)),
     "mae_st": task_of(
         random.Strategy(mask_ratio=0.75),
         positions="separable",
