@@ -61,6 +61,44 @@ def videomae(file: Arrays, meta: Meta) -> dict[str, np.ndarray]:
     return found | classifier(file, meta, pixels)
 
 
+def running_cells(grid: tuple[int, int, int], phase: int, ratio: float) -> np.ndarray:
+    """VideoMAE V2's decoder mask, step by step: true where a token is not decoded."""
+    time, height, width = grid
+    cell = np.roll(np.arange(4) < int(4 * ratio), -phase)
+    steps = []
+    for _ in range(time):
+        cell = np.roll(cell, -1)
+        steps.append(np.tile(cell.reshape(2, 2), (height // 2, width // 2)).ravel())
+    return np.concatenate(steps)
+
+
+def video_mae_v2(file: Arrays, meta: Meta) -> dict[str, np.ndarray]:
+    """All results: decoded is what the decoder mask leaves; what is seen is in no loss."""
+    video, hidden = file["input/video_uint8"], file["input/encoder_mask"]
+    pixels = reference.normalized(video, *reference.IMAGENET)
+    visible, masked = indices_of(hidden)
+    _, decoded = indices_of(~file["input/decoder_mask"])
+    counts = np.take_along_axis(hidden, decoded, axis=1)
+    targets = reference.videomae_targets(video, decoded, meta)
+    all_targets = reference.videomae_targets(video, masked, meta)
+
+    def loss(w: Any) -> tuple[Any, dict[str, Any]]:
+        tokens = reference.embed(w, "encoder.patch_embed.proj", pixels)
+        pred = reference.videomae_predictions(w, tokens, visible, decoded, meta)
+        error = ((pred - targets) ** 2).mean(-1)
+        value = (error * counts).sum() / counts.sum()
+        everything = reference.videomae_predictions(w, tokens, visible, masked, meta)
+        return value, {
+            **{"pred_decoded": pred, "target_decoded": targets, "loss_mask": counts},
+            **{"token_error": error, "loss_reconstruction": value},
+            "full": ((everything - all_targets) ** 2).mean(),
+        }
+
+    outputs, grads = differentiate(loss, section(file, "weights/"))
+    full = outputs.pop("full")
+    return {"full/output/loss_reconstruction": np.asarray(full), **results(outputs, grads)}
+
+
 def classifier(file: Arrays, meta: Meta, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Results of the classifier, where a file has one."""
     weights = section(file, "classifier/weights/")
@@ -185,6 +223,24 @@ def videomae_file(meta: Meta) -> dict[str, np.ndarray]:
     style = "scaled" if meta["layer_scale_init"] else "qv"
     shapes = reference_weights.videomae_shapes(meta, style)
     return two_halves(meta, shapes, ("mask",), videomae)
+
+
+def video_mae_v2_file(meta: Meta, seed: int = 4) -> dict[str, np.ndarray]:
+    """A file of VideoMAE V2 with its table of running cells."""
+    given, grid = inputs_of(meta, seed), reference_weights.grid_of(meta)
+    ratio, phases = meta["decoder_mask_ratio"], np.asarray([3, 1])
+    table = np.stack([running_cells(grid, phase, ratio) for phase in range(4)])
+    sizes = "x".join(map(str, grid))
+    shapes = reference_weights.videomae_shapes(meta, "qv")
+    file = {
+        "input/video_uint8": given["input/video_uint8"],
+        "input/encoder_mask": given["input/mask"],
+        "input/decoder_mask": table[phases],
+        "input/decoder_phase": phases,
+        f"running_cell/{sizes}/ratio_{ratio}/masks": table.reshape(4, grid[0], -1),
+        **named("weights/", reference_weights.fill(shapes, seed)),
+    }
+    return complete(file, meta, video_mae_v2)
 
 
 def mae_st_file(meta: Meta) -> dict[str, np.ndarray]:

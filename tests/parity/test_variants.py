@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 COMPUTE = {
     "AdaMAE": reference_files.adamae,
     "VideoMAE": reference_files.videomae,
+    "VideoMAE V2": reference_files.video_mae_v2,
     "MAE-ST": reference_files.mae_st,
 }
 
@@ -38,6 +39,13 @@ SIZES: dict[str, Any] = {
     "norm_eps": 1e-5,
 }
 VIDEOMAE = {**SIZES, "system": "VideoMAE", "layer_scale_init": 0.1}
+V2 = {
+    **SIZES,
+    "system": "VideoMAE V2",
+    "image_size": [8, 24],
+    "num_frames": 10,  # an odd number of steps
+    "decoder_mask_ratio": 0.75,
+}
 MAE_ST = {
     **SIZES,
     "system": "MAE-ST",
@@ -63,6 +71,7 @@ AUTOMAE = {
 VIT = {"dim": 24, "depth": 2, "heads": 6}
 
 VARIANTS: dict[str, Any] = {
+    "two masks and five steps": functools.partial(reference_files.video_mae_v2_file, V2),
     "LayerScale": functools.partial(reference_files.videomae_file, VIDEOMAE),
     "joint table and class token": functools.partial(reference_files.mae_st_file, MAE_ST),
     "separable tables alone, raw pixels": functools.partial(
@@ -78,6 +87,7 @@ VARIANTS: dict[str, Any] = {
 }
 # A weight that only this variant has, or has in this form, and an output that it reaches.
 WEIGHTS = {
+    "two masks and five steps": ("weights/mask_token", "output/pred_decoded"),
     "LayerScale": ("pretrain/weights/decoder.blocks.1.gamma_2", "pred_masked"),
     "joint table and class token": ("pretrain/weights/decoder_cls_token", "pred"),
     "separable tables alone, raw pixels": ("pretrain/weights/decoder_pos_embed_temporal", "pred"),
@@ -90,10 +100,10 @@ WEIGHTS = {
 
 def is_result(name: str) -> bool:
     """Whether an array was computed, rather than given."""
-    return name.startswith("output/") or "grads/" in name
+    return "output/" in name or "grads/" in name
 
 
-@pytest.mark.parametrize("name", ["adamae", "videomae", "mae_st"])
+@pytest.mark.parametrize("name", ["adamae", "videomae", "video_mae_v2", "mae_st"])
 def test_the_reference_agrees_with_what_the_authors_code_computed(name: str) -> None:
     file, meta = comparison.read(str(GOLDEN / f"{name}.npz"))
     found = COMPUTE[meta["system"]](file, meta)
@@ -120,7 +130,8 @@ def test_agrees(variant: str, tmp_path: Path) -> None:
     report = comparison.compare(str(path))
     assert report["passed"], report
     compared = sum(report[kind]["arrays"] for kind in ("outputs", "losses", "gradients"))
-    assert compared == sum(map(is_result, file))
+    masks = sum(name == "input/decoder_mask" or name.endswith("/masks") for name in file)
+    assert compared == sum(map(is_result, file)) + masks
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
