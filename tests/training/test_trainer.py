@@ -1,5 +1,6 @@
 """The trainer with a task that it was not written for: a classifier, from config to `load`."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,9 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment
+from adamae_jax.classification import Classification
 from adamae_jax.config import resolve
 from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
+from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.run_data import RunData, open_training, open_validation
+from adamae_jax.task import PROGRESS, Batch, TaskLoss, Variables
 from adamae_jax.training import loop, metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
 from adamae_jax.training.partitioning import create_mesh
@@ -28,6 +32,17 @@ from tests.runs import lines
 
 CLASSES = 3
 STEPS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Classification):
+    """Logs how far training has come, which the step tells every task."""
+
+    def loss(
+        self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
+    ) -> TaskLoss:
+        found = super().loss(group, variables, batch, keys, train)
+        return found.replace(figures={**found.figures, PROGRESS: batch[PROGRESS]})
 
 
 class KilledError(Exception):
@@ -63,7 +78,7 @@ def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> d
     config.steps, config.checkpoint_every, config.eval_every = STEPS, 10, 15
     config.eval.num_examples, config.eval.knn = 0, False
     config.optimizer.learning_rate = 0.3
-    task = experiment.classification(config)
+    task = Watched(**vars(experiment.classification(config)))
     train = open_training(config)
     config = resolve(config, len(train))
     sizes = {"data": 1, **(mesh or {})}
@@ -100,6 +115,11 @@ def test_a_classifier_learns(undisturbed: Path) -> None:
     logged = lines(undisturbed)
     assert {"grad_norm_encoder", "grad_norm_head", "accuracy", "epoch"} <= set(logged[0])
     assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30]
+
+
+def test_the_task_is_told_how_far_training_has_come(undisturbed: Path) -> None:
+    found = [line[PROGRESS] for line in lines(undisturbed)]
+    np.testing.assert_allclose(found, np.arange(STEPS) / STEPS, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}], ids=["same", "other"])
