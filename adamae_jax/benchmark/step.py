@@ -7,7 +7,6 @@ stays on the devices.
 """
 
 import dataclasses
-import functools
 import json
 import resource
 import statistics
@@ -28,8 +27,7 @@ from adamae_jax.benchmark.flops import matmul_flops
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.training import partitioning
 from adamae_jax.training.partitioning import check_batch, create_mesh
-from adamae_jax.training.state import create_state
-from adamae_jax.training.step import jit_train_step, make_train_step
+from adamae_jax.training.program import program
 
 
 def define_flags() -> None:
@@ -122,15 +120,10 @@ def measure(
     # A program from the cache would make compilation look free.
     jax.config.update("jax_enable_compilation_cache", False)
 
-    create = functools.partial(create_state, pretraining, optimizers, config.seed)
-    abstract = jax.eval_shape(create)
-    shardings = partitioning.state_sharding(abstract, mesh, config.mesh_rules)
-    state = jax.jit(create, out_shardings=shardings)()
+    planned = program(config, pretraining, optimizers, mesh)
+    state = jax.jit(planned.create, out_shardings=planned.shardings)()
     batch = random_batch(pretraining.model.geometry, config.batch_size, mesh)
-    step = make_train_step(
-        pretraining, optimizers, seed=config.seed, accumulation=config.optimizer.accumulation
-    )
-    traced = jit_train_step(step, mesh, shardings).trace(state, batch)
+    traced = planned.step.trace(state, batch)
     lowered = traced.lower()
     begin = time.perf_counter()
     compiled = lowered.compile()
