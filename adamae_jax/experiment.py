@@ -315,11 +315,16 @@ def check(config: ConfigDict) -> None:
             ) from error
 
 
-def check_device(config: ConfigDict) -> None:
-    """Raises a `UserError` where cuDNN's attention is asked for and cannot be had."""
+def check_device(config: ConfigDict, platform: str | None = None) -> None:
+    """Raises a `UserError` where cuDNN's attention is asked for and cannot be had.
+
+    Args:
+      config: the experiment.
+      platform: what it is for, if not for the devices that are attached.
+    """
     if config.model.attention != "cudnn":
         return
-    platform = jax.default_backend()
+    platform = platform or jax.default_backend()
     if platform != "gpu" or config.model.dtype != "bfloat16":
         raise UserError(
             f"model.attention 'cudnn' needs an NVIDIA GPU and model.dtype 'bfloat16', but this is "

@@ -136,9 +136,7 @@ class Pretraining(Task):
         tokens = self.model.apply({"params": params}, video, method="tokenize")
         placed = self.model.apply({"params": params}, tokens, method="add_positions")
         seen = placed if self.strategy.sees_positions else tokens
-        model = self.model
-        inputs = MaskInputs(video, seen, model.geometry.grid, model.encoder_spec.dtype, **known)
-        return inputs, placed
+        return self._inputs(video, seen, **known), placed
 
     def prepare(
         self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
@@ -210,11 +208,21 @@ class Pretraining(Task):
 
     def context(self, frozen: Any, video: UInt8[Array, "b T H W C"]) -> Any:
         """What the strategy can say of clips before anything is updated; None for most."""
-        model = self.model
         pixels = normalize_pixels(video, self.objective)
         no_tokens = jnp.zeros((len(video), 0, 0))
-        inputs = MaskInputs(pixels, no_tokens, model.geometry.grid, model.encoder_spec.dtype)
-        return self.strategy.context(frozen, inputs)
+        return self.strategy.context(frozen, self._inputs(pixels, no_tokens))
+
+    def _inputs(self, video: Array, tokens: Array, **known: Any) -> MaskInputs:
+        """What a strategy may look at, and how its networks are computed: as the encoder is."""
+        spec = self.model.encoder_spec
+        return MaskInputs(
+            video,
+            tokens,
+            self.model.geometry.grid,
+            spec.dtype,
+            spec.attention_implementation,
+            **known,
+        )
 
     def forward(
         self,

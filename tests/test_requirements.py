@@ -128,7 +128,8 @@ OURS = {"adamae_jax", "configs", "launch", "tests", *sys.stdlib_module_names}
 )
 def test_every_import_is_declared(folder: str, groups: tuple[str, ...]) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
-        optional = ["interop"] * ("interop" in path.parts) + ["beam"] * ("beam" in path.name)
+        needs_torch = "interop" in path.parts or "torch" in path.name
+        optional = ["interop"] * needs_torch + ["beam"] * ("beam" in path.name)
         for name in set(imported(path)) - OURS:
             distribution = canonicalize_name(DISTRIBUTIONS.get(name, name))
             assert distribution in declared(*groups, *optional), f"{path} imports {name}"

@@ -2,7 +2,11 @@
 
 from adamae_jax.cli import run_command
 
-COMMANDS = {"step": "adamae_jax.benchmark.step", "data": "adamae_jax.benchmark.data"}
+COMMANDS = {
+    "step": "adamae_jax.benchmark.step",
+    "data": "adamae_jax.benchmark.data",
+    "compare": "adamae_jax.benchmark.compare",
+}
 
 if __name__ == "__main__":
     run_command(COMMANDS)

@@ -7,7 +7,6 @@ stays on the devices.
 """
 
 import dataclasses
-import functools
 import json
 import resource
 import statistics
@@ -26,10 +25,10 @@ from adamae_jax import cli, experiment
 from adamae_jax import config as configs
 from adamae_jax.benchmark.flops import matmul_flops
 from adamae_jax.models.tubelets import ClipGeometry
+from adamae_jax.planning.plan import plainly
 from adamae_jax.training import partitioning
 from adamae_jax.training.partitioning import check_batch, create_mesh
-from adamae_jax.training.state import create_state
-from adamae_jax.training.step import jit_train_step, make_train_step
+from adamae_jax.training.program import program
 
 
 def define_flags() -> None:
@@ -56,7 +55,8 @@ class Report:
         not, as the compiler plans it.
       peak_bytes_source: "device" or "compiler".
       host_bytes_max: largest resident size of this process, compilation included.
-      flops_per_clip: of all matrix products of a step, forward and backward, over the batch size.
+      flops_per_clip: of all matrix products that a step needs, forward and backward, over the batch
+        size; what is computed a second time to save memory does not count.
       flops_per_second: the same, over the time of the median step.
       batch_size: clips in a step, over all devices.
       devices: number of devices.
@@ -122,19 +122,10 @@ def measure(
     # A program from the cache would make compilation look free.
     jax.config.update("jax_enable_compilation_cache", False)
 
-    create = functools.partial(create_state, pretraining, optimizers, config.seed)
-    abstract = jax.eval_shape(create)
-    shardings = partitioning.state_sharding(abstract, mesh, config.mesh_rules)
-    state = jax.jit(create, out_shardings=shardings)()
+    planned = program(config, pretraining, optimizers, mesh)
+    state = jax.jit(planned.create, out_shardings=planned.shardings)()
     batch = random_batch(pretraining.model.geometry, config.batch_size, mesh)
-    step = make_train_step(
-        pretraining,
-        optimizers,
-        seed=config.seed,
-        steps=config.steps,
-        accumulation=config.optimizer.accumulation,
-    )
-    traced = jit_train_step(step, mesh, shardings).trace(state, batch)
+    traced = planned.step.trace(state, batch)
     lowered = traced.lower()
     begin = time.perf_counter()
     compiled = lowered.compile()
@@ -148,7 +139,8 @@ def measure(
         durations.append(time.perf_counter() - begin)
     durations = durations[warmup:]
     median = statistics.median(durations)
-    flops = matmul_flops(traced.jaxpr)
+    # What the model needs: neither scores nor blocks that are computed a second time.
+    flops = matmul_flops(plainly(config, mesh).step.trace(planned.abstract, batch).jaxpr)
     peak, source = peak_memory(compiled, mesh)
     return Report(
         compile_seconds=compile_seconds,

@@ -1,12 +1,11 @@
 """Adaptive masking: a sampling network chooses the visible tokens (AdaMAE, arXiv 2211.09120)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from adamae_jax.errors import UserError
@@ -104,8 +103,8 @@ class Strategy(base.MaskingStrategy):
         super().check(grid, token_width)
         self.module(token_width)
 
-    def module(self, token_width: int, dtype: DTypeLike = jnp.float32) -> SamplingNetwork:
-        """The sampling network for tokens of a given width and compute type."""
+    def module(self, token_width: int, **execution: Any) -> SamplingNetwork:
+        """The sampling network for tokens of a given width; see `MaskInputs.execution`."""
         width = self.width or token_width
         if width % self.num_heads:
             raise UserError(
@@ -121,20 +120,20 @@ class Strategy(base.MaskingStrategy):
                 norm_epsilon=self.norm_epsilon,
                 dropout=self.dropout,
                 attention=self.network == "attention",
-                dtype=dtype,
+                **execution,
             )
         )
 
     def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
         """Initialises the sampling network."""
-        module = self.module(inputs.tokens.shape[-1], inputs.dtype)
+        module = self.module(inputs.tokens.shape[-1], **inputs.execution)
         return {"params": module.init(key, inputs.tokens, None)["params"]}
 
     def logits(
         self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys | None
     ) -> Float[Array, "b n"]:
         """The sampling network's answer in float32; its softmax is ``P``."""
-        module = self.module(inputs.tokens.shape[-1], inputs.dtype)
+        module = self.module(inputs.tokens.shape[-1], **inputs.execution)
         return module.apply({"params": variables["params"]}, inputs.tokens, keys)
 
     def probabilities(

@@ -15,7 +15,6 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from adamae_jax.errors import UserError
@@ -156,17 +155,16 @@ class Strategy(base.MaskingStrategy):
         except UserError as error:
             raise UserError(f"masking.options.vit_*: {error}") from error
 
-    def vit(self, clip: ClipGeometry, dtype: DTypeLike = jnp.float32) -> Encoder:
+    def vit(self, clip: ClipGeometry, **execution: Any) -> Encoder:
         """The frozen ViT's definition, for single frames of a clip."""
         image = dataclasses.replace(clip, num_frames=1, tubelet_size=1)
-        spec = self._vit_spec(dtype=dtype)
+        spec = self._vit_spec(**execution)
         return Encoder(image, spec, positions="sincos_2d", class_token=True)
 
     def _vit(self, inputs: base.MaskInputs) -> Encoder:
         *_, rows, columns, channels = inputs.video.shape
-        return self.vit(
-            ClipGeometry(1, (rows, columns), 1, rows // inputs.grid[1], channels), inputs.dtype
-        )
+        clip = ClipGeometry(1, (rows, columns), 1, rows // inputs.grid[1], channels)
+        return self.vit(clip, **inputs.execution)
 
     def attention(
         self, frozen: Mapping[str, Any], inputs: base.MaskInputs

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from adamae_jax.errors import UserError
+from adamae_jax.models.attention import AttentionImplementation
 from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import Grid
@@ -31,6 +32,7 @@ class MaskInputs(struct.PyTreeNode):
       tokens: embedded tubelets, before or after positions (`MaskingStrategy.sees_positions`).
       grid: tokens along time, height and width.
       dtype: the type that the model's matmuls are computed in.
+      attention_implementation: who computes the model's attention, and a strategy's own.
       context: what `MaskingStrategy.context` gave for these clips; None where it was not asked.
       progress: steps done over the steps of the run, from 0 and below 1; the same for all clips of
         a batch. Wherever nothing is trained it is 1: evaluation always sees the end of a schedule.
@@ -40,8 +42,19 @@ class MaskInputs(struct.PyTreeNode):
     tokens: Float[Array, "b n d"]
     grid: Grid = struct.field(pytree_node=False)
     dtype: DTypeLike = struct.field(pytree_node=False, default=jnp.float32)
+    attention_implementation: AttentionImplementation = struct.field(
+        pytree_node=False, default="auto"
+    )
     context: Any = None
     progress: Float[Array, "b"] | float = 1.0
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How a strategy's own networks are computed, as arguments of `TransformerSpec`."""
+        return {
+            "dtype": self.dtype,
+            "attention_implementation": self.attention_implementation,
+        }
 
 
 class TokenMask(struct.PyTreeNode):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from adamae_jax.models.sharding import platform
+
 AttentionImplementation = Literal["auto", "xla", "blockwise", "cudnn"]
 
 # Rows up to this length are one block, and are left to XLA on accelerators: their scores are small.
@@ -43,7 +45,7 @@ def attend(
         `blockwise_attention`; "auto" chooses one for the backend and the number of keys.
     """
     if implementation == "auto":
-        implementation = choose(jax.default_backend(), key.shape[1])
+        implementation = choose(platform(), key.shape[1])
     if implementation == "blockwise":
         return blockwise_attention(query, key, value, key_valid)
     assert implementation != "auto"  # `choose` names another

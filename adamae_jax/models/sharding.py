@@ -31,6 +31,15 @@ def constrain(x: Shaped[Array, "..."], *axes: Axis) -> Shaped[Array, "..."]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def platform() -> str:
+    """Returns what is computed on: "cpu", "gpu" or "tpu".
+
+    That of the mesh, whose devices need not be attached; without one, JAX's default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def fitting(size: int, axis: Axis, mesh_shape: dict[str, int]) -> Axis:
     """Returns the axes for a dimension of ``size``; None where they do not divide it."""
     names = (axis,) if isinstance(axis, str) else axis or ()

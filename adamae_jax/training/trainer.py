@@ -4,7 +4,6 @@
 `Run` and knows nothing of resuming, checkpoints, evaluation or metrics.
 """
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +23,9 @@ from adamae_jax.training import partitioning, preemption, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.loop import Loop, Run
 from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.program import Program, program
 from adamae_jax.training.progress import Progress
-from adamae_jax.training.state import TrainState, create_state, replace_group
-from adamae_jax.training.step import jit_train_step, make_train_step
+from adamae_jax.training.state import TrainState, replace_group
 
 __all__ = ["Run", "finished", "train"]
 
@@ -50,22 +49,13 @@ def train(run: Run) -> dict[str, Any]:
         metadata={"task": run.task.name, **run.metadata},
     )
     with rundir.claimed(workdir, config, write=first), checkpoints:
-        # State
-        start, state, shardings = restore_or_create(run, checkpoints)
-        # Step
+        # Step and state
+        planned = program(config, run.task, run.optimizers, run.mesh)
+        start, state = restore_or_create(run, checkpoints, planned)
         log_rates(run)
-        step = make_train_step(
-            run.task,
-            run.optimizers,
-            seed=config.seed,
-            steps=config.steps,
-            accumulation=config.optimizer.accumulation,
-            average_decay=config.optimizer.average_decay,
-        )
-        train_step = jit_train_step(step, run.mesh, shardings)
         # Loop: evaluation, metrics, pictures and checkpoints, each when it is due
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
-            loop = Loop(run, train_step, checkpoints, metrics, progress)
+            loop = Loop(run, planned.step, checkpoints, metrics, progress)
             with preemption.Notice() as notice, run.data.train_batches(start) as batches:
                 state = loop.run(start, state, batches, notice)
         checkpoints.wait()
@@ -116,32 +106,21 @@ def progress_of(run: Run, start: int) -> Progress:
     return Progress(run.config.steps, clips_per_step=run.config.batch_size, start_step=start)
 
 
-def restore_or_create(run: Run, checkpoints: RunCheckpoints) -> tuple[int, TrainState, Any]:
-    """Returns the step to go on from, the state at it, and where the state's arrays lie."""
-    create = functools.partial(
-        create_state,
-        run.task,
-        run.optimizers,
-        run.config.seed,
-        averaged=run.config.optimizer.average_decay > 0,
-    )
-    abstract = jax.eval_shape(create)
-    shardings = partitioning.state_sharding(abstract, run.mesh, run.config.mesh_rules)
-    log_size(abstract, shardings, run.mesh)
-    like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    restored = checkpoints.restore(like)
+def restore_or_create(
+    run: Run, checkpoints: RunCheckpoints, planned: Program
+) -> tuple[int, TrainState]:
+    """Returns the step to go on from, and the state at it."""
+    log_size(planned.abstract, planned.shardings, run.mesh)
+    restored = checkpoints.restore(planned.abstract)
     if restored is not None:
         logging.info("resumed from step %d", restored[0])
-        return *restored, shardings
-    state = begin_with(run.initial, jax.jit(create, out_shardings=shardings)(), shardings)
+        return restored
+    shardings = planned.shardings
+    state = begin_with(run.initial, jax.jit(planned.create, out_shardings=shardings)(), shardings)
     if run.frozen is not None:
         state = state.replace(frozen=jax.device_put(run.frozen, shardings.frozen))
     parameter_overview.log_parameter_overview(state.params, include_stats=False)
-    return 0, state, shardings
+    return 0, state
 
 
 def begin_with(initial: Mapping[str, Any], state: TrainState, shardings: TrainState) -> TrainState:

@@ -90,7 +90,10 @@ def test_a_batch_that_does_not_divide_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "no command is given: use one of step, data"), (["stp"], "'stp' is not a command")],
+    [
+        ([], "no command is given: use one of step, data, compare"),
+        (["stp"], "'stp' is not a command"),
+    ],
 )
 def test_unknown_commands(
     arguments: list[str],

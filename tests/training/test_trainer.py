@@ -23,7 +23,7 @@ from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.task import PROGRESS, Batch, TaskLoss, Variables
-from adamae_jax.training import loop, metrics, rundir, trainer
+from adamae_jax.training import loop, metrics, program, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
@@ -201,7 +201,7 @@ def test_a_run_that_is_not_finite_any_more_ends(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From step 18 on; the checkpoint of step 20 is not written, and none makes room."""
-    make = trainer.make_train_step
+    make = program.make_train_step
 
     def poisoned(*arguments: Any, **options: Any) -> Any:
         step = make(*arguments, **options)
@@ -214,7 +214,7 @@ def test_a_run_that_is_not_finite_any_more_ends(
 
         return poison
 
-    monkeypatch.setattr(trainer, "make_train_step", poisoned)
+    monkeypatch.setattr(program, "make_train_step", poisoned)
     workdir = tmp_path / "run"
     with pytest.raises(UserError, match=r"1[01] updates \(steps 18 to 2[78]\) were not") as caught:
         classify(workdir, data)

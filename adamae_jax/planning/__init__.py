@@ -1,0 +1,1 @@
+"""What a train step needs on hardware that is not attached: memory, time, communication."""
