@@ -29,13 +29,21 @@ _HELP = r"-h|--?(help|helpshort|helpfull|helpxml)"
 Main = Callable[[Sequence[str]], None]
 
 
-def run(main: Main, argv: Sequence[str] | None = None, *, takes_arguments: bool = False) -> None:
+def run(
+    main: Main,
+    argv: Sequence[str] | None = None,
+    *,
+    takes_arguments: bool = False,
+    uses_devices: bool = True,
+) -> None:
     """Runs a job's ``main(argv)`` under absl; a `UserError` ends it with one line and status 2.
 
     Args:
       main: the job.
       argv: program name and arguments; those of the process, if not given.
       takes_arguments: whether there may be others than options.
+      uses_devices: whether it computes on this machine's devices, in this process; where not, they
+        are not looked for before it begins.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -45,7 +53,8 @@ def run(main: Main, argv: Sequence[str] | None = None, *, takes_arguments: bool 
                     f"unexpected argument {argv[1]!r}: options are given as --name=value"
                 )
             _meet_others()
-            _check_platforms()
+            if uses_devices:
+                _check_platforms()
             main(argv)
         except WorkerDeathError as error:
             # Python waits for threads that hang, and grain for workers that do.
@@ -87,6 +96,7 @@ def run_command(commands: Mapping[str, str]) -> None:
     Args:
       commands: for each command, the module with its ``define_flags`` and ``main``. Only that
         module is imported, so that each command has flags of its own and needs no other's packages.
+        ``USES_DEVICES`` in it is False where `run` is to be told so.
     """
     program, *arguments = sys.argv
     known = ", ".join(commands)
@@ -99,7 +109,8 @@ def run_command(commands: Mapping[str, str]) -> None:
         fail(UserError(f"{given}: use one of {known}, before any --name=value"))
     command = importlib.import_module(commands[arguments[0]])
     command.define_flags()
-    run(command.main, [program, *arguments[1:]])
+    uses_devices = getattr(command, "USES_DEVICES", True)
+    run(command.main, [program, *arguments[1:]], uses_devices=uses_devices)
 
 
 def define_config() -> None:

@@ -90,4 +90,4 @@ def compiled(
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, uses_devices=False)

@@ -34,6 +34,7 @@ OURS = "adamae_jax"
 FORMS = ("published", "fused", "compiled")
 # What a contender may take to compile its step and to run it the first times.
 START_S = 1800.0
+USES_DEVICES = False  # its contenders do, in processes of their own
 
 
 def define_flags() -> None:
