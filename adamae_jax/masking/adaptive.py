@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
 from adamae_jax.models import initializers
+from adamae_jax.models.dense import Dense
 from adamae_jax.models.transformer import ExampleKeys, Transformer, TransformerSpec
 from adamae_jax.models.tubelets import Grid
 
@@ -39,9 +40,9 @@ class SamplingNetwork(nn.Module):
         table = self.param("position_table", nn.initializers.zeros, tokens.shape[1:])
         x = tokens + table
         if spec.width != x.shape[-1]:
-            x = nn.Dense(spec.width, kernel_init=init, dtype=spec.dtype, name="projection")(x)
+            x = Dense(spec.width, kernel_init=init, dtype=spec.dtype, name="projection")(x)
         x = Transformer(spec, name="transformer")(x, keys=keys)
-        return nn.Dense(1, kernel_init=init, dtype=jnp.float32, name="head")(x)[..., 0]
+        return Dense(1, kernel_init=init, dtype=jnp.float32, name="head")(x)[..., 0]
 
 
 def sample_without_replacement(

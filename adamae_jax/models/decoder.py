@@ -1,20 +1,16 @@
 """The decoder that every system shares: latents to tubelets."""
 
-import functools
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from adamae_jax.models.dense import Dense
 from adamae_jax.models.encoder import prepend
 from adamae_jax.models.positions import PositionKind, Positions
 from adamae_jax.models.transformer import ExampleKeys, LayerNorm, Transformer, TransformerSpec
 from adamae_jax.models.tubelets import Grid
-
-# Products of the compute type, summed and handed on in float32; so the gradient comes back in it.
-_FLOAT32_OUTPUT = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 ClassToken = Literal["none", "shared", "separate"]
 CLASS_TOKENS: tuple[str, ...] = get_args(ClassToken)
@@ -67,7 +63,7 @@ class Decoder(nn.Module):
         has_class = self.class_token != "none"
         if self.class_token == "separate":
             latents = latents[:, 1:]
-        x = nn.Dense(
+        x = Dense(
             spec.width,
             use_bias=self.projection_bias,
             kernel_init=init.projection,
@@ -95,10 +91,10 @@ class Decoder(nn.Module):
         x = x[:, int(has_class) + (0 if predict_visible else visible.shape[1]) :]
         epsilon = spec.norm_epsilon if self.norm_epsilon is None else self.norm_epsilon
         x = LayerNorm(epsilon, spec.dtype, name="norm")(x)
-        return nn.Dense(
+        return Dense(
             self.values,
             kernel_init=init.dense,
             dtype=spec.dtype,
-            dot_general=_FLOAT32_OUTPUT,  # predictions are not rounded before the loss
+            output_dtype=jnp.float32,  # predictions are not rounded before the loss
             name="head",
         )(x)

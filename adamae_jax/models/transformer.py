@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from adamae_jax.errors import UserError
 from adamae_jax.models.attention import AttentionImplementation, attend
+from adamae_jax.models.dense import Dense, add_bias, product
 from adamae_jax.models.initializers import INITIALIZATIONS, Initialization
 from adamae_jax.models.sharding import BATCH, TENSOR, constrain
 
@@ -134,20 +135,20 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", spec.init.qkv, (spec.width, 3, *head_shape))
         # Heads stay an axis in both: merged with another, a mesh could not split it, and the kernel
         # would be gathered.
-        fused = jnp.tensordot(x.astype(spec.dtype), kernel.astype(spec.dtype), axes=1)
+        fused = product(x.astype(spec.dtype), kernel, spec.dtype)
         fused = constrain(fused, BATCH, None, None, TENSOR)
         query, key, value = (fused[:, :, index] for index in range(3))
         if spec.attention_bias:
             shape = (len(spec.attention_bias), *head_shape)
-            bias = self.param("qkv_bias", nn.initializers.zeros, shape).astype(spec.dtype)
+            bias = self.param("qkv_bias", nn.initializers.zeros, shape)
             heads = {"q": query, "k": key, "v": value}
             for letter, row in zip(spec.attention_bias, bias, strict=True):
-                heads[letter] = heads[letter] + row
+                heads[letter] = add_bias(heads[letter], row)
             query, key, value = heads.values()
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", FIRST_TOKEN, first_token_attention(query, key))
         mixed = attend(query, key, value, key_valid, implementation=spec.attention_implementation)
-        return nn.Dense(
+        return Dense(
             spec.width,
             kernel_init=spec.init.dense,
             dtype=spec.dtype,
@@ -165,10 +166,10 @@ class Mlp(nn.Module):
         """Mixes the channels of each token."""
         init, dtype = self.spec.init.dense, self.spec.dtype
         hidden = int(self.spec.width * self.spec.mlp_ratio)
-        x = nn.Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
+        x = Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
         x = constrain(x, BATCH, None, TENSOR)
         x = nn.gelu(x, approximate=False)
-        return nn.Dense(self.spec.width, kernel_init=init, dtype=dtype, name="fc2")(x)
+        return Dense(self.spec.width, kernel_init=init, dtype=dtype, name="fc2")(x)
 
 
 class LayerNorm(nn.Module):
@@ -200,7 +201,7 @@ class LayerScale(nn.Module):
         if self.start == 0.0:
             return x
         scale = self.param("scale", nn.initializers.constant(self.start), (x.shape[-1],))
-        return x * scale.astype(x.dtype)
+        return (x * scale).astype(x.dtype)  # the product and its gradient in float32
 
 
 class Block(nn.Module):

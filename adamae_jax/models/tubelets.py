@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from adamae_jax.errors import UserError
 from adamae_jax.models import initializers
+from adamae_jax.models.dense import Dense
 
 Grid = tuple[int, int, int]
 
@@ -162,7 +163,7 @@ class TubeletEmbedding(nn.Module):
     @nn.compact
     def __call__(self, video: Float[Array, "b T H W C"]) -> Float[Array, "b n d"]:
         """Normalised pixels to tokens."""
-        return nn.Dense(
+        return Dense(
             self.width,
             kernel_init=self.kernel_init,
             bias_init=initializers.uniform_fan_in(self.geometry.tubelet_values),

@@ -19,8 +19,10 @@ _TPU_OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"
 _COMPILER_OPTIONS = {
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
-# Without these libtpu asks for the machine that it is on, and complains that it is none of its own.
+# Without these libtpu asks for the machine that it is on, complains that it is none of its own, and
+# lets one process at a time use it, which is for TPUs that are there.
 _TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

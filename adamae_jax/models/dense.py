@@ -1,0 +1,104 @@
+"""Dense layers that compute in a narrow type and give the gradients of their parameters in float32.
+
+A gradient is a sum over all tokens of all examples on all devices. `flax.linen.Dense` rounds each
+device's part of it to the type of the products, bfloat16 mostly, so that devices add rounded
+numbers; here it leaves the product in float32, and is added so.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class Dense(nn.Module):
+    """A dense layer with the parameters of `flax.linen.Dense`.
+
+    Attributes:
+      features: width of the output.
+      kernel_init: initial values of the kernel.
+      use_bias: whether there is a bias.
+      bias_init: initial values of the bias.
+      dtype: the type that the product is computed in.
+      output_dtype: of the result; None for ``dtype``.
+    """
+
+    features: int
+    kernel_init: Callable[..., Any]
+    use_bias: bool = True
+    bias_init: Callable[..., Any] = nn.initializers.zeros
+    dtype: DTypeLike = jnp.float32
+    output_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """Maps the last axis."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = product(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+        if not self.use_bias:
+            return y
+        return add_bias(y, self.param("bias", self.bias_init, (self.features,)))
+
+
+def product(
+    x: Float[Array, "... i"], kernel: Float[Array, "i ..."], output_dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """Returns ``x @ kernel``, computed in the type of ``x``; a kernel may have several output axes.
+
+    Args:
+      x: what is mapped.
+      kernel: a parameter; its gradient comes in float32.
+      output_dtype: of the result.
+    """
+    return _product(x, kernel, jnp.dtype(output_dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(
+    x: Float[Array, "... i"], kernel: Float[Array, "i ..."], output_dtype: Any
+) -> Float[Array, "..."]:
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=1, preferred_element_type=output_dtype)
+
+
+def _product_forward(x: Any, kernel: Any, output_dtype: Any) -> tuple[Any, Any]:
+    return _product(x, kernel, output_dtype), (x, kernel)
+
+
+def _product_backward(output_dtype: Any, saved: Any, gradient: Any) -> tuple[Any, Any]:
+    del output_dtype
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    summed = tuple(range(x.ndim - 1))
+    of_kernel = jax.lax.dot_general(
+        x, gradient, ((summed, summed), ((), ())), preferred_element_type=jnp.float32
+    )
+    outputs = range(1, kernel.ndim)
+    axes = ([axis + x.ndim - 2 for axis in outputs], list(outputs))
+    of_x = jnp.tensordot(gradient, kernel.astype(x.dtype), axes=axes)
+    return of_x, of_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "... o"], bias: Float[Array, "..."]) -> Float[Array, "... o"]:
+    """Returns ``y`` plus a parameter along its last axes, whose gradient comes in float32."""
+    return y + bias.astype(y.dtype)
+
+
+def _bias_forward(y: Any, bias: Any) -> tuple[Any, Any]:
+    return add_bias(y, bias), bias
+
+
+def _bias_backward(bias: Any, gradient: Any) -> tuple[Any, Any]:
+    summed = tuple(range(gradient.ndim - bias.ndim))
+    return gradient, gradient.sum(summed, dtype=jnp.float32).astype(bias.dtype)
+
+
+add_bias.defvjp(_bias_forward, _bias_backward)
