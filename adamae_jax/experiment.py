@@ -26,7 +26,14 @@ from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.task import MODEL, Task
-from adamae_jax.training.optimizers import Optimizer, adamw, lars, stacked, warmup_cosine
+from adamae_jax.training.optimizers import (
+    Optimizer,
+    Schedule,
+    adamw,
+    lars,
+    stacked,
+    warmup_cosine,
+)
 
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
@@ -323,22 +330,29 @@ def check_device(config: ConfigDict) -> None:
         )
 
 
-def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
-    """The optimiser of each of a task's groups, for a resolved config; an adversary's has no decay.
+def learning_rate(config: ConfigDict) -> Schedule:
+    """The learning rate by step, for a resolved config.
 
-    The learning rates of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
+    Those of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
     """
-    options = config.optimizer
-    counted = config.batch_size
+    options, counted = config.optimizer, config.batch_size
     if options.rate_counts == "videos":
         counted //= config.data.repeats
     scale = counted / SAMPLES_PER_RATE
-    schedule = warmup_cosine(
+    return warmup_cosine(
         options.learning_rate * scale,
         options.min_learning_rate * scale,
         options.warmup_steps,
         config.steps,
     )
+
+
+def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
+    """The optimiser of each of a task's groups, for a resolved config.
+
+    An adversary's has no decay.
+    """
+    options, schedule = config.optimizer, learning_rate(config)
     shared = {"b1": options.b1, "b2": options.b2, "eps": options.eps}
     decayed = {
         "weight_decay": options.weight_decay,

@@ -33,7 +33,7 @@ FIELDS: dict[str, Field] = {
         "Clips in one optimiser update, over all hosts, repeats and accumulation included.",
         lowest=1,
     ),
-    "steps": Field(
+    "steps": ExecutionField(
         0,
         "Optimiser updates. 0: as many as `epochs` takes. A number here goes before `epochs`, so "
         "that `--config.steps=N` shortens any recipe; its warm-up becomes shorter in proportion, "
@@ -41,7 +41,7 @@ FIELDS: dict[str, Field] = {
         lowest=0,
         highest=MOST_STEPS,
     ),
-    "epochs": Field(
+    "epochs": ExecutionField(
         0,
         "Passes over the videos of the training split, used where `steps` is 0.",
         lowest=0,

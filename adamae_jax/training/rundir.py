@@ -13,6 +13,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from adamae_jax import changes
 from adamae_jax import config as configs
 from adamae_jax.errors import UserError
 from adamae_jax.training import metrics
@@ -66,11 +67,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
             ) from error
         last = max((line["step"] for line in read_metrics(workdir)), default=0)
         has_begun = last > 0 or checkpoints.is_dir()
-        if has_begun and (different := configs.differences(stored, config)):
-            raise UserError(
-                f"{workdir} holds another run; it differs in {'; '.join(different)}. "
-                "Give another --workdir, or the same config"
-            )
+        if has_begun:
+            changes.check_allowed(str(workdir), stored, config)
         # A run that was killed before its first checkpoint starts anew.
         are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
         if last > stored.checkpoint_every and not are_there:
@@ -88,14 +86,14 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 )
 
 
-def warmup_of(workdir: Path) -> int:
-    """Returns the steps of warm-up of the run in a workdir; 0 where none has begun."""
+def config_of(workdir: Path) -> ConfigDict | None:
+    """Returns the config of the run in a workdir; None where none has begun."""
     if not (workdir / CHECKPOINTS).is_dir():
-        return 0
+        return None
     try:
-        return configs.from_json((workdir / CONFIG).read_text()).optimizer.warmup_steps
+        return configs.from_json((workdir / CONFIG).read_text())
     except (OSError, ValueError, UserError):
-        return 0  # `check` says what is wrong
+        return None  # `check` says what is wrong
 
 
 @contextlib.contextmanager
