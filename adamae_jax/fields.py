@@ -71,6 +71,13 @@ FIELDS: dict[str, Field] = {
         lowest=1,
     ),
     "keep_checkpoints": ExecutionField(3, "How many of the newest checkpoints are kept.", lowest=1),
+    "keep_every": ExecutionField(
+        0,
+        "Steps from one permanent checkpoint to the next: they are made whatever "
+        "`checkpoint_every` is, and stay beside the newest ones for as long as this field says so. "
+        "0: there are none.",
+        lowest=0,
+    ),
     "compilation_cache_dir": ExecutionField(
         "~/.cache/adamae_jax",
         "Where compiled programs are kept from one start to the next. Empty: nowhere.",

@@ -209,7 +209,8 @@ class Loop:
             if drawn:
                 self._draw(step, state, None)
             told = notice.agreed(before) and step != last
-            saved = told or bad.too_many or is_due(step, config.checkpoint_every, last)
+            due = any(is_due(step, n, last) for n in (config.checkpoint_every, config.keep_every))
+            saved = told or bad.too_many or due
             if saved:
                 bad.see(step, int(metrics["skipped"]))
             if told:

@@ -47,6 +47,7 @@ def train(run: Run) -> dict[str, Any]:
     checkpoints = RunCheckpoints(
         workdir / rundir.CHECKPOINTS,
         keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
         metadata={"task": run.task.name, **run.metadata},
     )
     with rundir.claimed(workdir, config, write=first), checkpoints:

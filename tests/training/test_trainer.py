@@ -55,7 +55,9 @@ def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)
 
 
-def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> dict[str, Any]:
+def classify(
+    workdir: Path, data: Path, mesh: dict[str, int] | None = None, **fields: Any
+) -> dict[str, Any]:
     """A whole job in its smallest form."""
     config: ConfigDict = tiny.get_config()
     config.data.dir, config.data.num_workers = str(data), 0
@@ -63,6 +65,7 @@ def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> d
     config.steps, config.checkpoint_every, config.eval_every = STEPS, 10, 15
     config.eval.num_examples, config.eval.knn = 0, False
     config.optimizer.learning_rate = 0.3
+    config.update(fields)
     task = experiment.classification(config)
     train = open_training(config)
     config = resolve(config, len(train))
@@ -157,6 +160,11 @@ def test_a_run_that_is_told_to_end_saves_its_state(
     assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 13]
     classify(workdir, data)
     assert lines(workdir) == lines(undisturbed)
+
+
+def test_permanent_checkpoints_are_made_between_the_others(data: Path, tmp_path: Path) -> None:
+    classify(tmp_path, data, steps=12, keep_every=4, keep_checkpoints=1, eval_every=0)
+    assert checkpoint_steps(tmp_path / rundir.CHECKPOINTS) == [4, 8, 12]
 
 
 def test_workers_that_end_with_the_run_are_no_error(
