@@ -53,6 +53,8 @@ def train(run: Run) -> dict[str, Any]:
     with rundir.claimed(workdir, config, write=first), checkpoints:
         # State
         start, state, shardings = restore_or_create(run, checkpoints)
+        if first:
+            rundir.note_start(workdir, start)
         # Step
         log_rates(run)
         step = make_train_step(

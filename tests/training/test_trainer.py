@@ -19,7 +19,7 @@ from adamae_jax import experiment
 from adamae_jax.config import resolve
 from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 from adamae_jax.run_data import RunData, open_training, open_validation
-from adamae_jax.training import loop, metrics, rundir, trainer
+from adamae_jax.training import clock, loop, metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
@@ -103,6 +103,12 @@ def test_a_classifier_learns(undisturbed: Path) -> None:
     logged = lines(undisturbed)
     assert {"grad_norm_encoder", "grad_norm_head", "accuracy", "epoch"} <= set(logged[0])
     assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30]
+    timed = rundir.read_metrics(undisturbed)
+    assert [line["step"] for line in timed if line["evaluation_seconds"]] == [15, 30]
+    assert [line["step"] for line in timed if line["checkpoint_seconds"]] == [11, 21]
+    assert all(line["compute_seconds"] > 0 for line in timed)
+    expected = sum(line["compute_seconds"] for line in timed[1:])  # the first step compiles
+    assert timed[-1]["computed_seconds"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}], ids=["same", "other"])
@@ -130,6 +136,9 @@ def test_a_run_that_was_killed_goes_on(
     classify(workdir, data, mesh)
     ours, theirs = lines(workdir), lines(undisturbed)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    summary = json.loads((workdir / rundir.SUMMARY).read_text())
+    assert summary["starts"] == 2 and 0 < summary["goodput"] < 1
+    assert summary["goodput"] == summary["computed_seconds"] / summary["wall_seconds"]
     if mesh:
         assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-2)
         return
@@ -171,15 +180,15 @@ def test_workers_that_end_with_the_run_are_no_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal to the whole group of processes reaches the workers too."""
-    take, calls = loop.Clock.next, itertools.count()
+    take, calls = clock.Clock.next, itertools.count()
 
-    def killed(self: loop.Clock, batches: Any) -> Any:
+    def killed(self: clock.Clock, batches: Any) -> Any:
         if next(calls) == 12:
             os.kill(os.getpid(), signal.SIGTERM)
             raise WorkerDeathError("a worker has ended")
         return take(self, batches)
 
-    monkeypatch.setattr(loop.Clock, "next", killed)
+    monkeypatch.setattr(clock.Clock, "next", killed)
     with pytest.raises(PreemptedError, match="the state of step 12 is saved"):
         classify(tmp_path / "run", data)
     assert checkpoint_steps(tmp_path / "run" / rundir.CHECKPOINTS) == [10, 12]
