@@ -190,8 +190,10 @@ class Loop:
                     skipped = bad.streak if step != last or bad.too_many else 0
                     covered = self._save(step, state, skipped)
             if bad.too_many:
+                listed = self._job.workdir / rundir.bad_steps_name()
+                bad.write(listed)
                 self._checkpoints.wait()
-                raise bad.error(covered)
+                raise bad.error(covered, listed)
         self._draw(last, state, "end")
         return state
 

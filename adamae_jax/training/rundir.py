@@ -24,13 +24,18 @@ CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
 CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
-STARTS = "starts.jsonl"
+STARTS, BAD_STEPS = "starts.jsonl", "bad_steps"
 LOCK = ".lock"
 
 
 def damaged_name() -> str:
     """The file for the damaged records that this process meets: of several, each has its own."""
     return f"{DAMAGED}_{jax.process_index()}.txt" if jax.process_count() > 1 else f"{DAMAGED}.txt"
+
+
+def bad_steps_name() -> str:
+    """The file for the examples of updates that were not finite; each process has its own."""
+    return f"{BAD_STEPS}_{jax.process_index()}.jsonl"
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from adamae_jax import experiment
 from adamae_jax.config import resolve
+from adamae_jax.data.mixture import open_dataset
+from adamae_jax.data.order import record_order
 from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.training import clock, loop, metrics, rundir, trainer
@@ -217,6 +219,14 @@ def test_a_run_that_is_not_finite_any_more_ends(
         classify(workdir, data)
     assert "saved as step 17" in str(caught.value)
     assert re.search(r"this process's examples \d+, \d+", str(caught.value))
+    written = [
+        json.loads(line) for line in (workdir / "bad_steps_0.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in written] == list(range(18, 18 + len(written)))
+    assert len(written) >= 10 and all(len(set(line["examples"])) == 8 for line in written)
+    order = record_order(open_dataset(str(data), "train"), tiny.get_config().seed)
+    assert written[0]["examples"] == [order[17 * 8 + slot] for slot in range(8)]
+    assert str(workdir / "bad_steps_0.jsonl") in str(caught.value)
     assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 17]
     counters = read_subtree(workdir / rundir.CHECKPOINTS, "counters")[1]
     assert int(counters["skipped"]) == 0
