@@ -78,6 +78,12 @@ FIELDS: dict[str, Field] = {
         "0: there are none.",
         lowest=0,
     ),
+    "profile.steps": ExecutionField(
+        (0, 0),
+        "The first and the last step of a trace by JAX's profiler, written to `profile` in the "
+        "workdir. Begin some steps behind the start, which compiles. 0, 0: none.",
+        lowest=0,
+    ),
     "compilation_cache_dir": ExecutionField(
         "~/.cache/adamae_jax",
         "Where compiled programs are kept from one start to the next. Empty: nowhere.",

@@ -23,6 +23,7 @@ from adamae_jax.training.evaluation import HostBatch
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import put_batch
+from adamae_jax.training.profiling import Trace
 from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState
 
@@ -109,10 +110,12 @@ class Loop:
         checkpoints: RunCheckpoints,
         metrics: RunMetrics,
         progress: Progress,
+        trace: Trace,
     ) -> None:
         """Compiles nothing yet."""
         self._job, self._train_step = run, train_step
         self._checkpoints, self._metrics, self._progress = checkpoints, metrics, progress
+        self._trace = trace
         self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
         self._features = knn.compile_features(run.task, run.mesh)
 
@@ -145,7 +148,10 @@ class Loop:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
             placed = put_batch(notice.told(batch), self._job.mesh)
-            state, metrics = self._train_step(state, placed)
+            self._trace.before(step, previous)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = self._train_step(state, placed)
+            self._trace.after(step, metrics)
             # The host runs one step ahead of the devices, and no more.
             jax.block_until_ready(previous)
             if previous is not None:

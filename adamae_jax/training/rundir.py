@@ -24,7 +24,7 @@ CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
 CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
-STARTS, BAD_STEPS = "starts.jsonl", "bad_steps"
+STARTS, BAD_STEPS, PROFILE = "starts.jsonl", "bad_steps", "profile"
 LOCK = ".lock"
 
 

@@ -24,6 +24,7 @@ from adamae_jax.training import partitioning, preemption, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.loop import Loop, Run
 from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.profiling import Trace
 from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState, create_state, replace_group
 from adamae_jax.training.step import jit_train_step, make_train_step
@@ -67,8 +68,9 @@ def train(run: Run) -> dict[str, Any]:
         train_step = jit_train_step(step, run.mesh, shardings)
         # Loop: evaluation, metrics, pictures and checkpoints, each when it is due
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
-            loop = Loop(run, train_step, checkpoints, metrics, progress)
-            with preemption.Notice() as notice, run.data.train_batches(start) as batches:
+            trace = Trace(workdir / rundir.PROFILE, *config.profile.steps)
+            loop = Loop(run, train_step, checkpoints, metrics, progress, trace)
+            with preemption.Notice() as notice, run.data.train_batches(start) as batches, trace:
                 state = loop.run(start, state, batches, notice)
         checkpoints.wait()
         # End

@@ -173,6 +173,25 @@ def test_a_run_that_is_told_to_end_saves_its_state(
     assert lines(workdir) == lines(undisturbed)
 
 
+def test_the_steps_that_are_asked_for_are_traced(data: Path, tmp_path: Path) -> None:
+    """The trace names its steps; a wrong order is told."""
+    config: ConfigDict = tiny.get_config()
+    config.profile.steps = (3, 4)
+    classify(tmp_path / "run", data, steps=7, eval_every=0, profile=config.profile)
+    (trace,) = (tmp_path / "run" / rundir.PROFILE).glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        dict(event.stats)
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert sorted(int(stats["step_num"]) for stats in events) == [3, 4]
+    config.profile.steps = (4, 3)
+    with pytest.raises(UserError, match=r"profile.steps is \(4, 3\): give the first step"):
+        classify(tmp_path / "other", data, steps=7, eval_every=0, profile=config.profile)
+
+
 def test_permanent_checkpoints_are_made_between_the_others(data: Path, tmp_path: Path) -> None:
     classify(tmp_path, data, steps=12, keep_every=4, keep_checkpoints=1, eval_every=0)
     assert checkpoint_steps(tmp_path / rundir.CHECKPOINTS) == [4, 8, 12]
