@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
+from adamae_jax.errors import UserError
 from adamae_jax.mixing import MixDraw, Mixing, erase, mix, soft_targets
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.transformer import ExampleKeys
@@ -172,3 +174,30 @@ class Classification(Task):
     def _erased(self, video: Any, keys: ExampleKeys) -> Float[Array, "b T H W C"]:
         pixels = normalize_pixels(video, self.objective)
         return erase(pixels, fold(keys, ERASE), self.erasing) if self.erasing else pixels
+
+
+def class_weights(given: str, num_classes: int) -> tuple[float, ...]:
+    """Returns the weights that a field or the file that it names gives; none where it is empty.
+
+    Raises:
+      UserError: where they are no numbers, or not one for each class.
+    """
+    if not given:
+        return ()
+    source, texts = "classifier.class_weights", given.split(",")
+    if len(texts) == 1:
+        source = f"classifier.class_weights={given}"
+        try:
+            texts = Path(given).read_text().split()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source} cannot be read ({error}): give a text file") from error
+    try:
+        weights = tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}; give one number for each class") from error
+    if len(weights) != num_classes or not all(0 <= w < math.inf for w in weights):
+        raise UserError(
+            f"{source} has {len(weights)} number(s) for {num_classes} classes: give as many, "
+            "finite and none below 0"
+        )
+    return weights

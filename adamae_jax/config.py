@@ -110,18 +110,19 @@ def resolve(
     config: ConfigDict,
     num_examples: int,
     recipe: Mapping[str, Any] | None = None,
-    run_warmup: int = 0,
+    run: ConfigDict | None = None,
 ) -> ConfigDict:
     """Returns a new config with the derived fields filled in.
 
     An epoch is a pass over the videos; steps per epoch are rounded down, as the authors do. Where
-    the command line makes a recipe shorter, its warm-up becomes shorter in proportion.
+    the command line makes a recipe shorter, its warm-up becomes shorter in proportion. A run that
+    goes on keeps its warm-up, unless the command line sets it.
 
     Args:
       config: the experiment.
       num_examples: videos in the training split; 0 takes the config's number.
       recipe: the config file's own values of the fields that the command line has set, by path.
-      run_warmup: steps of warm-up of the run that is resumed, which keeps them.
+      run: the config of the run that goes on; None for a new one.
 
     Raises:
       UserError: where steps and epochs do not say how long to train, or all of it is warm-up.
@@ -144,14 +145,19 @@ def resolve(
     config.steps = config.steps or config.epochs * per_epoch
     optimizer.warmup_steps = optimizer.warmup_steps or int(optimizer.warmup_epochs * per_epoch)
     own_steps = own["steps"] or own["epochs"] * per_epoch
-    if config.steps < own_steps and not any(name.startswith("optimizer.warmup_") for name in own):
-        shorter = run_warmup or optimizer.warmup_steps * config.steps // own_steps
-        logging.info(
-            "warm-up: %d steps, not %d, since there are %d in all, not %d; to set it, give "
-            "--config.optimizer.warmup_steps=N",
-            *(shorter, optimizer.warmup_steps, config.steps, own_steps),
-        )
-        optimizer.warmup_steps = shorter
+    if not any(name.startswith("optimizer.warmup_") for name in own):
+        kept, reason = optimizer.warmup_steps, ""
+        if run is not None:
+            kept, reason = run.optimizer.warmup_steps, "as the run has begun with"
+        elif config.steps < own_steps:
+            kept = optimizer.warmup_steps * config.steps // own_steps
+            reason = f"since there are {config.steps} in all, not {own_steps}"
+        if kept != optimizer.warmup_steps:
+            logging.info(
+                "warm-up: %d steps, not %d, %s; to set it, give --config.optimizer.warmup_steps=N",
+                *(kept, optimizer.warmup_steps, reason),
+            )
+        optimizer.warmup_steps = kept
     if optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"steps {config.steps} are not more than the warm-up's {optimizer.warmup_steps}: train "
@@ -160,16 +166,6 @@ def resolve(
     config.eval.batch_size = config.eval.batch_size or config.batch_size
     check_fields(config)
     return config
-
-
-def differences(run: ConfigDict, wanted: ConfigDict) -> list[str]:
-    """Returns the fields in which two configs describe different runs, with both values."""
-    first, second = flatten(run), flatten(wanted)
-    return [
-        f"{name} (the run: {first.get(name)!r}, asked for: {second.get(name)!r})"
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name) and not (name in FIELDS and FIELDS[name].mutable)
-    ]
 
 
 def model_part(config: ConfigDict) -> dict[str, Any]:
@@ -253,6 +249,8 @@ An experiment is a Python file in [configs/](../configs) whose `get_config()` st
 its path, as in `--config.data.num_frames=8`. All numbers are finite. In the column "kept":
 
 - **R**: a resumed run may change the field; it says how a run is carried out, not what it computes.
+  Of these, `steps` and `epochs` say how long it goes on: from there on the learning rate follows
+  the schedule of the new length, and the warm-up stays the run's.
 - **M**: the field belongs to the model and is kept in its `model.json`.
 """
 

@@ -130,6 +130,7 @@ def evaluate(
         found = score(loaded.task, loaded.variables, videos, mesh)
         videos.check(found.unreadable)
     figures = {
+        "step": loaded.step,
         "views": "x".join(map(str, views)),
         "dataset": str(dataset.directory),
         "split": dataset.split,

@@ -1,10 +1,8 @@
 """From a config to the objects it describes; everything a config can get wrong is met here."""
 
 import functools
-import math
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from adamae_jax import masking
-from adamae_jax.classification import Classification
+from adamae_jax.classification import Classification, class_weights
 from adamae_jax.config import SAMPLES_PER_RATE, check_fields
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
@@ -28,7 +26,14 @@ from adamae_jax.objectives import ADVERSARY, Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.targets import Objective
 from adamae_jax.task import MODEL, Task
-from adamae_jax.training.optimizers import Optimizer, adamw, lars, stacked, warmup_cosine
+from adamae_jax.training.optimizers import (
+    Optimizer,
+    Schedule,
+    adamw,
+    lars,
+    stacked,
+    warmup_cosine,
+)
 
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
@@ -218,33 +223,6 @@ def refuse(config: ConfigDict, names: Iterable[str], job: str) -> None:
             )
 
 
-def class_weights(given: str, num_classes: int) -> tuple[float, ...]:
-    """Returns the weights that a field or the file that it names gives; none where it is empty.
-
-    Raises:
-      UserError: where they are no numbers, or not one for each class.
-    """
-    if not given:
-        return ()
-    source, texts = "classifier.class_weights", given.split(",")
-    if len(texts) == 1:
-        source = f"classifier.class_weights={given}"
-        try:
-            texts = Path(given).read_text().split()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{source} cannot be read ({error}): give a text file") from error
-    try:
-        weights = tuple(float(text) for text in texts)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}; give one number for each class") from error
-    if len(weights) != num_classes or not all(0 <= w < math.inf for w in weights):
-        raise UserError(
-            f"{source} has {len(weights)} number(s) for {num_classes} classes: give as many, "
-            "finite and none below 0"
-        )
-    return weights
-
-
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     Pretraining.name: pretraining,
     Classification.name: classification,
@@ -332,22 +310,29 @@ def check_device(config: ConfigDict, platform: str | None = None) -> None:
         )
 
 
-def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
-    """The optimiser of each of a task's groups, for a resolved config; an adversary's has no decay.
+def learning_rate(config: ConfigDict) -> Schedule:
+    """The learning rate by step, for a resolved config.
 
-    The learning rates of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
+    Those of the config are for `SAMPLES_PER_RATE` clips and grow with the batch.
     """
-    options = config.optimizer
-    counted = config.batch_size
+    options, counted = config.optimizer, config.batch_size
     if options.rate_counts == "videos":
         counted //= config.data.repeats
     scale = counted / SAMPLES_PER_RATE
-    schedule = warmup_cosine(
+    return warmup_cosine(
         options.learning_rate * scale,
         options.min_learning_rate * scale,
         options.warmup_steps,
         config.steps,
     )
+
+
+def optimizers(config: ConfigDict, task: Task) -> dict[str, Optimizer]:
+    """The optimiser of each of a task's groups, for a resolved config.
+
+    An adversary's has no decay.
+    """
+    options, schedule = config.optimizer, learning_rate(config)
     shared = {"b1": options.b1, "b2": options.b2, "eps": options.eps}
     decayed = {
         "weight_decay": options.weight_decay,

@@ -25,7 +25,7 @@ class Field:
       single: whether one number may stand for all of a tuple.
       open: whether a tuple has any number of parts, at least one, no two alike.
       mutable: whether a resumed run may change it: it says how a run is carried out, not what the
-        run computes.
+        run computes, or how long it goes on.
       model: whether ``model.json`` keeps it: it says what the model is or which clips it was
         trained on.
       classifier: whether it says something of classifiers alone; pretraining refuses it.

@@ -33,7 +33,7 @@ FIELDS: dict[str, Field] = {
         "Clips in one optimiser update, over all hosts, repeats and accumulation included.",
         lowest=1,
     ),
-    "steps": Field(
+    "steps": ExecutionField(
         0,
         "Optimiser updates. 0: as many as `epochs` takes. A number here goes before `epochs`, so "
         "that `--config.steps=N` shortens any recipe; its warm-up becomes shorter in proportion, "
@@ -41,7 +41,7 @@ FIELDS: dict[str, Field] = {
         lowest=0,
         highest=MOST_STEPS,
     ),
-    "epochs": Field(
+    "epochs": ExecutionField(
         0,
         "Passes over the videos of the training split, used where `steps` is 0.",
         lowest=0,
@@ -71,6 +71,19 @@ FIELDS: dict[str, Field] = {
         lowest=1,
     ),
     "keep_checkpoints": ExecutionField(3, "How many of the newest checkpoints are kept.", lowest=1),
+    "keep_every": ExecutionField(
+        0,
+        "Steps from one permanent checkpoint to the next: they are made whatever "
+        "`checkpoint_every` is, and stay beside the newest ones for as long as this field says so. "
+        "0: there are none.",
+        lowest=0,
+    ),
+    "profile.steps": ExecutionField(
+        (0, 0),
+        "The first and the last step of a trace by JAX's profiler, written to `profile` in the "
+        "workdir. Begin some steps behind the start, which compiles. 0, 0: none.",
+        lowest=0,
+    ),
     "compilation_cache_dir": ExecutionField(
         "~/.cache/adamae_jax",
         "Where compiled programs are kept from one start to the next. Empty: nowhere.",

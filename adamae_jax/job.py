@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
+from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import adamae_jax
-from adamae_jax import agreement, cli, distributed, experiment, licenses, peers, pretrained
+from adamae_jax import (
+    agreement,
+    changes,
+    cli,
+    distributed,
+    experiment,
+    licenses,
+    peers,
+    pretrained,
+)
 from adamae_jax import config as configs
 from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
@@ -110,7 +119,8 @@ def begin(
     mesh = create_mesh(dict(config.mesh))
     check_batch("batch_size", config.batch_size, mesh, config.optimizer.accumulation)
     # Data
-    config = configs.resolve(config, len(train), recipe, rundir.warmup_of(workdir))
+    run = rundir.config_of(workdir)
+    config = configs.resolve(config, len(train), recipe, run)
     check_batch("eval.batch_size", config.eval.batch_size, mesh)
     data = RunData(config, mesh, workdir, train, open_validation(config), views)
     # Processes: all have the same before them
@@ -121,7 +131,13 @@ def begin(
     rundir.check(workdir, config)
     if steps:
         data.check_trained_on(workdir / rundir.CHECKPOINTS, steps[-1])
-    return Begun(config, workdir, mesh, data, steps, trainer.finished(config, workdir, steps))
+        changes.check_length(str(workdir), steps[-1], config)
+    complete = trainer.finished(config, workdir, steps)
+    if steps and run is not None and complete is None:
+        rates = (experiment.learning_rate(run), experiment.learning_rate(config))
+        if said := changes.told(run, config, steps[-1], rates):
+            logging.info("%s", said)
+    return Begun(config, workdir, mesh, data, steps, complete)
 
 
 def exporting(begun: Begun, license: str) -> Callable[[Variables], None]:

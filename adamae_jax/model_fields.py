@@ -265,6 +265,9 @@ MODEL_FIELDS: dict[str, Field] = {
         below=1,
     ),
     "optimizer.accumulation": Field(
-        1, "Microbatches whose gradients make one update; they divide `batch_size`.", lowest=1
+        1,
+        "Microbatches whose gradients make one update; they divide `batch_size`.",
+        lowest=1,
+        mutable=True,
     ),
 }

@@ -177,12 +177,15 @@ def test_a_shorter_run_has_a_shorter_warmup(
     assert found.optimizer.warmup_steps == warmup
 
 
-def test_a_run_that_goes_on_keeps_its_warmup() -> None:
-    made, file = config(steps=20, **{"optimizer.warmup_steps": 40}), {"steps": 500}
-    assert config_lib.resolve(made, 100, file, run_warmup=3).optimizer.warmup_steps == 3
+@pytest.mark.parametrize("steps", [20, 400, 500, 800])
+def test_a_run_that_goes_on_keeps_its_warmup(steps: int) -> None:
+    """Whether it becomes shorter or longer: it may be over, or half done."""
+    run = config(steps=20, **{"optimizer.warmup_steps": 3})
+    made, file = config(steps=steps, **{"optimizer.warmup_steps": 40}), {"steps": 500}
+    assert config_lib.resolve(made, 100, file, run).optimizer.warmup_steps == 3
     given = {**file, "optimizer.warmup_steps": 40}
     made.optimizer.warmup_steps = 4
-    assert config_lib.resolve(made, 100, given, run_warmup=3).optimizer.warmup_steps == 4
+    assert config_lib.resolve(made, 100, given, run).optimizer.warmup_steps == 4
 
 
 @pytest.mark.parametrize("name", masking.names())

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,20 @@ def test_a_complete_run_ends_at_once(run: Path, data: Path, pretrained_model: Pa
     summary = finetune.finetune(config_of(data, str(pretrained_model)), run)
     assert summary["test"]["views"] == "2x2"
     assert os.stat(run / finetune.TEST / evaluate.METRICS).st_mtime_ns == before
+
+
+def test_a_test_of_an_earlier_step_is_made_again(
+    run: Path, data: Path, pretrained_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was complete may have been made longer."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    path = workdir / finetune.TEST / evaluate.METRICS
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"step": stored["step"] - 1}))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: {"made": "again"})
+    summary = finetune.finetune(config_of(data, str(pretrained_model)), workdir)
+    assert summary["test"] == {"made": "again"}
 
 
 def wrong_labels(tmp_path: Path, names: tuple[str, ...], labels: list[int]) -> Path:

@@ -66,7 +66,11 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.mark.parametrize(
     ("statuses", "ends_with", "starts"),
-    [("0", 0, 1), ("75 69 0", 0, 3), ("75 2 0", 2, 2), ("1", 1, 1), ("137", 137, 1)],
+    [
+        *(("0", 0, 1), ("75 69 0", 0, 3), ("75 2 0", 2, 2), ("1", 1, 1), ("137", 137, 1)),
+        # Aborts: a process that was lost, or, one after the other, a fault that comes again.
+        *(("134 0", 0, 2), ("134 134 134 134 0", 134, 4), ("134 134 69 134 134 134 0", 0, 7)),
+    ],
 )
 def test_only_what_may_go_on_is_started_again(
     place: Place, statuses: str, ends_with: int, starts: int
@@ -131,8 +135,8 @@ def test_all_hosts_of_a_tpu_slice(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("status", "count", "is_requeued"),
-    [(0, 0, False), (75, 0, True), (69, 3, True), (137, 0, True), (2, 0, False), (1, 0, False),
-     (75, 20, False)],
+    [(0, 0, False), (75, 0, True), (69, 3, True), (134, 0, True), (137, 0, True), (2, 0, False),
+     (1, 0, False), (75, 20, False)],
 )  # fmt: skip
 def test_slurm(place: Place, status: int, count: int, is_requeued: bool) -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(count)}

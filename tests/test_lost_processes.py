@@ -1,5 +1,6 @@
 """What happens to several real processes when a scheduler ends them, or one of them is gone."""
 
+import json
 import os
 import re
 import signal
@@ -88,3 +89,20 @@ def test_the_others_end_with_one_line_when_a_process_is_gone(
             assert f"process {other} of {count} ends, since process {index} is gone" in line
             assert "Check failure stack trace" not in job.errors(other)
             assert "Traceback" not in job.errors(other)
+
+
+def test_all_write_out_what_was_not_finite(data: Path, tmp_path: Path) -> None:
+    """A rate that no model survives: each process lists its own part of each batch."""
+    workdir = tmp_path / "run"
+    options = ("--config.optimizer.learning_rate=1e30", "--config.max_bad_steps=3")
+    with Job(workdir, data, *options, config=CONFIG) as job:
+        statuses = job.wait()
+        # Whoever comes first leaves word, and the other one may end by it.
+        assert 2 in statuses and set(statuses) <= {1, 2}, job.said()
+        for index in range(2):
+            assert "were not finite and were skipped (max_bad_steps is 3)" in stop_line(job, index)
+            text = (workdir / f"bad_steps_{index}.jsonl").read_text()
+            listed = [json.loads(line) for line in text.splitlines()]
+            assert len(listed) >= 3
+            trained = job.examples(index)
+            assert all(trained[line["step"] - 1] == line["examples"] for line in listed)

@@ -1,10 +1,14 @@
 """Updates that are skipped since loss or gradient is not finite, and when there are too many."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from adamae_jax.errors import UserError
+from adamae_jax.training.digests import write_atomically
 
 SHOWN = 16  # example ids in a message
 
@@ -47,11 +51,28 @@ class BadSteps:
         """Whether the run should end."""
         return self.streak >= self._most
 
-    def error(self, saved: int) -> UserError:
+    def write(self, path: Path) -> None:
+        """Writes which of this process's examples the skipped updates were made of.
+
+        A line of JSON for each of them: ``{"step": 18, "examples": [5, 3]}``. Where the disk is
+        full, the message of `error` has the last ones.
+        """
+        lines = (
+            json.dumps({"step": step, "examples": examples}) + "\n"
+            for step, examples in sorted(self._examples.items())
+            if step <= self._seen
+        )
+        try:
+            write_atomically(path, "".join(lines).encode())
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", path, error)
+
+    def error(self, saved: int, listed: Path) -> UserError:
         """What is said then.
 
         Args:
           saved: the step before the streak, whose state is saved.
+          listed: where `write` has written.
         """
         last = self._examples[self._seen]
         more = f" and {len(last) - SHOWN} more" if len(last) > SHOWN else ""
@@ -61,5 +82,5 @@ class BadSteps:
             f"state before them is saved as step {saved}. The usual remedy is a lower "
             "optimizer.learning_rate or a longer warm-up in a new --workdir; if it is the data, "
             "the last update was made of this process's examples "
-            f"{', '.join(map(str, last[:SHOWN]))}{more}"
+            f"{', '.join(map(str, last[:SHOWN]))}{more}; {listed} has those of all of them"
         )

@@ -36,7 +36,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from adamae_jax.agreement import gathered
 from adamae_jax.errors import UserError
@@ -65,10 +65,18 @@ class RunCheckpoints:
     with a clear error while the directory is still untouched. Call `restore` before `save`.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        metadata: Mapping[str, Any],
+    ) -> None:
         """Args:
         directory: Where the checkpoints are, or will be.
         keep: How many of the newest checkpoints stay.
+        keep_every: Those whose step is a multiple of it stay too. 0: no others.
         metadata: JSON-valid values stored with each checkpoint, such as a data fingerprint.
 
         Raises:
@@ -77,7 +85,8 @@ class RunCheckpoints:
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints: expected at least 1")
         self._directory = Path(directory).absolute()
-        self._keep = keep
+        stay = [LatestN(n=keep), *([EveryNSteps(interval_steps=keep_every)] if keep_every else [])]
+        self._policy = AnyPreservationPolicy(stay)
         self._metadata = json.loads(json.dumps(metadata, allow_nan=False))
         self._manager: ocp.CheckpointManager | None = None
         self._handler: _DigestingHandler | None = None
@@ -97,7 +106,7 @@ class RunCheckpoints:
         """Starts to save ``state``; returns when it is safe to donate or change its arrays.
 
         Saving a step that is there already does nothing. The oldest checkpoints beyond ``keep``
-        are removed once the new one is complete.
+        (but for those of ``keep_every``) are removed once the new one is complete.
 
         Raises:
           UserError: The previous or this save failed (a full disk, say), or the directory holds
@@ -205,7 +214,7 @@ class RunCheckpoints:
         if self._manager is not None and self._handler is not None:
             return self._manager, self._handler
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(n=self._keep),
+            preservation_policy=self._policy,
             cleanup_tmp_directories=True,  # what a killed process left half written
             lightweight_initialize=True,
             save_root_metadata=False,

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,10 +18,12 @@ from adamae_jax.task import Task, Variables
 from adamae_jax.training import evaluation, knn, preemption, rundir
 from adamae_jax.training.bad_steps import BadSteps
 from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.clock import CHECKPOINT, EVALUATION, Clock, device_memory
 from adamae_jax.training.evaluation import HostBatch
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import put_batch
+from adamae_jax.training.profiling import Trace
 from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState
 
@@ -99,46 +100,6 @@ class Run:
     summary: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda evaluated: {}
 
 
-@dataclasses.dataclass
-class Clock:
-    """Where the time of the steps since the last line went.
-
-    Attributes:
-      clips: clips per step, over all processes.
-      seconds: seconds of training so far, those before this process started included.
-    """
-
-    clips: int
-    seconds: float = 0.0
-    _started: float = dataclasses.field(default_factory=lambda: time.monotonic())
-    _waited: float = 0.0
-    _steps: int = 0
-
-    def restart(self) -> None:
-        """Begins a new interval, such as after the compilation or an evaluation."""
-        now = time.monotonic()
-        self.seconds += now - self._started
-        self._started, self._waited, self._steps = now, 0.0, 0
-
-    def next(self, batches: Iterator[HostBatch]) -> HostBatch:
-        """Takes a batch, and counts the time that it took to come."""
-        begin = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - begin
-        self._steps += 1
-        return batch
-
-    def read(self) -> Figures:
-        """Returns the figures of the interval, and begins a new one."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        figures = {
-            "clips_per_second": self._steps * self.clips / elapsed,
-            "data_wait_share": min(1.0, self._waited / elapsed),
-        }
-        self.restart()
-        return {**figures, "seconds": self.seconds}
-
-
 class Loop:
     """The steps of a run, and what happens between them."""
 
@@ -149,10 +110,12 @@ class Loop:
         checkpoints: RunCheckpoints,
         metrics: RunMetrics,
         progress: Progress,
+        trace: Trace,
     ) -> None:
         """Compiles nothing yet."""
         self._job, self._train_step = run, train_step
         self._checkpoints, self._metrics, self._progress = checkpoints, metrics, progress
+        self._trace = trace
         self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
         self._features = knn.compile_features(run.task, run.mesh)
 
@@ -175,7 +138,8 @@ class Loop:
         if start == 0:
             self._metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self._draw(0, state, "start")
-        clock = Clock(config.batch_size, rundir.seconds_so_far(self._job.workdir, start))
+        so_far = rundir.clock_so_far(self._job.workdir, start)
+        clock = Clock(config.batch_size, so_far["seconds"], so_far["computed"])
         bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
         previous: Any = None  # the metrics of the step before
         for step in range(start + 1, last + 1):
@@ -184,43 +148,58 @@ class Loop:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
             placed = put_batch(notice.told(batch), self._job.mesh)
-            state, metrics = self._train_step(state, placed)
+            self._trace.before(step, previous)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = self._train_step(state, placed)
+            self._trace.after(step, metrics)
             # The host runs one step ahead of the devices, and no more.
             jax.block_until_ready(previous)
             if previous is not None:
                 bad.see(step - 1, int(previous["skipped"]))
             before, previous = previous, metrics
-            if step == start + 1:
+            is_first, is_logged = (
+                step == start + 1,
+                step % config.log_every == 0 or step in (1, last),
+            )
+            if is_first:
                 jax.block_until_ready(metrics)
                 self._progress.message(f"compiled and ran step {step}")
+                if not is_logged:
+                    clock.restart()
             figures: Figures = {}
-            if step % config.log_every == 0 or step in (1, last):
+            if is_logged:
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 figures.pop(preemption.TOLD, None)
-                figures |= clock.read()
             held_out: Figures = {}
             if is_due(step, config.eval_every, last):
-                held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
-            if held_out and self._job.evaluated is not None:
-                self._job.evaluated(step, held_out, state.result)
+                jax.block_until_ready(metrics)  # what the step takes is not the evaluation's
+                with clock.spending(EVALUATION):
+                    held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
+                    if held_out and self._job.evaluated is not None:
+                        self._job.evaluated(step, held_out, state.result)
+            if is_logged:
+                figures |= clock.read(compiled=is_first) | device_memory()
             if figures or held_out:
                 self._log(step, figures | held_out)
-            drawn = config.pictures_every and step % config.pictures_every == 0 and step != last
-            if drawn:
-                self._draw(step, state, None)
+            if config.pictures_every and step % config.pictures_every == 0 and step != last:
+                with clock.spending(EVALUATION):
+                    self._draw(step, state, None)
             told = notice.agreed(before) and step != last
-            saved = told or bad.too_many or is_due(step, config.checkpoint_every, last)
+            due = any(is_due(step, n, last) for n in (config.checkpoint_every, config.keep_every))
+            saved = told or bad.too_many or due
             if saved:
                 bad.see(step, int(metrics["skipped"]))
             if told:
                 raise self._preempted(step, state, bad)
             if saved:
-                covered = self._save(step, state, bad.streak if step != last or bad.too_many else 0)
+                with clock.spending(CHECKPOINT):
+                    skipped = bad.streak if step != last or bad.too_many else 0
+                    covered = self._save(step, state, skipped)
             if bad.too_many:
+                listed = self._job.workdir / rundir.bad_steps_name()
+                bad.write(listed)
                 self._checkpoints.wait()
-                raise bad.error(covered)
-            if step == start + 1 or held_out or drawn or saved:
-                clock.restart()
+                raise bad.error(covered, listed)
         self._draw(last, state, "end")
         return state
 

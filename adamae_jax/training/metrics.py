@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from clu import metric_writers
 
 FILE_NAME = "metrics.jsonl"
-# Figures of the clock: two runs that are the same differ in them.
-TIMINGS = ("clips_per_second", "data_wait_share", "seconds")
+# Figures of the clock and the machine: two runs that are the same differ in them.
+TIMINGS = (
+    *("clips_per_second", "data_wait_share", "data_wait_seconds", "compute_seconds"),
+    *("checkpoint_seconds", "evaluation_seconds", "computed_seconds", "seconds"),
+    *("device_memory_gb", "device_memory_peak_gb"),
+)
 
 
 class RunMetrics:

@@ -159,7 +159,8 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, accumulation: int = 1) -
         raise UserError(
             f"{name} {batch_size} does not divide over {devices} device(s) along {DATA!r} and "
             f"{FSDP!r} and {accumulation} microbatch(es): use a multiple of "
-            f"{devices * accumulation}"
+            f"{devices * accumulation}, or other devices (mesh.data, mesh.fsdp) or "
+            "optimizer.accumulation, which a run that goes on may change"
         )
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from adamae_jax import changes
 from adamae_jax import config as configs
 from adamae_jax.errors import UserError
 from adamae_jax.training import metrics
@@ -22,12 +24,18 @@ CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
 CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
 MODEL_JSON = "model.json"  # in MODEL, as in every model directory
 DAMAGED = "damaged_records"
+STARTS, BAD_STEPS, PROFILE = "starts.jsonl", "bad_steps", "profile"
 LOCK = ".lock"
 
 
 def damaged_name() -> str:
     """The file for the damaged records that this process meets: of several, each has its own."""
     return f"{DAMAGED}_{jax.process_index()}.txt" if jax.process_count() > 1 else f"{DAMAGED}.txt"
+
+
+def bad_steps_name() -> str:
+    """The file for the examples of updates that were not finite; each process has its own."""
+    return f"{BAD_STEPS}_{jax.process_index()}.jsonl"
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -66,11 +74,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
             ) from error
         last = max((line["step"] for line in read_metrics(workdir)), default=0)
         are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
-        if (last or are_there) and (different := configs.differences(stored, config)):
-            raise UserError(
-                f"{workdir} holds another run; it differs in {'; '.join(different)}. "
-                "Give another --workdir, or the same config"
-            )
+        if last or are_there:
+            changes.check_allowed(str(workdir), stored, config)
         # A run that was killed before its first checkpoint has an empty folder, and starts anew.
         was_saved = last > stored.checkpoint_every or (workdir / SUMMARY).exists()
         if last and not are_there and (was_saved or not checkpoints.is_dir()):
@@ -96,15 +101,15 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 )
 
 
-def warmup_of(workdir: Path) -> int:
-    """Returns the steps of warm-up of the run in a workdir; 0 where none has begun."""
+def config_of(workdir: Path) -> ConfigDict | None:
+    """Returns the config of the run in a workdir; None where none has begun."""
     checkpoints = workdir / CHECKPOINTS
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
-        return 0
+        return None
     try:
-        return configs.from_json((workdir / CONFIG).read_text()).optimizer.warmup_steps
+        return configs.from_json((workdir / CONFIG).read_text())
     except (OSError, ValueError, UserError):
-        return 0  # `check` says what is wrong
+        return None  # `check` says what is wrong
 
 
 @contextlib.contextmanager
@@ -153,14 +158,46 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [found for line in lines if (found := metrics.parse_line(line)) is not None]
 
 
-def seconds_so_far(workdir: Path, step: int) -> float:
-    """Seconds of training that a run had behind it at a step, from its metrics."""
-    seconds = [
-        line["seconds"]
-        for line in read_metrics(workdir)
-        if line["step"] <= step and line.get("seconds") is not None
-    ]
-    return seconds[-1] if seconds else 0.0
+def clock_so_far(workdir: Path, step: int) -> dict[str, float]:
+    """Returns a `Clock`'s ``seconds`` and ``computed`` at a step of a run, from its metrics."""
+    found = {"seconds": 0.0, "computed": 0.0}
+    for line in read_metrics(workdir):
+        for name, logged in (("seconds", "seconds"), ("computed", "computed_seconds")):
+            if line["step"] <= step and line.get(logged) is not None:
+                found[name] = line[logged]
+    return found
+
+
+def note_start(workdir: Path, step: int) -> None:
+    """Adds a line to the run's starts: when, and from which step it goes on.
+
+    Raises:
+      UserError: where it cannot be written.
+    """
+    line = json.dumps({"step": step, "time": time.time()}) + "\n"
+    try:
+        with open(workdir / STARTS, "a") as file:
+            file.write(line)
+    except OSError as error:
+        raise UserError(f"{workdir / STARTS} cannot be written: {error.strerror}") from error
+
+
+def goodput(workdir: Path, computed: float) -> dict[str, Any]:
+    """Returns how much of the time since the first start went into steps that count.
+
+    Args:
+      workdir: of the run.
+      computed: the seconds of those steps; see `Clock`.
+    """
+    path = workdir / STARTS
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else ()
+    starts = [found for line in lines if (found := metrics.parse_line(line)) and found.get("time")]
+    since = max(time.time() - starts[0]["time"], computed) if starts else 0.0
+    return {
+        "starts": len(starts),
+        "wall_seconds": since or None,
+        "goodput": computed / since if since else None,
+    }
 
 
 def summarize(
@@ -190,9 +227,12 @@ def summarize(
         return sum(usable) / len(usable) if usable else None
 
     rates = sorted(line["clips_per_second"] for line in logged if line.get("clips_per_second"))
+    clock = clock_so_far(workdir, steps)
     summary = {
         "steps": steps,
-        "seconds": seconds_so_far(workdir, steps),
+        "seconds": clock["seconds"],
+        "computed_seconds": clock["computed"],
+        **goodput(workdir, clock["computed"]),
         "clips_per_second": rates[len(rates) // 2] if rates else None,
         f"{headline}_first": mean([line for line in logged if line["step"] <= edge]),
         f"{headline}_last": mean([line for line in logged if line["step"] > steps - edge]),

@@ -23,6 +23,7 @@ from adamae_jax.training import partitioning, preemption, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.loop import Loop, Run
 from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.profiling import Trace
 from adamae_jax.training.program import Program, program
 from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState, replace_group
@@ -46,17 +47,21 @@ def train(run: Run) -> dict[str, Any]:
     checkpoints = RunCheckpoints(
         workdir / rundir.CHECKPOINTS,
         keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
         metadata={"task": run.task.name, **run.metadata},
     )
     with rundir.claimed(workdir, config, write=first), checkpoints:
         # Step and state
         planned = program(config, run.task, run.optimizers, run.mesh)
         start, state = restore_or_create(run, checkpoints, planned)
+        if first:
+            rundir.note_start(workdir, start)
         log_rates(run)
         # Loop: evaluation, metrics, pictures and checkpoints, each when it is due
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
-            loop = Loop(run, planned.step, checkpoints, metrics, progress)
-            with preemption.Notice() as notice, run.data.train_batches(start) as batches:
+            trace = Trace(workdir / rundir.PROFILE, *config.profile.steps)
+            loop = Loop(run, planned.step, checkpoints, metrics, progress, trace)
+            with preemption.Notice() as notice, run.data.train_batches(start) as batches, trace:
                 state = loop.run(start, state, batches, notice)
         checkpoints.wait()
         # End

@@ -133,6 +133,19 @@ class TestRoundTrip:
         with RunCheckpoints(tmp_path, keep=2, metadata={}) as run, pytest.raises(error):
             run.save(1, state)
 
+    def test_permanent_ones_stay_beside_the_newest(self, tmp_path: Path) -> None:
+        """From one process to the next, until they are not wanted any more."""
+        for steps, every, left in (
+            (range(1, 9), 3, [3, 6, 7, 8]),
+            (range(9, 12), 3, [3, 6, 9, 10, 11]),
+            (range(12, 13), 0, [11, 12]),
+        ):
+            with RunCheckpoints(tmp_path, keep=2, keep_every=every, metadata={}) as run:
+                for step in steps:
+                    run.save(step, {"x": jnp.float32(step)})
+            assert checkpoints.checkpoint_steps(tmp_path) == left
+        assert restore(tmp_path, {"x": jnp.float32(0)})[0] == 12
+
     def test_keep_must_be_positive(self, tmp_path: Path) -> None:
         """One line for the user."""
         with pytest.raises(UserError, match="keep=0"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -150,13 +151,32 @@ def test_the_summary_takes_the_edges_of_the_run(tmp_path: Path) -> None:
 
 def test_seconds_so_far_are_those_of_the_restored_step(tmp_path: Path) -> None:
     """Lines that are none, as a kill may leave them, are passed over."""
-    lines = [json.dumps({"step": step, "seconds": 2.0 * step}) for step in range(1, 11)]
+    lines = [
+        json.dumps({"step": step, "seconds": 2.0 * step, "computed_seconds": 1.0 * step})
+        for step in range(1, 11)
+    ]
     rubbish = ["null", '{"step": null}', '{"step": 7, "seconds": "14"}', "[" * 99_999, "text"]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:9], *rubbish, lines[9], '{"st']))
-    assert rundir.seconds_so_far(tmp_path, 9) == 18.0
+    assert rundir.clock_so_far(tmp_path, 9) == {"seconds": 18.0, "computed": 9.0}
     summary = rundir.summarize(tmp_path, 9, "loss", lambda evaluated: {})
     assert (summary["seconds"], summary["loss_first"]) == (18.0, None)
-    assert rundir.seconds_so_far(tmp_path / "nothing", 7) == 0.0
+    nothing = rundir.clock_so_far(tmp_path / "nothing", 7)
+    assert nothing == {"seconds": 0.0, "computed": 0.0}
+
+
+def test_goodput_counts_from_the_first_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three starts, of which one died while it wrote its line; and a run of an older version."""
+    assert rundir.goodput(tmp_path, 30.0) == {"starts": 0, "wall_seconds": None, "goodput": None}
+    for now, step in ((1000.0, 0), (1070.0, 20)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        rundir.note_start(tmp_path, step)
+    with open(tmp_path / rundir.STARTS, "a") as file:
+        file.write('{"step": 4')
+    monkeypatch.setattr(time, "time", lambda: 1120.0)
+    found = rundir.goodput(tmp_path, 30.0)
+    assert found == {"starts": 2, "wall_seconds": 120.0, "goodput": 0.25}
 
 
 def test_one_job_at_a_time(tmp_path: Path) -> None:

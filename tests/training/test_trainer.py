@@ -19,11 +19,13 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment
 from adamae_jax.classification import Classification
 from adamae_jax.config import resolve
+from adamae_jax.data.mixture import open_dataset
+from adamae_jax.data.order import record_order
 from adamae_jax.errors import PreemptedError, UserError, WorkerDeathError
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.task import PROGRESS, Batch, TaskLoss, Variables
-from adamae_jax.training import loop, metrics, program, rundir, trainer
+from adamae_jax.training import clock, loop, metrics, program, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
 from adamae_jax.training.partitioning import create_mesh
 from tests.configs import tiny
@@ -70,7 +72,9 @@ def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)
 
 
-def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> dict[str, Any]:
+def classify(
+    workdir: Path, data: Path, mesh: dict[str, int] | None = None, **fields: Any
+) -> dict[str, Any]:
     """A whole job in its smallest form."""
     config: ConfigDict = tiny.get_config()
     config.data.dir, config.data.num_workers = str(data), 0
@@ -78,6 +82,7 @@ def classify(workdir: Path, data: Path, mesh: dict[str, int] | None = None) -> d
     config.steps, config.checkpoint_every, config.eval_every = STEPS, 10, 15
     config.eval.num_examples, config.eval.knn = 0, False
     config.optimizer.learning_rate = 0.3
+    config.update(fields)
     task = Watched(**vars(experiment.classification(config)))
     train = open_training(config)
     config = resolve(config, len(train))
@@ -115,6 +120,12 @@ def test_a_classifier_learns(undisturbed: Path) -> None:
     logged = lines(undisturbed)
     assert {"grad_norm_encoder", "grad_norm_head", "accuracy", "epoch"} <= set(logged[0])
     assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30]
+    timed = rundir.read_metrics(undisturbed)
+    assert [line["step"] for line in timed if line["evaluation_seconds"]] == [15, 30]
+    assert [line["step"] for line in timed if line["checkpoint_seconds"]] == [11, 21]
+    assert all(line["compute_seconds"] > 0 for line in timed)
+    expected = sum(line["compute_seconds"] for line in timed[1:])  # the first step compiles
+    assert timed[-1]["computed_seconds"] == pytest.approx(expected)
 
 
 def test_the_task_is_told_how_far_training_has_come(undisturbed: Path) -> None:
@@ -147,6 +158,9 @@ def test_a_run_that_was_killed_goes_on(
     classify(workdir, data, mesh)
     ours, theirs = lines(workdir), lines(undisturbed)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    summary = json.loads((workdir / rundir.SUMMARY).read_text())
+    assert summary["starts"] == 2 and 0 < summary["goodput"] < 1
+    assert summary["goodput"] == summary["computed_seconds"] / summary["wall_seconds"]
     if mesh:
         assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-2)
         return
@@ -179,19 +193,43 @@ def test_a_run_that_is_told_to_end_saves_its_state(
     assert lines(workdir) == lines(undisturbed)
 
 
+def test_the_steps_that_are_asked_for_are_traced(data: Path, tmp_path: Path) -> None:
+    """The trace names its steps; a wrong order is told."""
+    config: ConfigDict = tiny.get_config()
+    config.profile.steps = (3, 4)
+    classify(tmp_path / "run", data, steps=7, eval_every=0, profile=config.profile)
+    (trace,) = (tmp_path / "run" / rundir.PROFILE).glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        dict(event.stats)
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert sorted(int(stats["step_num"]) for stats in events) == [3, 4]
+    config.profile.steps = (4, 3)
+    with pytest.raises(UserError, match=r"profile.steps is \(4, 3\): give the first step"):
+        classify(tmp_path / "other", data, steps=7, eval_every=0, profile=config.profile)
+
+
+def test_permanent_checkpoints_are_made_between_the_others(data: Path, tmp_path: Path) -> None:
+    classify(tmp_path, data, steps=12, keep_every=4, keep_checkpoints=1, eval_every=0)
+    assert checkpoint_steps(tmp_path / rundir.CHECKPOINTS) == [4, 8, 12]
+
+
 def test_workers_that_end_with_the_run_are_no_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal to the whole group of processes reaches the workers too."""
-    take, calls = loop.Clock.next, itertools.count()
+    take, calls = clock.Clock.next, itertools.count()
 
-    def killed(self: loop.Clock, batches: Any) -> Any:
+    def killed(self: clock.Clock, batches: Any) -> Any:
         if next(calls) == 12:
             os.kill(os.getpid(), signal.SIGTERM)
             raise WorkerDeathError("a worker has ended")
         return take(self, batches)
 
-    monkeypatch.setattr(loop.Clock, "next", killed)
+    monkeypatch.setattr(clock.Clock, "next", killed)
     with pytest.raises(PreemptedError, match="the state of step 12 is saved"):
         classify(tmp_path / "run", data)
     assert checkpoint_steps(tmp_path / "run" / rundir.CHECKPOINTS) == [10, 12]
@@ -220,6 +258,14 @@ def test_a_run_that_is_not_finite_any_more_ends(
         classify(workdir, data)
     assert "saved as step 17" in str(caught.value)
     assert re.search(r"this process's examples \d+, \d+", str(caught.value))
+    written = [
+        json.loads(line) for line in (workdir / "bad_steps_0.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in written] == list(range(18, 18 + len(written)))
+    assert len(written) >= 10 and all(len(set(line["examples"])) == 8 for line in written)
+    order = record_order(open_dataset(str(data), "train"), tiny.get_config().seed)
+    assert written[0]["examples"] == [order[17 * 8 + slot] for slot in range(8)]
+    assert str(workdir / "bad_steps_0.jsonl") in str(caught.value)
     assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [10, 17]
     counters = read_subtree(workdir / rundir.CHECKPOINTS, "counters")[1]
     assert int(counters["skipped"]) == 0
