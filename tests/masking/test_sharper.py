@@ -18,8 +18,9 @@ from adamae_jax.masking import MaskInputs, TokenMask
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.masking.base import Variables
 from adamae_jax.masking.decoding import Decoding
-from adamae_jax.masking.distribution import draw_log_prob
+from adamae_jax.masking.distribution import draw_in_order, draw_log_prob
 from adamae_jax.objectives import ForwardOutput
+from adamae_jax.task import fold
 from tests import helpers
 
 CLIPS, TOKENS, VISIBLE, WIDTH = 3, 5, 2, 8
@@ -202,25 +203,22 @@ def test_the_log_probability_of_a_draw_of_unlikely_tokens_is_finite() -> None:
 
 @pytest.mark.parametrize("reward", ["masked", "visible"])
 def test_the_credit_of_a_draw_is_a_policy_gradient(reward: Any) -> None:
-    """The mean over many draws is the slope of the expected reward, over the number of draws."""
-    clips, temperature = 20_000, 0.5
+    """Minus the mean reward times the slope of the draw's log-probability, over its length."""
+    temperature, keys = 0.5, helpers.example_keys(CLIPS, seed=2)
     strategy = dataclasses.replace(RELEASED, credit="draw", reward=reward, temperature=temperature)
-    errors = np.broadcast_to(ERRORS[0], (clips, TOKENS))
-    found, _ = gradient(strategy, "loss_sampling", errors=errors, keys=helpers.example_keys(clips))
+    found, outcome = gradient(strategy, "loss_sampling", keys=keys)
+    log_probs = jnp.log(jnp.tile(jnp.asarray(softmax(LOGITS / temperature)), (CLIPS, 1)))
+    orders = np.asarray(draw_in_order(fold(keys, 0), log_probs, VISIBLE))
+    np.testing.assert_array_equal(np.sort(orders), outcome.mask.visible)
+    assert (orders != np.sort(orders)).any()
+    rewards = errors_at(getattr(outcome.mask, reward)).mean(1)
 
-    def expected_reward(logits: Numbers) -> float:
-        total = 0.0
-        for order in draws(VISIBLE):
-            rest = [token for token in range(TOKENS) if token not in order]
-            mean = ERRORS[0][list(order) if reward == "visible" else rest].mean()
-            total += chance(order, logits / temperature) * mean
-        return total
+    def loss(logits: Numbers) -> float:
+        chances = [chance(tuple(order), logits / temperature) for order in orders]
+        return float(-(rewards * np.log(chances)).sum() / VISIBLE)
 
-    step = 1e-5 * np.eye(TOKENS)
-    slope = np.asarray([expected_reward(LOGITS + s) - expected_reward(LOGITS - s) for s in step])
-    slope /= 2e-5
-    np.testing.assert_allclose(found / clips, -slope / VISIBLE, atol=0.015)
-    assert np.abs(slope / VISIBLE).max() > 0.06
+    steps = 1e-5 * np.eye(TOKENS)
+    close(found, [(loss(LOGITS + step) - loss(LOGITS - step)) / 2e-5 for step in steps])
 
 
 @pytest.mark.parametrize("baseline", ["none", "clip", "running"])
