@@ -125,7 +125,9 @@ MODEL_FIELDS: dict[str, Field] = {
         choices=("unit", "normalized"),
     ),
     "objective.sampling_loss_weight": ModelField(
-        1e-4, "Weight of the loss that trains AdaMAE's sampling network.", lowest=0
+        1e-4,
+        "Weight of the loss that trains AdaMAE's sampling network. Below 0 the rewarded tokens are "
+        "made less likely instead of more.",
     ),
     "objective.pixel_mean": ModelField(
         (0.485, 0.456, 0.406),

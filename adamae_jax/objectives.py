@@ -15,7 +15,7 @@ from adamae_jax.diagnostics import (
     random_visible_share,
     visible_share,
 )
-from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask
+from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask, weighted_mean
 from adamae_jax.masking.decoding import ALL_DECODED, Decoding
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import ExampleKeys
@@ -55,25 +55,17 @@ class ForwardOutput(struct.PyTreeNode):
 def sampling_loss(
     log_probs: Float[Array, "b n"],
     queries: Int[Array, "b k"],
-    token_error: Float[Array, "b k"],
+    reward: Float[Array, "b k"],
     weights: Float[Array, "b k"] | None = None,
 ) -> Float[Array, "b"]:
     """AdaMAE's ``L_S``: minus the mean of ``log P_i * stop_gradient(err_i)`` over decoded tokens.
 
     Minimising it raises the probability of the tokens that reconstruct badly; the error is the
-    reward, so nothing flows into the autoencoder's blocks.
+    reward, so nothing flows into the autoencoder's blocks. A strategy may credit other
+    log-probabilities (`TokenMask.credit`) with other rewards (`MaskingStrategy.rewards`).
     """
     chosen = jnp.take_along_axis(log_probs, queries, axis=1)
-    return -weighted_mean(chosen * jax.lax.stop_gradient(token_error), weights)
-
-
-def weighted_mean(
-    values: Float[Array, "b k"], weights: Float[Array, "b k"] | None
-) -> Float[Array, "b"]:
-    """The mean over each example's tokens; 0 where all weigh nothing."""
-    if weights is None:
-        return values.mean(-1)
-    return (values * weights).sum(-1) / jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny)
+    return -weighted_mean(chosen * jax.lax.stop_gradient(reward), weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +278,12 @@ class Pretraining(Task):
         total = terms["loss_reconstruction"]
         weight = jnp.ones_like(total) if weights is None else weights.mean(-1)
         if mask.log_probs is not None:
-            terms["loss_sampling"] = sampling_loss(mask.log_probs, mask.queries, errors, weights)
+            credit = mask.log_probs if mask.credit is None else mask.credit
+            reward, reward_weights, state = self.strategy.rewards(
+                mask.replace(decode_weight=weights), jax.lax.stop_gradient(errors)
+            )
+            mask = mask.replace(state=state)
+            terms["loss_sampling"] = sampling_loss(credit, mask.queries, reward, reward_weights)
             total = total + self.objective.sampling_loss_weight * terms["loss_sampling"]
         for name, value in mask.aux.items():
             terms[f"loss_{name}"] = value

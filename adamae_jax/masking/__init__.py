@@ -16,7 +16,7 @@ __all__ = ["MaskInputs", "MaskingStrategy", "TokenMask", "create", "names", "opt
 
 
 # What strategies share.
-_NO_STRATEGIES = ("base", "cells", "decoding")
+_NO_STRATEGIES = ("base", "cells", "decoding", "distribution")
 
 
 def names() -> list[str]:

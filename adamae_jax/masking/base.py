@@ -65,6 +65,8 @@ class TokenMask(struct.PyTreeNode):
       masked: all others.
       log_probs: log-probability of each token in the strategy's distribution; where given, the
         objective adds the sampling loss (`adamae_jax.objectives.sampling_loss`).
+      credit: the log-probability that a token's reward raises in the sampling loss; its own in
+        ``log_probs`` where None.
       visible_valid: false where an entry of ``visible`` is padding.
       decode: the tokens to reconstruct, visible ones among them if the strategy wants; all of
         ``masked`` where None.
@@ -81,6 +83,7 @@ class TokenMask(struct.PyTreeNode):
     visible: Int[Array, "b v"]
     masked: Int[Array, "b m"]
     log_probs: Float[Array, "b n"] | None = None
+    credit: Float[Array, "b n"] | None = None
     visible_valid: Bool[Array, "b v"] | None = None
     decode: Int[Array, "b k"] | None = None
     decode_weight: Float[Array, "b k"] | None = None
@@ -168,6 +171,24 @@ class MaskingStrategy:
         """Chooses the visible tokens, at random with one key per example."""
         raise NotImplementedError
 
+    def rewards(
+        self, mask: TokenMask, token_error: Float[Array, "b k"]
+    ) -> tuple[Float[Array, "b k"], Float[Array, "b k"] | None, Any]:
+        """What the draw has earned, where the strategy has a distribution.
+
+        Here: each token's error, with its weight in the reconstruction loss.
+
+        Args:
+          mask: the strategy's answer.
+          token_error: of the tokens in ``mask.queries``; no gradient flows through it.
+
+        Returns:
+          The reward of each of these tokens, its weight (at least 0; 1 where None) in the sampling
+          loss, which is the clip's weighted mean, and the strategy's new state.
+        """
+        del self
+        return token_error, mask.decode_weight, mask.state
+
     def adversary_loss(
         self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
     ) -> tuple[Float[Array, "b"], Any]:
@@ -190,15 +211,34 @@ def mask_from_visible(is_visible: Bool[Array, "b n"], num_visible: int) -> dict[
     return {"visible": order[:, :num_visible], "masked": order[:, num_visible:]}
 
 
-def largest(values: Float[Array, "b n"], count: int) -> Bool[Array, "b n"]:
-    """Marks the ``count`` largest values of each row; of equal ones, those that come first.
+def largest_first(values: Float[Array, "b n"], count: int) -> Int[Array, "b c"]:
+    """Returns the places of the ``count`` largest values of each row, the largest first.
 
-    By a sort, which stays on the devices that hold the rows: `jax.lax.top_k` gathers all rows.
+    Of equal ones, those that come first. By a sort, which stays on the devices that hold the rows:
+    `jax.lax.top_k` gathers all rows.
     """
-    order = jnp.argsort(-values, axis=-1, stable=True)[:, :count]
-    return jax.vmap(lambda row: jnp.zeros(values.shape[1], bool).at[row].set(True))(order)
+    return jnp.argsort(-values, axis=-1, stable=True)[:, :count]
+
+
+def marks(places: Int[Array, "b c"], size: int) -> Bool[Array, "b n"]:
+    """Marks some of the ``size`` places of each row."""
+    return jax.vmap(lambda row: jnp.zeros(size, bool).at[row].set(True))(places)
+
+
+def largest(values: Float[Array, "b n"], count: int) -> Bool[Array, "b n"]:
+    """Marks the places that `largest_first` returns."""
+    return marks(largest_first(values, count), values.shape[1])
 
 
 def random_subset(rng: ExampleKeys, size: int, count: int) -> Bool[Array, "b n"]:
     """Marks ``count`` of ``size`` places, uniformly at random without replacement."""
     return largest(jax.vmap(lambda key: jax.random.uniform(key, (size,)))(rng), count)
+
+
+def weighted_mean(
+    values: Float[Array, "b k"], weights: Float[Array, "b k"] | None
+) -> Float[Array, "b"]:
+    """The mean over each example's tokens; 0 where all weigh nothing."""
+    if weights is None:
+        return values.mean(-1)
+    return (values * weights).sum(-1) / jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny)

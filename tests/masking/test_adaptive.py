@@ -10,7 +10,8 @@ import pytest
 
 from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs
-from adamae_jax.masking.adaptive import PROBABILITY_FLOOR, Strategy, clamped_log_probs
+from adamae_jax.masking.adaptive import Strategy
+from adamae_jax.masking.distribution import PROBABILITY_FLOOR, clamped_log_probs
 from tests import helpers
 from tests.models.test_transformer import stack_by_hand
 

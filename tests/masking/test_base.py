@@ -146,6 +146,13 @@ def test_options_are_handed_on() -> None:
         "num_heads": 8,
         "dropout": 0.1,
         "norm_epsilon": 1e-5,
+        "temperature": 1.0,
+        "entropy_weight": 0.0,
+        "entropy_target": 1.0,
+        "credit": "tokens",
+        "reward": "masked",
+        "baseline": "none",
+        "baseline_decay": 0.99,
     }
     strategy = masking.create("adaptive", 0.9, {"depth": 2})
     assert strategy == adaptive.Strategy(mask_ratio=0.9, depth=2, num_heads=8)

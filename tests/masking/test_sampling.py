@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adamae_jax.masking.adaptive import sample_without_replacement
+from adamae_jax.masking.distribution import sample_without_replacement
 from tests import helpers
 
 DRAWS = 40_000

@@ -13,7 +13,7 @@ import numpy as np
 
 from adamae_jax import objectives
 from adamae_jax.interop import authors
-from adamae_jax.masking import adaptive, dual, random, tube
+from adamae_jax.masking import adaptive, distribution, dual, random, tube
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.objectives import Objective, Pretraining
 from tests.parity.automae import automae
@@ -61,7 +61,7 @@ def adamae(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
         pixels = objectives.normalize_pixels(video, task.objective)
         inputs, placed = task.mask_inputs(params["autoencoder"], pixels)
         probs = strategy.probabilities({"params": params["masking"]}, inputs, None)
-        own = mask.replace(log_probs=adaptive.clamped_log_probs(probs))
+        own = mask.replace(log_probs=distribution.clamped_log_probs(probs))
         outcome = task.reconstruct(params["autoencoder"], video, placed, own)
         total = outcome.loss.mean()
         return total, {

@@ -1,0 +1,48 @@
+"""The adaptive strategy's options in the train step: rewards over the whole batch, and state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamae_jax.masking import adaptive
+from adamae_jax.task import example_keys
+from tests import helpers
+from tests.training.test_decode_weight import BATCH, SEED, batch, initial, run
+
+DECAY = 0.8
+TASK = helpers.pretraining(
+    adaptive.Strategy(
+        mask_ratio=0.75,
+        dropout=0.0,
+        temperature=0.7,
+        entropy_weight=0.1,
+        entropy_target=0.9,
+        credit="draw",
+        reward="visible",
+        baseline="running",
+        baseline_decay=DECAY,
+    )
+)
+
+
+def test_the_running_reward_is_a_mean_over_all_devices() -> None:
+    start = initial(TASK)
+    keys = example_keys(SEED, 0, jnp.arange(BATCH))
+    video = jnp.asarray(batch()["video"])
+    found = jax.jit(lambda variables: TASK.forward(variables, video, keys, True))(start.variables)
+    assert found.mask.queries.shape == (BATCH, 24)
+    seen = np.take_along_axis(np.asarray(found.token_error), np.asarray(found.mask.visible), axis=1)
+    ((after, metrics),) = run(TASK, devices=4, accumulation=1)
+    kept = after.model_state
+    assert kept["reward_weight"] == pytest.approx(1 - DECAY)
+    assert kept["reward_mean"] == pytest.approx((1 - DECAY) * seen.mean(), rel=1e-5)
+    assert {"loss_entropy", "loss_sampling"} < set(metrics)
+    assert int(after.counters["skipped"]) == 0
+    table = after.params["masking"]["position_table"] - start.params["masking"]["position_table"]
+    assert np.abs(table).max() > 0
+
+
+def test_the_running_reward_moves_with_every_microbatch() -> None:
+    ((after, _),) = run(TASK, devices=4, accumulation=2)
+    assert after.model_state["reward_weight"] == pytest.approx(1 - DECAY**2)
