@@ -227,6 +227,7 @@ def figures_of(stage: str, run: Path) -> dict[str, float | None]:
         "chance": chance,
         "linear": summary["eval_accuracy_linear"],
         "attentive": summary["eval_accuracy_attentive"],
+        "change": summary["eval_accuracy_change"],
         "knn": summary["eval_knn_accuracy"],
     }
 

@@ -47,6 +47,7 @@ AFTER = (
     Column("fine-tuning, top-1 %", "finetune", "top1", scale=100),
     Column("attentive probe, %", "probe", "attentive", scale=100),
     Column("linear probe, %", "probe", "linear", scale=100),
+    Column("probe of changes, %", "probe", "change", scale=100),
     Column("kNN, %", "probe", "knn", scale=100),
 )
 BEFORE = (

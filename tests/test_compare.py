@@ -44,7 +44,7 @@ config = {{"batch_size": 32, "classifier": {{"num_classes": 8}}}}
     "steps": int(words["--config.steps"]), "seconds": 60.0, "clips_per_second": 64.0,
     "loss_last": 1.5, "loss_reconstruction_last": 0.25, "eval_loss_reconstruction": 0.5,
     "foreground_lift": None, "eval_accuracy_linear": 0.25, "eval_accuracy_attentive": 0.375,
-    "eval_knn_accuracy": 0.125}}))
+    "eval_accuracy_change": 0.625, "eval_knn_accuracy": 0.125}}))
 """
 
 
@@ -141,7 +141,8 @@ def test_figures_are_kept(bench: Bench) -> None:
     assert all(1 < held < 1000 for held in memory)
     assert pretrained == {"loss": 0.25, "held_out_loss": 0.5, "lift": None, "step_ms": 500.0}
     assert finetuned == {"top1": 0.5, "top5": 0.75, "loss": 1.5, "chance": 0.125}
-    assert probed == {"linear": 0.25, "attentive": 0.375, "knn": 0.125, "chance": 0.125}
+    accuracies = {"linear": 0.25, "attentive": 0.375, "change": 0.625, "knn": 0.125}
+    assert probed == {**accuracies, "chance": 0.125}
     for record in bench.records():
         assert record["steps"] == compare.STEPS and record["data"] == "moving_objects_demo"
         assert record["trained_steps"] == compare.STEPS[record["stage"]]
@@ -224,7 +225,7 @@ def test_tables() -> None:
     records = [
         *finetuned("tube", (0.4, 0.5, 0.6)),
         *finetuned("none", (0.25,)),
-        made("tube", 0, "probe", linear=0.2, attentive=None, knn=0.5),
+        made("tube", 0, "probe", linear=0.2, attentive=None, change=0.4, knn=0.5),
         made("tube", 0, "pretrain", loss=0.5, lift=None, step_ms=120.4),
         made("none", 0, "pretrain", loss=1.5, step_ms=1.0),
         *finetuned("frame", (0.75, 0.25), steps=2000),
@@ -232,10 +233,10 @@ def test_tables() -> None:
     text = comparison.tables(records, "c.png")
     rows = [line for line in text.splitlines() if line.startswith(("| tube", "| none", "| frame"))]
     assert rows == [
-        "| tube | 50.0 ± 10.0 (3) |  | 20.0 (1) | 50.0 (1) |",
-        "| none | 25.0 (1) |  |  |  |",
+        "| tube | 50.0 ± 10.0 (3) |  | 20.0 (1) | 40.0 (1) | 50.0 (1) |",
+        "| none | 25.0 (1) |  |  |  |  |",
         "| tube | 0.500 (1) |  |  | 120 (1) |  |",
-        "| frame | 50.0 ± 35.4 (2) |  |  |  |",
+        "| frame | 50.0 ± 35.4 (2) |  |  |  |  |",
     ]
     assert text.index("### moving_objects_demo: 500 steps") < text.index("2,000 steps of pre")
     assert "Chance: 12.5%." in text and "](c.png)" in text
