@@ -8,10 +8,8 @@ again, and its figures are kept in one file, of which `launch.comparison` makes 
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -21,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch import comparison
+from launch import comparison, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = "none"
@@ -46,7 +44,6 @@ UNTRAINED = [
     "--config.pictures_every=0",
 ]
 DATA = "runs/data/moving_objects_demo"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Cell(NamedTuple):
@@ -251,42 +248,11 @@ def record(plan: Plan, cell: Cell, memory: float | None) -> dict[str, Any]:
             name: None if value is None else round(value, 4) for name, value in figures.items()
         },
         "seconds": round(summary["seconds"], 1),
-        "device": device(plan.python),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-        "commit": commit(),
+        "device": provenance.device(plan.python),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(ROOT),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def device(python: str) -> str:
-    """What JAX computes on, asked in a process of its own, which gives it free again."""
-    asked = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
-    found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
-    kind = found.stdout.strip() or "unknown"
-    if kind.endswith("cpu"):
-        return f"{len(os.sched_getaffinity(0))} CPU cores, {processor()}"
-    return kind
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    """The commit that is checked out, with a + where files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 # --- running ---

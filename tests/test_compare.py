@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launch import compare, comparison
+from launch import compare, comparison, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 # A job that has the figures of a complete run at once, and counts how often it is started.
@@ -198,6 +198,22 @@ def test_the_job_is_told_to_end(bench: Bench) -> None:
     bench.does("")
     bench.started()
     assert bench.run("--methods=tube") == ["tube/seed0/finetune", "tube/seed0/probe"]
+
+
+def test_the_commit_tells_of_changed_code(tmp_path: Path) -> None:
+    assert provenance.commit(tmp_path) == "unknown"
+    for folder in ("configs", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").touch()
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    first = provenance.commit(tmp_path)
+    assert len(first) == 10
+    (tmp_path / "docs/a").write_text("figures")
+    assert provenance.commit(tmp_path) == first
+    (tmp_path / "configs/a").write_text("another rate")
+    assert provenance.commit(tmp_path) == first + "+"
 
 
 # --- what is made of the figures ---
