@@ -162,10 +162,8 @@ def tables(records: Sequence[Record], plot: str) -> str:
         steps = group[0]["steps"]
         lines += ["", f"### {group[0]['data']}: " + heading(steps), ""]
         lines += table(group, methods(group), AFTER)
-        found = [record["figures"].get("chance") for record in group]
-        chance = next((value for value in found if value is not None), None)
-        if chance is not None:
-            lines += ["", f"Chance: {100 * chance:.1f}%."]
+        if (chance := chance_of(group)) is not None:
+            lines += ["", f"Chance: {chance:.1f}%."]
         trained = [record for record in group if record["method"] != "none"]
         pretrained = table(trained, methods(trained), BEFORE)
         if len(pretrained) > 2:
@@ -173,6 +171,12 @@ def tables(records: Sequence[Record], plot: str) -> str:
         lines += ["", *origin(group)]
     lines += ["", f"![Accuracy after each way to begin]({plot})"]
     return "\n".join(lines)
+
+
+def chance_of(records: Iterable[Record]) -> float | None:
+    """The accuracy of guessing, in percent; None where no record tells it."""
+    found = (record["figures"].get("chance") for record in records)
+    return next((100 * value for value in found if value is not None), None)
 
 
 def heading(steps: Mapping[str, int]) -> str:
@@ -295,6 +299,9 @@ def draw_panel(
             for value in found:
                 middle = x + wide / 2 - 2
                 pen.circle((middle, height(value)), 3, fill=PAPER, outline=INK)
+    if (chance := chance_of(records)) is not None:
+        pen.line([(LEFT, height(chance)), (WIDTH - 10, height(chance))], fill=INK)
+        pen.text((WIDTH - 10, height(chance) - 2), "chance", fill=INK, font=font, anchor="rd")
     draw_names(pen, shown, names, top + 30, font)
 
 

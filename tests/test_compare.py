@@ -285,8 +285,12 @@ def test_remarks_by_hand_stay(tmp_path: Path) -> None:
     assert page.read_text() == text
     with Image.open(plot) as picture:
         assert picture.size == (comparison.WIDTH, comparison.HEIGHT)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000) or ()}
-    assert comparison.FILLS[0] in colours
+        bar = [picture.getpixel((comparison.LEFT + 60, y)) for y in range(comparison.HEIGHT)]
+        span = comparison.HEIGHT - comparison.TOP - comparison.BOTTOM
+        assert bar.count(comparison.FILLS[0]) == pytest.approx(span / 2, abs=4)  # of 50%
+        right = [picture.getpixel((comparison.WIDTH - 60, y)) for y in range(comparison.HEIGHT)]
+        base = comparison.HEIGHT - comparison.BOTTOM
+        assert right.index(comparison.INK, 60) == pytest.approx(base - span / 8, abs=1)  # chance
     page.write_text("no markers")
     with pytest.raises(comparison.PageError, match=r"page.md must have one line '<!-- made by"):
         comparison.write(results, page, plot)
