@@ -195,6 +195,12 @@ def probing(config: ConfigDict) -> Probing:
     """
     refuse(config, OF_FINE_TUNING, "trains probes of a frozen encoder")
     model, options = classifier(config), config.classifier
+    if "change" in config.probe.kinds and model.geometry.grid[0] < 2:
+        raise UserError(
+            f"probe.kinds has change, but clips have 1 time step, of {config.data.num_frames} "
+            f"frames in tubelets of {config.model.tubelet_size}: give data.num_frames twice as "
+            "many or more, or leave change out"
+        )
     return Probing(
         Encoder(model.geometry, model.spec, model.positions, model.class_token),
         options.num_classes,

@@ -173,9 +173,10 @@ MODEL_FIELDS: dict[str, Field] = {
     ),
     # Probes of a frozen encoder.
     "probe.kinds": ProbeField(
-        PROBE_KINDS,
+        ("linear", "attentive"),
         "Which probes are trained. linear: a linear layer on normalised features, pooled as "
-        "`classifier.pooling` says. attentive: a query that attends to all tokens.",
+        "`classifier.pooling` says. attentive: a query that attends to all tokens. change: a "
+        "linear layer on how much latents change from one time step to the next.",
         choices=PROBE_KINDS,
         open=True,
     ),

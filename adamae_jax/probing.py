@@ -29,6 +29,8 @@ from adamae_jax.targets import Objective, normalize_pixels
 from adamae_jax.task import Batch, Task, TaskLoss, Variables
 
 Logits = Float[Array, "s b k"]
+# Kinds that see one vector per clip, and where the statistics of that vector are kept.
+NORMS: dict[ProbeKind, str] = {"linear": "norm", "change": "change_norm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Probing(Task):
     encoder: Encoder
     num_classes: int
     objective: Objective
-    kinds: tuple[ProbeKind, ...] = PROBE_KINDS
+    kinds: tuple[ProbeKind, ...] = ("linear", "attentive")
     rates: tuple[float, ...] = (1.0,)
     pooling: Pooling = "mean"
     skip_first_patch: bool = False
@@ -66,12 +68,12 @@ class Probing(Task):
         tokens = jnp.zeros((1, 1, self.encoder.spec.width))
         params = {}
         for kind in self.kinds:
-            inputs = tokens[:, 0] if kind == "linear" else tokens
+            inputs = tokens[:, 0] if kind in NORMS else tokens
             own = jax.random.fold_in(key, PROBE_KINDS.index(kind))
             one = self._probe(kind).init(own, inputs)["params"]
             params[kind] = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.rates)), one)
         norm = BatchNorm(use_running_average=True).init(key, tokens[:, 0])["batch_stats"]
-        state = {"norm": norm} if "linear" in self.kinds else {}
+        state = {NORMS[kind]: norm for kind in self.kinds if kind in NORMS}
         return {"params": params, "state": state, "frozen": {"encoder": frozen}}
 
     def loss(
@@ -143,12 +145,13 @@ class Probing(Task):
         found = dict[str, Logits]()
         for kind in self.kinds:
             inputs = latents
-            if kind == "linear":
-                norm = BatchNorm(use_running_average=not train)
+            if kind in NORMS:
+                norm, name = BatchNorm(use_running_average=not train), NORMS[kind]
+                vector = self._pool(latents) if kind == "linear" else self._change(latents)
                 inputs, new = norm.apply(
-                    {"batch_stats": state["norm"]}, self._pool(latents), mutable=["batch_stats"]
+                    {"batch_stats": state[name]}, vector, mutable=["batch_stats"]
                 )
-                state = {"norm": new["batch_stats"]}
+                state = {**state, name: new["batch_stats"]}
             apply = self._probe(kind).apply
             found[kind] = jax.vmap(lambda own, apply=apply, x=inputs: apply({"params": own}, x))(
                 variables["params"][kind]
@@ -156,7 +159,7 @@ class Probing(Task):
         return found, state
 
     def _probe(self, kind: ProbeKind) -> nn.Module:
-        if kind == "linear":
+        if kind in NORMS:
             return LinearProbe(self.num_classes)
         return AttentiveProbe(self.num_classes, self.encoder.spec.num_heads)
 
@@ -169,6 +172,13 @@ class Probing(Task):
         if self.pooling == "first":
             return latents[:, 0]
         return latents[:, int(self.encoder.class_token or self.skip_first_patch) :].mean(axis=1)
+
+    def _change(self, latents: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """How much latents change from one time step to the next, in the mean over all places."""
+        steps, height, width = self.encoder.geometry.grid
+        patches = latents[:, int(self.encoder.class_token) :]
+        of_steps = patches.reshape(len(latents), steps, height * width, -1)
+        return jnp.abs(of_steps[:, 1:] - of_steps[:, :-1]).mean(axis=(1, 2))
 
     def _cross_entropies(self, logits: Mapping[str, Logits], label: Any) -> Float[Array, "b"]:
         targets = jax.nn.one_hot(label, self.num_classes)  # nothing where there is no label

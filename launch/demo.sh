@@ -46,14 +46,7 @@ esac
 
 setup "$asked"
 cd "$root"
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} # TensorFlow, which writes the events
-# A GPU or TPU that cannot be used after all is an error and not, silently, a slow demo.
-case $accelerator in
-  cuda*) platforms=cuda,cpu ;;
-  tpu) platforms=tpu,cpu ;;
-  *) platforms=cpu ;;
-esac
-export JAX_PLATFORMS=${JAX_PLATFORMS:-$platforms}
+choose_platforms
 
 "$python" -m adamae_jax.prepare --embedded=demo --output=runs/data/moving_objects_demo
 "$python" -m adamae_jax.pretrain --config=configs/adamae_demo.py --workdir="$workdir" "$@"

@@ -49,6 +49,19 @@ setup() {
 
 # --- what to compute on ---
 
+# Has jobs compute on what `setup` chose. A GPU or TPU that cannot be used after all is an error and
+# not, silently, a slow job.
+choose_platforms() {
+  local platforms
+  case $accelerator in
+    cuda*) platforms=cuda,cpu ;;
+    tpu) platforms=tpu,cpu ;;
+    *) platforms=cpu ;;
+  esac
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-$platforms}
+  export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} # TensorFlow, which writes the events
+}
+
 check_accelerator() {
   case $1 in
     auto | cpu | cuda | tpu) ;;

@@ -33,6 +33,7 @@ case "$2" in
     echo "on $JAX_PLATFORMS" >>"$STUB_LOG"
     echo "$STUB_SUMMARY" >"$workdir/summary.json"
     ;;
+  launch.compare) echo "on $JAX_PLATFORMS" >>"$STUB_LOG" ;;
 esac
 case " $* " in
   *" ${{STUB_FAILS:-nothing}} "*) exit 1 ;;

@@ -50,6 +50,7 @@ def test_ci_is_executable() -> None:
         ("demo.sh", ["--steps=5"], "unknown option --steps=5"),
         ("demo.sh", [""], "WORKDIR is empty"),
         ("demo.sh", ["a", "b"], "unexpected argument b"),
+        ("compare.sh", ["--full", "0"], "unexpected argument 0: options are given as --name=value"),
         ("test.sh", ["tests/models"], "unknown argument tests/models"),
         ("test.sh", ["--beam", "--smoke"], "--beam goes with none of --full, --smoke"),
         ("test.sh", ["--full", "--beam"], "--beam goes with none of --full, --smoke"),
@@ -60,7 +61,7 @@ def test_bad_arguments(clone: Clone, script: str, arguments: list[str], named: s
     assert not clone.calls() and not (clone.root / ".venv").exists()
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "demo.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "demo.sh", "compare.sh", "test.sh"])
 def test_help(clone: Clone, script: str) -> None:
     assert "--accelerator=auto|cpu|cuda|tpu" in clone.run(f"launch/{script}", "--help")
     assert not clone.calls()
@@ -293,6 +294,13 @@ def test_demo_on_a_gpu_never_falls_back(clone: Clone) -> None:
 def test_demo_stops_where_a_job_fails(clone: Clone) -> None:
     clone.run("launch/demo.sh", STUB_FAILS="adamae_jax.prepare", status=1)
     assert clone.calls()[-1].startswith("3.11 -m adamae_jax.prepare")
+
+
+def test_comparison(clone: Clone, tmp_path: Path) -> None:
+    clone.program("nvidia-smi", "echo 580.65.06")
+    clone.run("launch/compare.sh", "--full", "--accelerator=cuda", "--seeds=1", cwd=tmp_path)
+    assert clone.calls()[-2:] == ["3.11 -m launch.compare --full --seeds=1", "on cuda,cpu"]
+    clone.run("launch/compare.sh", STUB_FAILS="launch.compare", status=1)
 
 
 def test_tests(clone: Clone, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from adamae_jax import experiment, initial, licenses, pretrained, probe
 from adamae_jax.errors import UserError
 from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.probes import ProbeKind
-from adamae_jax.objectives import Objective
+from adamae_jax.objectives import Objective, normalize_pixels
 from adamae_jax.probing import Probing, probe_name
 from adamae_jax.task import MODEL
 from adamae_jax.training import loop, metrics, rundir
@@ -36,7 +36,8 @@ from tests.runs import lines
 
 CLASSES = 3
 RATES = (0.01, 1.0, 3.0)
-TASK = Probing(Encoder(helpers.GEOMETRY, helpers.ENCODER), CLASSES, Objective(), rates=RATES)
+KINDS: tuple[ProbeKind, ...] = ("linear", "attentive", "change")
+TASK = Probing(Encoder(helpers.GEOMETRY, helpers.ENCODER), CLASSES, Objective(), KINDS, RATES)
 BATCH = {
     key: jnp.asarray(array)
     for key, array in {
@@ -74,7 +75,7 @@ def test_each_probe_is_what_it_is_alone() -> None:
     start, together = after_three_steps(TASK)
     alone_each: tuple[tuple[ProbeKind, float], ...] = (
         *(("linear", 0.01), ("linear", 3.0)),
-        ("attentive", 3.0),
+        *(("attentive", 3.0), ("change", 1.0)),
     )
     for kind, rate in alone_each:
         _, alone = after_three_steps(dataclasses.replace(TASK, kinds=(kind,), rates=(rate,)))
@@ -85,8 +86,9 @@ def test_each_probe_is_what_it_is_alone() -> None:
             assert moved > 0, name
             assert np.linalg.norm(own - array[0]) < 1e-3 * moved, name
     jax.tree.map(np.testing.assert_array_equal, start.frozen, together.frozen)
-    changed = np.asarray(together.model_state["norm"]["mean"])
-    assert np.abs(changed).max() > 0.01
+    for name in ("norm", "change_norm"):
+        changed = np.asarray(together.model_state[name]["mean"])
+        assert np.abs(changed).max() > 0.01
 
 
 def test_figures_and_the_best_of_them() -> None:
@@ -108,9 +110,8 @@ def test_figures_and_the_best_of_them() -> None:
             cross_entropies[:7] -= own[np.arange(7), label[:7]]
     np.testing.assert_allclose(figures["loss"], cross_entropies, rtol=1e-5)
     names = [probe_name(kind, rate) for kind in TASK.kinds for rate in RATES]
-    means: dict[str, float] = dict(
-        zip([f"accuracy_{name}" for name in names], (0.1, 0.5, 0.2, 0.3, 0.3, 0.6), strict=True)
-    )
+    found = (0.1, 0.5, 0.2, 0.3, 0.3, 0.6, 0.4, 0.1, 0.2)
+    means = dict(zip([f"accuracy_{name}" for name in names], found, strict=True))
     said = TASK.summarize({**means, "loss": 3.0, "labelled": 0.5})
     assert said == {
         **means,
@@ -118,9 +119,49 @@ def test_figures_and_the_best_of_them() -> None:
         "accuracy": 0.6,
         "accuracy_linear": 0.5,
         "accuracy_attentive": 0.6,
+        "accuracy_change": 0.4,
     }
     evaluated = {f"eval_{name}": value for name, value in said.items()}
-    assert TASK.best_rates(evaluated) == {"rate_linear": 1.0, "rate_attentive": 3.0}
+    assert TASK.best_rates(evaluated) == {
+        "rate_linear": 1.0,
+        "rate_attentive": 3.0,
+        "rate_change": 0.01,
+    }
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_what_the_probe_of_changes_sees(class_token: bool) -> None:
+    """Its logits are those of a linear layer on absolute differences between time steps."""
+    encoder = Encoder(helpers.GEOMETRY, helpers.ENCODER, class_token=class_token)
+    task = dataclasses.replace(TASK, encoder=encoder, kinds=("change",))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    variables = {name: helpers.filled(tree) for name, tree in shapes.items()}
+    variables["state"] = jax.tree.map(jnp.abs, variables["state"])
+    normal = normalize_pixels(BATCH["video"], task.objective)
+    latents = encoder.apply({"params": variables["frozen"]["encoder"]}, normal)
+    steps, height, width = helpers.GEOMETRY.grid
+    patches = np.asarray(latents)[:, int(class_token) :]
+    changes = np.zeros((len(patches), patches.shape[-1]))
+    for step in range(steps - 1):
+        for place in range(height * width):
+            here = step * height * width + place
+            changes += np.abs(patches[:, here + height * width] - patches[:, here])
+    changes /= (steps - 1) * height * width
+    norm = variables["state"]["change_norm"]
+    seen = (changes - norm["mean"]) / np.sqrt(norm["var"] + 1e-6)
+    head = variables["params"]["change"]["head"]
+    logits, _ = task.logits(variables, BATCH["video"], False)
+    for rate in range(len(RATES)):
+        expected = seen @ head["kernel"][rate] + head["bias"][rate]
+        np.testing.assert_allclose(logits["change"][rate], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_changes_need_two_time_steps() -> None:
+    config = probe_demo.get_config()
+    config.classifier.num_classes = CLASSES
+    config.data.num_frames = config.model.tubelet_size
+    with pytest.raises(UserError, match="probe.kinds has change, but clips have 1 time step"):
+        experiment.probing(config)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from adamae_jax.models.transformer import LayerNorm
 
-ProbeKind = Literal["linear", "attentive"]
+ProbeKind = Literal["linear", "attentive", "change"]
 PROBE_KINDS: tuple[ProbeKind, ...] = get_args(ProbeKind)
 
 # MAE's linear probe: features are normalised over the batch, without a learned scale. The running
@@ -28,6 +28,8 @@ BatchNorm = functools.partial(
 
 class LinearProbe(nn.Module):
     """A linear layer on one vector per clip (MAE's head, behind `BatchNorm`).
+
+    Of what the vector is depends on the kind of probe: see `adamae_jax.probing`.
 
     Attributes:
       num_classes: outputs.
