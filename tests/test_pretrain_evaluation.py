@@ -11,7 +11,7 @@ from adamae_jax import pretrain
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import HeldOutClips, RunData
-from adamae_jax.training import metrics, trainer
+from adamae_jax.training import metrics, program
 from tests.data import fixtures
 from tests.test_pretrain_data import tiny_run
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_but_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that does nothing, for it takes longest to compile; no pictures, no TensorFlow."""
     monkeypatch.setattr(
-        trainer, "jit_train_step", lambda *_: lambda state, batch: (state, {"skipped": 0})
+        program, "jit_train_step", lambda *_: lambda state, batch: (state, {"skipped": 0})
     )
     monkeypatch.setattr(pretrain, "drawing", lambda *_: None)
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)

@@ -69,6 +69,10 @@ def to_authors(loaded: Loaded) -> StateDict:
     """
     check(loaded)
     tree = jax.tree.map(np.asarray, dict(loaded.variables))
+    if isinstance(loaded, Pretrained) and loaded.task.strategy.adversary is None:
+        # What a strategy remembers of its training, such as a mean of rewards. An adversary's state
+        # is a part of its network, and has names.
+        tree.pop("state", None)
     parts = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
     return table_of(loaded.config).to_authors(parts)
 

@@ -11,9 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+# As arrays of NumPy too, as they come from a file.
+Parameter = Array | np.ndarray
 
 
 class Dense(nn.Module):
@@ -46,7 +50,7 @@ class Dense(nn.Module):
 
 
 def product(
-    x: Float[Array, "... i"], kernel: Float[Array, "i ..."], output_dtype: DTypeLike
+    x: Float[Array, "... i"], kernel: Float[Parameter, "i ..."], output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
     """Returns ``x @ kernel``, computed in the type of ``x``; a kernel may have several output axes.
 
@@ -60,9 +64,11 @@ def product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(
-    x: Float[Array, "... i"], kernel: Float[Array, "i ..."], output_dtype: Any
+    x: Float[Array, "... i"], kernel: Float[Parameter, "i ..."], output_dtype: Any
 ) -> Float[Array, "..."]:
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=1, preferred_element_type=output_dtype)
+    return jnp.tensordot(
+        x, jnp.asarray(kernel, x.dtype), axes=1, preferred_element_type=output_dtype
+    )
 
 
 def _product_forward(x: Any, kernel: Any, output_dtype: Any) -> tuple[Any, Any]:
@@ -79,7 +85,7 @@ def _product_backward(output_dtype: Any, saved: Any, gradient: Any) -> tuple[Any
     )
     outputs = range(1, kernel.ndim)
     axes = ([axis + x.ndim - 2 for axis in outputs], list(outputs))
-    of_x = jnp.tensordot(gradient, kernel.astype(x.dtype), axes=axes)
+    of_x = jnp.tensordot(gradient, jnp.asarray(kernel, x.dtype), axes=axes)
     return of_x, of_kernel.astype(kernel.dtype)
 
 
@@ -87,9 +93,9 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
-def add_bias(y: Float[Array, "... o"], bias: Float[Array, "..."]) -> Float[Array, "... o"]:
+def add_bias(y: Float[Array, "... o"], bias: Float[Parameter, "..."]) -> Float[Array, "... o"]:
     """Returns ``y`` plus a parameter along its last axes, whose gradient comes in float32."""
-    return y + bias.astype(y.dtype)
+    return y + jnp.asarray(bias, y.dtype)
 
 
 def _bias_forward(y: Any, bias: Any) -> tuple[Any, Any]:

@@ -45,6 +45,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "masking.options.num_heads": (2,),
     "masking.options.vit_width": (24,),
     "masking.options.vit_num_heads": (4,),
+    "masking.options.baseline": ("clip", "running"),
+    "masking.options.credit": ("draw",),
+    "masking.options.reward": ("visible",),
 }
 # Sizes: test_architecture.py.
 SIZES = re.compile(r"model\.(tubelet_size|patch_size|\w+\.(width|depth))|classifier\.num_classes")
