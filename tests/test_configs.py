@@ -233,6 +233,9 @@ def test_masking() -> None:
     assert dict(resolved("adamae_k400").masking.options) == {
         "network": "attention", "width": 0, "depth": 1, "num_heads": 8, "dropout": 0.1,
         "norm_epsilon": 1e-5,
+        # Sampling and its reward as released.
+        "temperature": 1.0, "credit": "tokens", "reward": "masked", "baseline": "none",
+        "baseline_decay": 0.99, "entropy_weight": 0.0, "entropy_target": 1.0,
     }  # fmt: skip
     assert dict(resolved("automae_imagenet").masking.options) == {
         "pretrained": "", "vit_width": 768, "vit_depth": 12, "vit_num_heads": 12,

@@ -122,7 +122,7 @@ OURS = {"adamae_jax", "configs", "launch", "tests", *sys.stdlib_module_names}
     [
         ("adamae_jax", ("",)),
         ("configs", ("",)),
-        ("launch", ("test",)),
+        ("launch", ("", "test")),
         ("tests", ("", "test", "interop")),
     ],
 )
