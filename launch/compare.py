@@ -261,6 +261,8 @@ def record(plan: Plan, cell: Cell, memory: float | None) -> dict[str, Any]:
 def run(command: Sequence[str], log: Path) -> float:
     """Runs a job to its end, and returns the most memory that it held, in MiB.
 
+    Linux counts from the fork on, so that it is never less than this process holds: a little.
+
     Raises:
         JobError: where it does not end well; the log says why.
         SystemExit: where this process was told to end, which the job is told too.

@@ -137,8 +137,8 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str], argument: str, named:
 def test_figures_are_kept(bench: Bench) -> None:
     assert bench.run("--methods=tube") == [f"tube/seed0/{stage}" for stage in compare.STEPS]
     pretrained, finetuned, probed = (record["figures"] for record in bench.records())
-    memory = [figures.pop("memory_mib") for figures in (pretrained, finetuned, probed)]
-    assert all(1 < held < 1000 for held in memory)
+    for figures in (pretrained, finetuned, probed):
+        assert figures.pop("memory_mib") > 1
     assert pretrained == {"loss": 0.25, "held_out_loss": 0.5, "lift": None, "step_ms": 500.0}
     assert finetuned == {"top1": 0.5, "top5": 0.75, "loss": 1.5, "chance": 0.125}
     accuracies = {"linear": 0.25, "attentive": 0.375, "change": 0.625, "knn": 0.125}
@@ -194,7 +194,9 @@ def test_the_job_is_told_to_end(bench: Bench) -> None:
     runner.send_signal(signal.SIGTERM)
     runner.communicate(timeout=30)
     assert runner.returncode == 128 + signal.SIGTERM and time.monotonic() - start < 30
-    assert [record["stage"] for record in bench.records()] == ["pretrain"]
+    (pretrained,) = bench.records()
+    assert pretrained["stage"] == "pretrain"
+    assert 1 < pretrained["figures"]["memory_mib"] < 500  # as much as a bare interpreter, in MiB
     bench.does("")
     bench.started()
     assert bench.run("--methods=tube") == ["tube/seed0/finetune", "tube/seed0/probe"]
