@@ -1,6 +1,7 @@
 """The trainer with a task that it was not written for: a classifier, from config to `load`."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import math
@@ -73,9 +74,13 @@ def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def classify(
-    workdir: Path, data: Path, mesh: dict[str, int] | None = None, **fields: Any
+    workdir: Path,
+    data: Path,
+    mesh: dict[str, int] | None = None,
+    hooks: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """A whole job in its smallest form."""
+    """A whole job in its smallest form; ``hooks`` are further fields of `trainer.Run`."""
     config: ConfigDict = tiny.get_config()
     config.data.dir, config.data.num_workers = str(data), 0
     config.classifier.num_classes = CLASSES
@@ -97,6 +102,7 @@ def classify(
             devices,
             RunData(config, devices, workdir, train, open_validation(config)),
             metadata={},
+            **(hooks or {}),
         )
     )
 
@@ -277,3 +283,30 @@ def test_a_damaged_summary_is_made_anew(tmp_path: Path, damaged: str) -> None:
     config = tiny.get_config()
     (tmp_path / rundir.SUMMARY).write_text(damaged)
     assert trainer.finished(config, tmp_path, [config.steps]) is None
+
+
+def on_a_full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_pictures_on_a_full_disk_end_no_run(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks = {"draw": on_a_full_disk}
+    assert classify(tmp_path / "run", data, hooks=hooks, steps=6)["steps"] == 6
+    said = [record.getMessage() for record in caplog.records]
+    assert any(
+        "step 6: pictures cannot be written" in text and "No space left" in text for text in said
+    )
+
+
+def test_a_model_on_a_full_disk_is_one_line_and_made_by_the_same_command(
+    data: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError, match=r"complete, but what .*/run cannot .*No space left.*again"):
+        classify(workdir, data, hooks={"export": on_a_full_disk}, steps=6)
+    assert checkpoint_steps(workdir / rundir.CHECKPOINTS) == [6]
+    exported: list[Any] = []
+    assert classify(workdir, data, hooks={"export": exported.append}, steps=6)["steps"] == 6
+    assert len(exported) == 1
