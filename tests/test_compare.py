@@ -112,6 +112,17 @@ def test_dry_run_prints_every_job(capsys: pytest.CaptureFixture[str], bench: Ben
     assert configs[1:3] == ["configs/finetune_demo.py", "configs/probe_demo.py"]
 
 
+def test_options_of_the_large_dataset(bench: Bench) -> None:
+    plan = bench.plan("--methods=tube", "--data=elsewhere/moving_objects_large")
+    rates = [
+        option
+        for cell in plan.cells()
+        for option in plan.command(cell)
+        if "sampling_rate" in option
+    ]
+    assert rates == [f"--config.data.sampling_rate={rate}" for rate in (3, 2, 3)]
+
+
 def test_default_and_full(bench: Bench) -> None:
     assert list(bench.plan().methods) == ["none", "adaptive", "random", "tube"]
     full = bench.plan("--full")
