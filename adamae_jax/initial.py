@@ -5,6 +5,7 @@ that is taken; the step and the optimiser start fresh.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,23 +132,29 @@ def read(task: Task, config: ConfigDict) -> Initial:
     return Initial(variables, stored.license, "\n  ".join([*report, *remarks]))
 
 
-def load(source: str) -> Loaded:
-    """Loads a run or a model directory, like `pretrained.load`, or weights of others.
+def load(source: str | os.PathLike[str], step: int | None = None) -> Loaded:
+    """Loads a run or a model directory, or the weights of others.
+
+    Args:
+      source: a run's workdir (its newest checkpoint), a model directory, a file of weights (.pth,
+        .safetensors) or a Hugging Face directory.
+      step: of a run, the checkpoint to load.
+
+    Returns:
+      `Pretrained` for a masked autoencoder, `PretrainedEncoder` where its encoder is all there is,
+      `Finetuned` for a classifier.
 
     Raises:
-      UserError: where there is no model, or a part of one only.
+      UserError: where there is no model, or it does not fit its own description.
     """
     path = Path(source)
-    if _is_run(path) or (path / rundir.MODEL_JSON).is_file() or not path.exists():
-        return pretrained.load(path)
+    ours = _is_run(path) or (path / rundir.MODEL_JSON).is_file()
+    if ours or step is not None or not path.exists():
+        return pretrained.load(path, step)
     found = imports.convert(sources.read(path))
-    if found.kind == "encoder":
-        raise UserError(
-            f"{source} holds an encoder alone: make a classifier of it with python -m "
-            "adamae_jax.finetune --config.init_from, or give a checkpoint with its decoder"
-        )
-    about = (found.step, found.label_names, found.license, source)
-    return pretrained.build(found.variables, found.config, *about)
+    about = (found.step, found.label_names, found.license, str(source))
+    encoder_alone = found.kind == "encoder"
+    return pretrained.build(found.variables, found.config, *about, encoder_alone=encoder_alone)
 
 
 def _is_run(path: Path) -> bool:

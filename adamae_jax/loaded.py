@@ -119,6 +119,14 @@ class Loaded:
         latents = self._features(self.params, self._checked("features", video))
         return latents if pool is None else latents.mean(axis=1)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("logits", "predict"):
+            raise UserError(
+                f"{name}() needs a classifier, and this is none: make one of it with python -m "
+                "adamae_jax.finetune --config.init_from=PATH"
+            )
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def _checked(self, method: str, video: Video) -> Array:
         if isinstance(video, str | os.PathLike):
             video = self.clip(video)
@@ -143,8 +151,8 @@ class Loaded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained(Loaded):
-    """A masked autoencoder."""
+class PretrainedEncoder(Loaded):
+    """A masked autoencoder, of which nothing but the encoder need be there."""
 
     task: Pretraining
 
@@ -157,6 +165,11 @@ class Pretrained(Loaded):
     def params(self) -> Mapping[str, Any]:
         """The autoencoder's parameters."""
         return self.variables["params"]["autoencoder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(PretrainedEncoder):
+    """A masked autoencoder, whole."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from adamae_jax.diagnostics import (
     random_visible_share,
     visible_share,
 )
+from adamae_jax.errors import UserError
 from adamae_jax.masking.base import MaskingStrategy, MaskInputs, TokenMask, weighted_mean
 from adamae_jax.masking.decoding import ALL_DECODED, Decoding
 from adamae_jax.models.autoencoder import Autoencoder
@@ -237,8 +238,22 @@ class Pretraining(Task):
         pixels = normalize_pixels(video, self.objective)
         inputs, placed = self.mask_inputs(params, pixels, **known)
         mask = self.strategy(masking_variables(variables), inputs, fold(keys, MASKING_DRAW), train)
+        self._check_numbers(mask)
         mask = self.decoding(mask, fold(keys, DECODING_DRAW), inputs.grid)
         return self.reconstruct(params, video, placed, mask)
+
+    def _check_numbers(self, mask: TokenMask) -> None:
+        """Meets a strategy whose masks have other numbers of tokens than it says."""
+        grid = self.model.geometry.grid
+        visible = self.strategy.num_visible(grid)
+        expected = (visible, self.model.geometry.num_tokens - visible)
+        found = (mask.visible.shape[1], mask.masked.shape[1])
+        if found != expected:
+            raise UserError(
+                "the masking strategy gave {} visible and {} masked tokens, where its "
+                "num_visible() leaves {} and {}: all tokens are one or the other "
+                "(docs/masking.md)".format(*found, *expected)
+            )
 
     def reconstruct(
         self,

@@ -39,6 +39,11 @@ def main(argv: Sequence[str]) -> None:
         predict_classes(loaded, videos, values.views, values.top, output)
     elif isinstance(loaded, Pretrained):
         draw_saliency(loaded, videos, output)
+    else:
+        raise UserError(
+            f"{values.checkpoint} holds an encoder alone, with neither classes nor a sampler: make "
+            "a classifier of it with python -m adamae_jax.finetune --config.init_from"
+        )
 
 
 def predict_classes(

@@ -25,7 +25,7 @@ from adamae_jax import config as configs
 from adamae_jax import experiment, licenses
 from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
-from adamae_jax.loaded import Finetuned, Loaded, Pretrained
+from adamae_jax.loaded import Finetuned, Loaded, Pretrained, PretrainedEncoder
 from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.training import rundir
@@ -191,6 +191,7 @@ def build(
     source: str,
     *,
     task: str | None = None,
+    encoder_alone: bool = False,
 ) -> Loaded:
     """A model from its arrays and its config.
 
@@ -202,6 +203,7 @@ def build(
       license: see `Loaded`.
       source: where the arrays come from, for messages.
       task: the name of what was trained, where it was recorded; else what the config describes.
+      encoder_alone: that of a masked autoencoder is all there is.
 
     Raises:
       UserError: where the config is wrong, or names or shapes are not what it describes;
@@ -218,6 +220,9 @@ def build(
     with _described_by(source):
         made = experiment.task(task or experiment.task_name(config), config)
         expected = jax.eval_shape(made.init, jax.random.key(0))
+    if encoder_alone:
+        encoder = expected["params"]["autoencoder"]["encoder"]
+        expected = {"params": {"autoencoder": {"encoder": encoder}}}
     found = {name: tuple(np.shape(leaf)) for name, leaf in flatten(variables).items()}
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
     wrong = sorted(
@@ -245,7 +250,8 @@ def build(
             )
         return Finetuned(whole, config, made, *shared)
     assert isinstance(made, Pretraining)
-    return Pretrained(whole, config, made, *shared)
+    kind = PretrainedEncoder if encoder_alone else Pretrained
+    return kind(whole, config, made, *shared)
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Probing(Task):
     skip_first_patch: bool = False
 
     name = "probing"
+    trains_features = False
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Probes of a kind start alike; an encoder at random, to be replaced."""

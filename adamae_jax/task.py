@@ -53,10 +53,12 @@ class Task:
     Attributes:
       name: is recorded in checkpoints, so that `adamae_jax.load` knows what they hold.
       headline: the figure that tells best how training goes.
+      trains_features: whether training changes `features`; where it does not, one look is enough.
     """
 
     name: ClassVar[str]
     headline: ClassVar[str] = "loss"
+    trains_features: ClassVar[bool] = True
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ from configs import common, finetuning
 from configs.videomae_hmdb51_finetune import RUN
 
 PUBLISHED = ()
-EXTRAPOLATED = ("B", "L", "H")
+EXTRAPOLATED = ("B", "S", "L", "H")
 
 
 def get_config(size: str = "B") -> ConfigDict:
     """Two clips of each video, of the same 16 frames at stride 2; 51 classes.
 
     Args:
-      size: B, L or H.
+      size: B, S, L or H.
 
     Raises:
       UserError: for another size.

@@ -4,8 +4,8 @@ Source: arXiv 2211.09120 and its released code, github.com/wgcban/adamae, script
 videomae_vit_base_patch16_224_learnablemasking_ratio_0.95_epoch_800. How ours differs from theirs:
 see `common.videomae`.
 
-The size is the argument: --config=configs/adamae_ssv2.py:L. B is published. L and H are
-extrapolated: everything but the size is B's, and the decoder keeps B's depth.
+The size is the argument: --config=configs/adamae_ssv2.py:L. B is published. S, L and H
+are extrapolated: everything but the size is B's, and the decoder keeps B's depth.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from configs import common
 
 PUBLISHED = ("B",)
-EXTRAPOLATED = ("L", "H")
+EXTRAPOLATED = ("S", "L", "H")
 
 
 def get_config(size: str = "B") -> ConfigDict:
     """800 epochs of clips of 16 frames at stride 2, of whose 1,568 tokens 78 are seen.
 
     Args:
-      size: B, L or H.
+      size: S, B, L or H.
 
     Raises:
       UserError: for another size.

@@ -9,8 +9,8 @@ It begins from configs/adamae_ssv2.py, or from the authors' weights:
 
     --config=configs/adamae_ssv2_finetune.py --config.init_from=PATH
 
-The size is the argument: --config=configs/adamae_ssv2_finetune.py:L. B is published. L and H are
-extrapolated: the values are those of the same sizes in configs/videomae_ssv2_finetune.py.
+The size is the argument: --config=configs/adamae_ssv2_finetune.py:L. B is published. S, L and H
+are extrapolated: the values are those of the same sizes in configs/videomae_ssv2_finetune.py.
 """
 
 from ml_collections import ConfigDict
@@ -20,19 +20,20 @@ from configs.finetuning import Run
 from configs.videomae_ssv2_finetune import RUNS as VIDEOMAE_RUNS
 
 RUNS = {
+    "S": VIDEOMAE_RUNS["S"],
     "B": Run(videos=512, per_gpu=8, rate=5e-4, epochs=50, samples=1),
     "L": VIDEOMAE_RUNS["L"],
     "H": VIDEOMAE_RUNS["H"],
 }
 PUBLISHED = ("B",)
-EXTRAPOLATED = ("L", "H")
+EXTRAPOLATED = ("S", "L", "H")
 
 
 def get_config(size: str = "B") -> ConfigDict:
     """Clips of 16 frames from all over a video, of B one of each video; 174 classes.
 
     Args:
-      size: B, L or H.
+      size: S, B, L or H.
 
     Raises:
       UserError: for another size.

@@ -130,10 +130,11 @@ def mae_st_k400(size: str, run: Run) -> ConfigDict:
 def mae_imagenet(size: str, run: Run) -> ConfigDict:
     """MAE's fine-tuning on ImageNet-1k, which AutoMAE took over as it was.
 
-    Source: main_finetune.py and FINETUNE.md in github.com/facebookresearch/mae. Three things
+    Source: main_finetune.py and FINETUNE.md in github.com/facebookresearch/mae. Four things
     differ: theirs computes in float16 with loss scaling, which bfloat16 does not need; its warm-up
-    comes to the peak one step later; and it crops first, and fills with ImageNet's mean colour in
-    RandAugment, where ours augments the whole image, and fills with grey.
+    comes to the peak one step later; it crops first, and fills with ImageNet's mean colour in
+    RandAugment, where ours augments the whole image, and fills with grey; and its held-out images
+    are the middle 224 of 256 pixels, ours the middle square of the whole image.
 
     Args:
       size: of the model; H has patches of 14 pixels.

@@ -66,9 +66,11 @@ IMAGENET = Expected(4096, 249_600, 12_480, rates(
     49, MAE_B)
 
 RECIPES: dict[str, Expected] = {
+    "adamae_k400:S": Expected(2048, encoder=S, **ADAMAE_K400),
     "adamae_k400": Expected(2048, encoder=B, **ADAMAE_K400),
     "adamae_k400:L": Expected(2048, encoder=L, **ADAMAE_K400),
     "adamae_k400:H": Expected(2048, encoder=H, **ADAMAE_K400),
+    "adamae_ssv2:S": Expected(2048, encoder=S, **ADAMAE_SSV2),
     "adamae_ssv2": Expected(2048, encoder=B, **ADAMAE_SSV2),
     "adamae_ssv2:L": Expected(2048, encoder=L, **ADAMAE_SSV2),
     "adamae_ssv2:H": Expected(2048, encoder=H, **ADAMAE_SSV2),
@@ -166,6 +168,7 @@ def test_model(recipe: Recipe) -> None:
 
 DECODERS = {
     "adamae_k400": (384, 4, 6), "adamae_ssv2:L": (512, 4, 8), "adamae_k400:H": (640, 4, 8),
+    "adamae_ssv2:S": (192, 4, 3),
     "videomae_k400:S": (192, 4, 3), "videomae_ssv2": (384, 4, 6),
     "videomae_k400:L": (512, 12, 8), "videomae_ucf101:H": (640, 12, 8),
     "videomae_v2_hybrid": (384, 4, 6), "videomae_v2_hybrid:L": (512, 4, 8),

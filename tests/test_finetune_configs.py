@@ -51,9 +51,11 @@ class Expected(NamedTuple):
 # Encoders without their last norm, which a classifier of VideoMAE has not.
 S, B, L, H = 21_879_168, 86_225_664, 303_858_688, 631_604_480
 # fmt: off
+K400_S = Expected(768, 2, 24, 93_900, 3_130, (2.39693e-5, 7.5e-4, 3.96011e-4, 1.5e-6), S)
 K400_L = Expected(256, 2, 4, 65_730, 9_390, (1.06508e-5, 1e-3, 6.29595e-4, 5e-7), L)
 K400_H = Expected(1024, 2, 16, 23_450, 2_345, (8.53242e-5, 2e-3, 1.18191e-3, 2e-5), H,
                   0.75, 0.2, 0.5)
+SSV2_S = Expected(768, 2, 24, 17_560, 2_195, (6.83683e-5, 1.5e-3, 9.17474e-4, 1.5e-6), S, 0.7)
 SSV2_L = Expected(384, 2, 12, 17_580, 4_395, (8.53437e-6, 3.75e-4, 2.81438e-4, 7.5e-7), L,
                   0.75, 0.2)
 SSV2_H = Expected(256, 2, 8, 26_380, 6_595, (3.79133e-6, 2.5e-4, 1.87625e-4, 5e-7), H, 0.8, 0.2)
@@ -66,14 +68,12 @@ MAE_L = Expected(1024, 1, 32, 62_550, 6_255, (6.39591e-5, 4e-3, 2.34771e-3, 1e-6
                  0.75, 0.2)
 
 RECIPES: dict[str, Expected] = {
-    "videomae_k400_finetune:S": Expected(
-        768, 2, 24, 93_900, 3_130, (2.39693e-5, 7.5e-4, 3.96011e-4, 1.5e-6), S),
+    "videomae_k400_finetune:S": K400_S,
     "videomae_k400_finetune": Expected(
         768, 2, 12, 46_950, 3_130, (2.39693e-5, 7.5e-4, 4.17653e-4, 1.5e-6), B),
     "videomae_k400_finetune:L": K400_L,
     "videomae_k400_finetune:H": K400_H,
-    "videomae_ssv2_finetune:S": Expected(
-        768, 2, 24, 17_560, 2_195, (6.83683e-5, 1.5e-3, 9.17474e-4, 1.5e-6), S, 0.7),
+    "videomae_ssv2_finetune:S": SSV2_S,
     "videomae_ssv2_finetune": Expected(
         768, 2, 12, 13_170, 2_195, (3.41841e-5, 7.5e-4, 4.91400e-4, 1.5e-6), B),
     "videomae_ssv2_finetune:L": SSV2_L,
@@ -82,18 +82,20 @@ RECIPES: dict[str, Expected] = {
        for size, encoder in {":S": S, "": B, ":L": L, ":H": H}.items()},
     **{f"videomae_hmdb51_finetune{size}": HMDB51._replace(encoder=encoder)
        for size, encoder in {":S": S, "": B, ":L": L, ":H": H}.items()},
+    "adamae_k400_finetune:S": K400_S,
     "adamae_k400_finetune": Expected(
         512, 1, 8, 46_900, 2_345, (8.53242e-5, 2e-3, 1.08350e-3, 2e-6), B),
     "adamae_k400_finetune:L": K400_L,
     "adamae_k400_finetune:H": K400_H,
+    "adamae_ssv2_finetune:S": SSV2_S,
     "adamae_ssv2_finetune": Expected(
         512, 1, 8, 16_450, 1_645, (6.08273e-5, 1e-3, 5.87650e-4, 2e-6), B),
     "adamae_ssv2_finetune:L": SSV2_L,
     "adamae_ssv2_finetune:H": SSV2_H,
     **{f"adamae_ucf101_finetune{size}": UCF101._replace(encoder=encoder)
-       for size, encoder in {"": B, ":L": L, ":H": H}.items()},
+       for size, encoder in {":S": S, "": B, ":L": L, ":H": H}.items()},
     **{f"adamae_hmdb51_finetune{size}": HMDB51._replace(encoder=encoder)
-       for size, encoder in {"": B, ":L": L, ":H": H}.items()},
+       for size, encoder in {":S": S, "": B, ":L": L, ":H": H}.items()},
     "mae_st_k400_finetune": Expected(
         512, 2, 4, 70_425, 4_695, (1.02258e-4, 4.8e-3, 2.66922e-3, 1e-6), 86_393_088,
         0.65, 0.1, 0.3),

@@ -18,7 +18,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
 from adamae_jax.interop import exports, files, systems
-from adamae_jax.pretrained import Loaded
+from adamae_jax.pretrained import Loaded, PretrainedEncoder
 from adamae_jax.training import metrics, rundir
 from tests.configs import tiny
 from tests.data import fixtures
@@ -146,6 +146,15 @@ def test_published_weights_of_an_encoder_leave_the_rest_fresh(
         found, loaded("mae"), dict.fromkeys(["autoencoder/encoder/"], "autoencoder/encoder/")
     )
     assert "fresh: the source is an encoder alone" in found.report
+    encoder, whole = initial.load(file), loaded("mae")
+    assert type(encoder) is PretrainedEncoder
+    clips = np.random.default_rng(0).integers(0, 256, (2, *whole.model.geometry.clip_shape))
+    video = clips.astype(np.uint8)
+    np.testing.assert_array_equal(encoder.features(video), whole.features(video))
+    with pytest.raises(UserError, match=r"predict\(\) needs a classifier"):
+        encoder.predict(video)
+    with pytest.raises(AttributeError, match="no attribute 'predcit'"):
+        encoder.predcit(video)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from adamae_jax.models.probes import ProbeKind
 from adamae_jax.objectives import Objective, normalize_pixels
 from adamae_jax.probing import Probing, probe_name
 from adamae_jax.task import MODEL
-from adamae_jax.training import loop, metrics, rundir
+from adamae_jax.training import knn, loop, metrics, rundir
 from adamae_jax.training.checkpoints import read_subtree
 from adamae_jax.training.optimizers import adamw, stacked
 from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import make_train_step
-from configs import mae_imagenet_linear, probe_demo
+from configs import automae_imagenet_linear, mae_imagenet_linear, probe_demo
 from tests import helpers
 from tests.configs import tiny
 from tests.data import fixtures
@@ -230,9 +230,17 @@ def test_a_job_from_its_model_to_its_summary(
 ) -> None:
     """On a mesh; killed in between, it goes on bitwise, when the model is gone."""
     said: list[str] = []
+    collect, collected = knn.collect, list[knn.Labelled]()
+
+    def counted(*arguments: Any) -> knn.Labelled:
+        collected.append(collect(*arguments))
+        return collected[-1]
+
     with monkeypatch.context() as patch:
         patch.setattr(logging, "info", lambda text, *values: said.extend(map(str, values)))
+        patch.setattr(knn, "collect", counted)
         summary = probe.probe(tiny_probe(data, source), tmp_path / "run")
+    assert len(collected) == 2  # the bank and what is held out, once for two validations
     (table,) = [text for text in said if text.startswith("init_from=")]
     assert "a model of pretraining after 3 steps" in table
     assert "fresh: probes of what is taken" in table
@@ -333,6 +341,7 @@ def test_the_linear_recipe_is_mae_s() -> None:
     optimizer = experiment.optimizers(config, task)[MODEL]
     found = [float(optimizer.learning_rate(jnp.asarray(step))) for step in (0, 779, 780, 7020)]
     np.testing.assert_allclose(found, [0.0, 6.4, 6.4, 0.0], atol=1e-5)
+    assert automae_imagenet_linear.get_config() == mae_imagenet_linear.get_config()
     large = experiment.probing(configs.resolve(mae_imagenet_linear.get_config("H"), 0))
     assert (large.encoder.spec.width, large.encoder.geometry.grid) == (1280, (1, 16, 16))
     # One step of LARS without momentum behind it: a thousandth of the kernel's norm, in direction

@@ -69,7 +69,7 @@ def test_the_commands_are_found() -> None:
         *("adamae_jax.prepare", "adamae_jax.pretrain", "adamae_jax.pretrain"),
         *("adamae_jax.visualize", "adamae_jax.pretrain", "adamae_jax.finetune"),
         *("adamae_jax.evaluate", "adamae_jax.predict", "adamae_jax.predict"),
-        *("adamae_jax.features", *["adamae_jax.convert"] * 3),
+        *("adamae_jax.probe", "adamae_jax.features", *["adamae_jax.convert"] * 3),
         *("adamae_jax.pretrain", "adamae_jax.benchmark", "tests.parity"),
     ]
 
@@ -97,6 +97,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         "runs/longer": str(tmp_path / "longer"),
         "runs/demo": small,
         "runs/finetuned": str(tmp_path / "finetuned"),
+        "runs/probed": str(tmp_path / "probed"),
         "runs/saliency": str(tmp_path / "saliency"),
         "runs/features": str(tmp_path / "features"),
         "adamae.safetensors": str(tmp_path / "adamae.safetensors"),
@@ -112,6 +113,11 @@ def test_the_commands_work(tmp_path: Path) -> None:
             *QUICK,
             f"--config.data.dir={tmp_path / 'moving_objects_demo'}",
             "--config.eval.test_views=",
+        ],
+        ("adamae_jax.probe", "configs/probe_demo.py"): [
+            *QUICK,
+            f"--config.data.dir={tmp_path / 'moving_objects_demo'}",
+            "--config.eval.knn_examples=32",
         ],
         ("adamae_jax.evaluate", ""): ["--num_videos=8"],
         ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
@@ -137,6 +143,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     assert list((tmp_path / "small" / "pictures").glob("step_0000003_*.png"))
     assert (tmp_path / "finetuned" / "evaluation" / "confusion.png").is_file()
+    assert (tmp_path / "probed" / "summary.json").is_file()
     assert (tmp_path / "saliency" / "moving_saliency.mp4").is_file()
     assert len(list((tmp_path / "features").glob("*.npz"))) == len(ENCODINGS)
     assert (tmp_path / "exported" / "config.json").is_file()

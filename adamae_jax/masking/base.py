@@ -1,4 +1,4 @@
-"""What a masking strategy is: which tokens of a clip are seen, and what it costs to say so.
+"""What a masking strategy is: it says which tokens of a clip are seen and which are decoded.
 
 A strategy is one file, in this package or elsewhere, with a class `Strategy`; its dataclass fields
 are the options of ``config.masking.options``. Nothing outside the file has to know it.

@@ -118,6 +118,7 @@ class Loop:
         self._trace = trace
         self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
         self._features = knn.compile_features(run.task, run.mesh)
+        self._knn_accuracy: float | None = None  # the last one
 
     def run(
         self,
@@ -249,14 +250,17 @@ class Loop:
             evaluation.check_count(int(figures["eval_examples"]) + unreadable, clips.num_examples)
             clips.check(unreadable)
         if job.config.eval.knn:
-            bank, held_out = (
-                self._labelled(opened, variables)
-                for opened in (job.data.neighbours(), job.data.held_out())
-            )
-            figures["eval_knn_accuracy"] = knn.accuracy(
-                bank, held_out, job.config.eval.knn_neighbours
-            )
+            if self._knn_accuracy is None or job.task.trains_features:
+                self._knn_accuracy = self._nearest_neighbours(variables)
+            figures["eval_knn_accuracy"] = self._knn_accuracy
         return figures
+
+    def _nearest_neighbours(self, variables: Variables) -> float:
+        data = self._job.data
+        bank, held_out = (
+            self._labelled(opened, variables) for opened in (data.neighbours(), data.held_out())
+        )
+        return knn.accuracy(bank, held_out, self._job.config.eval.knn_neighbours)
 
     def _labelled(
         self, opened: contextlib.AbstractContextManager[HeldOut], variables: Variables

@@ -148,7 +148,7 @@ def accumulate(
 
 
 def jit_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> Any:
-    """Compiles the step once, with explicit shardings; the state is donated.
+    """Returns the jitted step, with explicit shardings; the state is donated.
 
     Args:
       train_step: from `make_train_step`.

@@ -5,10 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax import masking
+from adamae_jax import experiment, masking
 from adamae_jax.benchmark import step
 from adamae_jax.config import from_json, masking_config, to_json
 from adamae_jax.errors import UserError
@@ -50,6 +52,25 @@ def test_the_example_masks_one_block(package: Path) -> None:
         assert len(masked) == 10
         height, width = np.unravel_index(masked, (8, 8))
         assert np.ptp(height) <= 4 and np.ptp(width) <= 4
+
+
+def test_masks_of_other_numbers_than_it_says_are_refused(package: Path) -> None:
+    example, counted = (package / "mypackage" / "block.py").read_text(), "num_visible(inputs.grid)"
+    assert counted in example
+    (package / "mypackage" / "wrong.py").write_text(example.replace(counted, f"{counted} + 1"))
+    config = tiny.get_config()
+    config.masking = masking_config("mypackage.wrong", mask_ratio=0.75)
+    task = experiment.pretraining(config)
+    geometry = task.model.geometry
+    visible, all_tokens = task.strategy.num_visible(geometry.grid), geometry.num_tokens
+    message = (
+        f"gave {visible + 1} visible and {all_tokens - visible - 1} masked tokens, "
+        f".* leaves {visible} and {all_tokens - visible}:"
+    )
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    video = jnp.zeros((2, *geometry.clip_shape), jnp.uint8)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda v: task.forward(v, video, helpers.example_keys(2), True), variables)
 
 
 @pytest.mark.parametrize(
