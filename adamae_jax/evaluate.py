@@ -19,6 +19,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from adamae_jax import cli, confusion, distributed, initial, peers
+from adamae_jax.classes import check_classes
 from adamae_jax.data.mixture import open_first
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import Views
@@ -87,23 +88,6 @@ def load_classifier(path: str) -> Finetuned:
     return loaded
 
 
-def check_classes(loaded: Finetuned, dataset: Dataset) -> None:
-    """Raises a `UserError` where the classes of a dataset are not those of a classifier."""
-    ours, theirs = loaded.label_names, dataset.label_names
-    count = loaded.model.num_classes
-    if theirs and len(theirs) != count:
-        raise UserError(
-            f"the classifier has {count} classes, the dataset at {dataset.directory} has "
-            f"{len(theirs)}: give one with the same classes"
-        )
-    for label, (own, other) in enumerate(zip(ours, theirs, strict=False)):
-        if own != other:
-            raise UserError(
-                f"class {label} is {own!r} for the classifier and {other!r} in the dataset at "
-                f"{dataset.directory}: prepare the dataset with the classifier's --labels"
-            )
-
-
 def evaluate(
     loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: Path
 ) -> dict[str, Any]:
@@ -117,7 +101,7 @@ def evaluate(
       output: the folder to write in; made where it is missing.
 
     Returns:
-      The accuracies, as they are written.
+      The accuracies, as they are written; of videos without labels there are none.
 
     Raises:
       UserError: where the dataset does not fit the classifier, or cannot be read or written.
@@ -136,6 +120,11 @@ def evaluate(
         "split": dataset.split,
         **found.figures(),
     }
+    if not found.is_labelled:
+        logging.warning(
+            "no video of %s, split %r, has a label: there are predictions, and no accuracies",
+            *(dataset.directory, dataset.split),
+        )
     if jax.process_index() == 0:
         try:
             write(output, figures, found, loaded.label_names)
@@ -156,9 +145,12 @@ def writable(output: Path) -> None:
 def write(
     output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
 ) -> None:
-    """Writes accuracies, predictions and confusion."""
+    """Writes accuracies and predictions and, of videos with labels, the confusion."""
     write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
     write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
+    if not found.is_labelled:
+        (output / CONFUSION).unlink(missing_ok=True)  # of another evaluation
+        return
     known = found.label >= 0
     counts = measures.confusion_matrix(found.scores[known], found.label[known])
     confusion.draw(counts, label_names).save(output / CONFUSION)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float64, Int32
+from jaxtyping import Array, Float64, Int32
 
 from adamae_jax.classification import Classification
 from adamae_jax.data.stream import id_text
@@ -35,23 +35,32 @@ class Scores:
     scores: Float64[np.ndarray, "n k"]
     unreadable: int
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a video with a label."""
+        return bool((self.label >= 0).any())
+
     def figures(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy, their mean over classes, over the videos with a label."""
+        """Top-1 and top-5 accuracy, their mean over classes, over the videos with a label.
+
+        Of videos without labels, numbers alone.
+        """
         known = self.label >= 0
         label, of_known = self.label[known], self.scores[known]
-        return {
+        counts = {
             "videos": float(len(self.label)),
             "labelled": float(known.sum()),
             "unreadable": float(self.unreadable),
-            **{f"top{k}": _mean(scores.top_k(of_known, label, k)) for k in (1, 5)},
+        }
+        if not self.is_labelled:
+            return counts
+        return {
+            **counts,
+            **{f"top{k}": float(scores.top_k(of_known, label, k).mean()) for k in (1, 5)},
             "mean_class_accuracy": scores.mean_class_accuracy(
                 scores.top_k(of_known, label, 1), label
             ),
         }
-
-
-def _mean(right: Bool[np.ndarray, "n"]) -> float:
-    return float(right.mean()) if len(right) else float("nan")
 
 
 def compile_logits(

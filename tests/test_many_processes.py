@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from adamae_jax import evaluate, finetune, pretrain
+from adamae_jax.best import BEST_JSON
 from adamae_jax.training import loop, metrics, rundir
 from tests.data import fixtures
 from tests.processes import Job
@@ -130,4 +131,4 @@ def test_two_processes_fine_tune_and_test_as_one_does(data: Path, tmp_path: Path
             assert float(row[name]) == pytest.approx(float(other[name]), abs=2e-5)
     assert figures[0]["videos"] == HELD_OUT
     assert figures[0]["top1"] == figures[1]["top1"]
-    assert (tmp_path / "two/run" / rundir.BEST / finetune.BEST_JSON).is_file()
+    assert (tmp_path / "two/run" / rundir.BEST / BEST_JSON).is_file()
