@@ -3,13 +3,13 @@
 ``--source=DIR`` is a folder of videos or a prepared dataset, ``--output=DIR`` takes one file for
 each video, ``NAME.npz``. Clips cover each video from beginning to end; the file has ``features``
 [W, D] (or [W, N, D] with --pool=none), and ``start_s`` and ``end_s`` [W], the seconds at which each
-clip begins and ends. Started again, it goes on with the videos that have no file yet.
+clip begins and ends. ``features.json`` says of which model, videos and options. Started again, it
+goes on with the videos that have no file yet; with another model or other options, it refuses.
 """
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,17 +17,33 @@ from absl import flags, logging
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from adamae_jax import cli, experiment, initial
+from adamae_jax import cli, experiment, feature_files, initial
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
 from adamae_jax.data.records import INFO, Dataset
 from adamae_jax.errors import UserError
+from adamae_jax.feature_files import file_of
 from adamae_jax.loaded import Loaded
 from adamae_jax.prepare.folders import find_files
-from adamae_jax.training.digests import write_atomically
 from adamae_jax.video_files import open_video, windows
 
 POOLINGS = ("mean", "none")
+# Of a clip: what its features depend on, beside the model.
+CLIP = ("num_frames", "sampling_rate", "image_size", "frame_sampling", "target_fps")
+
+
+class Source(NamedTuple):
+    """Videos by their names.
+
+    Attributes:
+      names: of all.
+      read: reads one.
+      described: what tells these videos from others: values that JSON can hold.
+    """
+
+    names: list[str]
+    read: Callable[[str], Record]
+    described: dict[str, Any]
 
 
 def define_flags() -> None:
@@ -47,22 +63,26 @@ def main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     loaded = initial.load(values.checkpoint)
-    names, read = source_of(values.source, values.split)
+    source = source_of(values.source, values.split)
     output = Path(values.output)
-    own = names[jax.process_index() :: jax.process_count()]
+    described = described_by(loaded, values.pool, values.stride) | source.described
+    feature_files.begin(output, described, source.names)
+    own = source.names[jax.process_index() :: jax.process_count()]
     wanted = [name for name in own if not file_of(output, name).exists()]
     if len(wanted) < len(own):
         logging.info("%d of %d videos have their file already", len(own) - len(wanted), len(own))
     failed = 0
     for name in tqdm(wanted, unit="video", mininterval=1.0):
         try:
-            found = of_video(loaded, read(name), values.stride, values.batch_size, values.pool)
+            found = of_video(
+                loaded, source.read(name), values.stride, values.batch_size, values.pool
+            )
         except (UserError, BadRecordError) as error:
             logging.warning("left out: %s", error)
             failed += 1
             continue
         try:
-            write(file_of(output, name), found)
+            feature_files.write(file_of(output, name), found)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     if failed and failed == len(wanted):
@@ -70,8 +90,20 @@ def main(argv: Sequence[str]) -> None:
     print(f"{len(own) - failed} videos in {output}" + (f"; {failed} left out" if failed else ""))
 
 
-def source_of(source: str, split: str) -> tuple[list[str], Any]:
-    """Returns the videos' names, and what reads one by its name.
+def described_by(loaded: Loaded, pool: str, stride: int) -> dict[str, Any]:
+    """Returns what features of a video depend on beside the video: values that JSON can hold."""
+    spec = experiment.clip_spec(loaded.config)
+    return {
+        "model": feature_files.digest(loaded.params),
+        "step": loaded.step,
+        "pool": pool,
+        "stride": stride,
+        **{name: getattr(spec, name) for name in CLIP},
+    }
+
+
+def source_of(source: str, split: str) -> Source:
+    """Returns the videos of a folder or of a dataset's split.
 
     Raises:
       UserError: where there is nothing of the kind.
@@ -80,13 +112,13 @@ def source_of(source: str, split: str) -> tuple[list[str], Any]:
     if (folder / INFO).is_file() or not folder.is_dir():
         dataset = Dataset(source, split)
         places = {f"{number:08d}": number for number in range(len(dataset))}
-        return list(places), lambda name: dataset[places[name]]
-    return find_files(folder).things, lambda name: open_video(folder / name)
-
-
-def file_of(output: Path, name: str) -> Path:
-    """Returns where the features of a video are kept."""
-    return output / f"{name}.npz"
+        described = {"source": source, "split": split, "data": dataset.fingerprint}
+        return Source(list(places), lambda name: dataset[places[name]], described)
+    return Source(
+        find_files(folder).things,
+        lambda name: open_video(folder / name),
+        {"source": str(folder.absolute())},
+    )
 
 
 def of_video(
@@ -120,14 +152,6 @@ def _in_batches(
         filled = np.resize(batch, (batch_size, *batch.shape[1:]))
         found = loaded.features(filled, pool="mean" if pool == "mean" else None)
         yield np.asarray(found)[: len(batch)]
-
-
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a file at once: it is whole, or not there."""
-    data = io.BytesIO()
-    np.savez(data, allow_pickle=False, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data.getvalue())
 
 
 if __name__ == "__main__":

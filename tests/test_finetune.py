@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adamae_jax import evaluate, features, finetune, initial, load, predict, pretrain, pretrained
+from adamae_jax import evaluate, finetune, initial, load, predict, pretrain, pretrained
 from adamae_jax.best import BEST_JSON
 from adamae_jax.convert import exporting
 from adamae_jax.errors import UserError
@@ -307,35 +307,6 @@ def test_saliency_needs_a_network(run: Path, tmp_path: Path) -> None:
         call(predict, f"--checkpoint={run}")
     with pytest.raises(UserError, match="give a video that FFmpeg can read"):
         call(predict, f"--checkpoint={run}", str(tmp_path / "no.mp4"))
-
-
-def test_features_of_a_folder(pretrained_model: Path, tmp_path: Path) -> None:
-    """Windows cover each video; a second start makes what is missing and nothing else."""
-    (tmp_path / "videos" / "sub").mkdir(parents=True)
-    movie(tmp_path / "videos" / "a.mp4", 0, frames=21)
-    movie(tmp_path / "videos" / "sub" / "b.mp4", 1, frames=5)
-    (tmp_path / "videos" / "c.mp4").write_bytes(b"no video")
-    arguments = (
-        f"--checkpoint={pretrained_model}",
-        f"--source={tmp_path / 'videos'}",
-        f"--output={tmp_path / 'out'}",
-        "--batch_size=2",
-    )
-    call(features, *arguments)
-    with np.load(tmp_path / "out" / "a.mp4.npz") as found:
-        # A clip lasts 4 x 2 frames, at 10 a second; the last one ends with the video.
-        np.testing.assert_allclose(found["start_s"], [0.0, 0.8, 1.3])
-        np.testing.assert_allclose(found["end_s"], [0.8, 1.6, 2.1])
-        pooled = found["features"]
-        assert pooled.shape == (3, 32)
-    with np.load(tmp_path / "out" / "sub" / "b.mp4.npz") as found:
-        assert found["features"].shape == (1, 32)
-    assert not (tmp_path / "out" / "c.mp4.npz").exists()
-    os.remove(tmp_path / "out" / "sub" / "b.mp4.npz")
-    before = os.stat(tmp_path / "out" / "a.mp4.npz").st_mtime_ns
-    call(features, *arguments)
-    assert os.stat(tmp_path / "out" / "a.mp4.npz").st_mtime_ns == before
-    assert (tmp_path / "out" / "sub" / "b.mp4.npz").exists()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "huggingface"])

@@ -1,0 +1,95 @@
+"""Features of whole videos: which clips, when they are, and whose features a folder holds."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adamae_jax import feature_files, features, pretrained
+from adamae_jax.errors import UserError
+from tests.interop.convert_cases import STEP, loaded, written
+from tests.interop.convert_cases import run as call
+from tests.test_finetune import movie
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier, clips being every other of 8 frames, of 8 x 12 pixels."""
+    return saved(tmp_path_factory.mktemp("model"))
+
+
+def saved(directory: Path, **data: Any) -> Path:
+    """The model of a classifier, with other fields in its config's ``data``."""
+    model = loaded("videomae", fine_tuned=True)
+    config = model.config.copy_and_resolve_references()
+    config.data.update({"sampling_rate": 2, **data})
+    pretrained.save(directory, model.variables, config, model.step, model.label_names)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    movie(folder / "a.mp4", 0, frames=21)
+    movie(folder / "sub" / "b.mp4", 1, frames=5)
+    (folder / "c.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_features_of_a_folder(model: Path, videos: Path, tmp_path: Path) -> None:
+    """Windows cover each video; a second start makes what is missing and nothing else."""
+    arguments = (
+        f"--checkpoint={model}",
+        f"--source={videos}",
+        f"--output={tmp_path / 'out'}",
+        "--batch_size=2",
+    )
+    call(features, *arguments)
+    with np.load(tmp_path / "out" / "a.mp4.npz") as found:
+        # A clip lasts 4 x 2 frames, at 10 a second; the last one ends with the video.
+        np.testing.assert_allclose(found["start_s"], [0.0, 0.8, 1.3])
+        np.testing.assert_allclose(found["end_s"], [0.8, 1.6, 2.1])
+        pooled = found["features"]
+        assert pooled.shape == (3, 16)
+    with np.load(tmp_path / "out" / "sub" / "b.mp4.npz") as found:
+        assert found["features"].shape == (1, 16)
+    assert not (tmp_path / "out" / "c.mp4.npz").exists()
+    os.remove(tmp_path / "out" / "sub" / "b.mp4.npz")
+    before = os.stat(tmp_path / "out" / "a.mp4.npz").st_mtime_ns
+    call(features, *arguments)
+    assert os.stat(tmp_path / "out" / "a.mp4.npz").st_mtime_ns == before
+    assert (tmp_path / "out" / "sub" / "b.mp4.npz").exists()
+
+
+def test_features_of_another_model_are_not_taken(model: Path, videos: Path, tmp_path: Path) -> None:
+    """Nor those of other options, or of nobody knows what."""
+    output = tmp_path / "out"
+    described = features.described_by(features.initial.load(str(model)), "mean", 0)
+    source = features.source_of(str(videos), "train")
+    feature_files.begin(output, described | source.described, source.names)
+    feature_files.begin(output, described | source.described, source.names)  # goes on
+    assert json.loads((output / feature_files.RECORD).read_text())["step"] == STEP
+    other = written(tmp_path / "other", "videomae_scaled", fine_tuned=True)
+    for options, said in (
+        ((f"--checkpoint={other}",), "holds features of model '"),
+        ((f"--checkpoint={model}", "--pool=none"), "pool 'mean', not 'none': give another"),
+        ((f"--checkpoint={model}", "--stride=2"), "stride 0, not 2: give another --output"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call(features, *options, f"--source={videos}", f"--output={output}")
+    with pytest.raises(UserError, match="holds features of source '.*videos.*', not '.*sub'"):
+        call(
+            features,
+            *(f"--checkpoint={model}", f"--source={videos / 'sub'}", f"--output={output}"),
+        )
+    (output / feature_files.RECORD).write_text("[" * 9)
+    with pytest.raises(UserError, match=r"features.json cannot be read .*: give another --output"):
+        feature_files.begin(output, described, source.names)
+    os.remove(output / feature_files.RECORD)
+    feature_files.write(feature_files.file_of(output, "a.mp4"), {"features": np.zeros(3)})
+    with pytest.raises(UserError, match=r"has files of videos, but no features.json"):
+        feature_files.begin(output, described, source.names)
