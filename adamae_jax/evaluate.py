@@ -5,20 +5,17 @@ video, views of several times and places are scored, and their softmax is averag
 accuracies, a table of all videos and the confusion of classes as a picture.
 """
 
-import csv
 import dataclasses
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from adamae_jax import cli, confusion, distributed, initial, peers
+from adamae_jax import cli, distributed, initial, peers, results
 from adamae_jax.classes import check_classes
 from adamae_jax.data.mixture import open_first
 from adamae_jax.data.records import Dataset
@@ -26,13 +23,9 @@ from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, parse_views
 from adamae_jax.run_data import evaluation_batches, make_embedded
-from adamae_jax.scoring import Scores, score
-from adamae_jax.training import scores as measures
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.scoring import score
+from adamae_jax.training import evaluation
 from adamae_jax.training.partitioning import create_mesh
-
-METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.csv", "confusion.png"
-TOP = 5  # classes that are listed of each video
 
 
 def define_flags() -> None:
@@ -108,11 +101,13 @@ def evaluate(
     """
     check_classes(loaded, dataset)
     if jax.process_index() == 0:
-        writable(output)
+        results.writable(output)
     most = loaded.config.eval.num_examples
     with evaluation_batches(loaded.config, mesh, output, dataset, most=most, views=views) as videos:
         found = score(loaded.task, loaded.variables, videos, mesh)
-        videos.check(found.unreadable)
+        unreadable = len(found.unreadable)
+        evaluation.check_count(len(found.index) + unreadable, videos.num_examples)
+        videos.check(unreadable)
     figures = {
         "step": loaded.step,
         "views": "x".join(map(str, views)),
@@ -127,53 +122,11 @@ def evaluate(
         )
     if jax.process_index() == 0:
         try:
-            write(output, figures, found, loaded.label_names)
+            results.write(output, figures, found, loaded.label_names)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
         logging.info("written: %s", output)
     return figures
-
-
-def writable(output: Path) -> None:
-    """Makes the folder for the results; raises a `UserError` where that cannot be done."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
-
-
-def write(
-    output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
-) -> None:
-    """Writes accuracies and predictions and, of videos with labels, the confusion."""
-    write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
-    write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
-    if not found.is_labelled:
-        (output / CONFUSION).unlink(missing_ok=True)  # of another evaluation
-        return
-    known = found.label >= 0
-    counts = measures.confusion_matrix(found.scores[known], found.label[known])
-    confusion.draw(counts, label_names).save(output / CONFUSION)
-
-
-def predictions(found: Scores, label_names: Sequence[str]) -> str:
-    """Returns a table of all videos: label, and the best classes with their scores."""
-
-    def name(label: int) -> str:
-        return label_names[label] if 0 <= label < len(label_names) else ""
-
-    text = io.StringIO()
-    rows = csv.writer(text)
-    top = min(TOP, found.scores.shape[1])
-    header = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "name", "score")]
-    rows.writerow(["video", "index", "label", "label_name", *header])
-    for video, index, label, of_video in zip(
-        found.ids, found.index, found.label, found.scores, strict=True
-    ):
-        best = np.argsort(-of_video, kind="stable")[:top].tolist()
-        listed = [value for k in best for value in (k, name(k), f"{of_video[k]:.6f}")]
-        rows.writerow([video, index, label, name(int(label)), *listed])
-    return text.getvalue()
 
 
 if __name__ == "__main__":

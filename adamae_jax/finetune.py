@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses
+from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, results
 from adamae_jax.best import Best
 from adamae_jax.classes import for_classes
 from adamae_jax.data.temporal import Views
@@ -84,7 +84,7 @@ def test(begun: job.Begun, views: Views) -> dict[str, Any]:
     What was found is kept in the workdir; a test of the same step that is there is not made again.
     """
     output = begun.workdir / TEST
-    stored: list[Any] = agreement.gathered(stored_figures(output / evaluate.METRICS))
+    stored: list[Any] = agreement.gathered(stored_figures(output / results.METRICS))
     asked = {"views": "x".join(map(str, views)), "step": begun.config.steps}
     if stored[0] is not None and asked.items() <= stored[0].items():
         return dict(stored[0])

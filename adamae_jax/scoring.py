@@ -26,14 +26,14 @@ class Scores:
       index: of the records in their split.
       label: -1 where it is unknown.
       scores: of the classes: softmax of each view, averaged over a video's views.
-      unreadable: how many videos could not be read; they have no row.
+      unreadable: records that could not be read, by their index; they have no row.
     """
 
     ids: tuple[str, ...]
     index: Int32[np.ndarray, "n"]
     label: Int32[np.ndarray, "n"]
     scores: Float64[np.ndarray, "n k"]
-    unreadable: int
+    unreadable: Int32[np.ndarray, "m"]
 
     @property
     def is_labelled(self) -> bool:
@@ -41,25 +41,24 @@ class Scores:
         return bool((self.label >= 0).any())
 
     def figures(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy, their mean over classes, over the videos with a label.
+        """The numbers of videos and, where some have labels, the accuracies.
 
-        Of videos without labels, numbers alone.
+        Top-1 and top-5 are shares of all videos: those that could not be read, or have no label,
+        count as wrong. The mean over classes is over the videos whose label is known.
         """
-        known = self.label >= 0
-        label, of_known = self.label[known], self.scores[known]
+        videos = len(self.label) + len(self.unreadable)
         counts = {
-            "videos": float(len(self.label)),
-            "labelled": float(known.sum()),
-            "unreadable": float(self.unreadable),
+            "videos": float(videos),
+            "labelled": float((self.label >= 0).sum()),
+            "unreadable": float(len(self.unreadable)),
         }
         if not self.is_labelled:
             return counts
+        right = {k: scores.top_k(self.scores, self.label, k) for k in (1, 5)}
         return {
             **counts,
-            **{f"top{k}": float(scores.top_k(of_known, label, k).mean()) for k in (1, 5)},
-            "mean_class_accuracy": scores.mean_class_accuracy(
-                scores.top_k(of_known, label, 1), label
-            ),
+            **{f"top{k}": float(of_k.sum() / videos) for k, of_k in right.items()},
+            "mean_class_accuracy": scores.mean_class_accuracy(right[1], self.label),
         }
 
 
@@ -95,13 +94,13 @@ def score(
     """
     logits_of = compile_logits(task, mesh)
     found: dict[str, list[np.ndarray]] = {}
-    unreadable = 0
+    unreadable: list[np.ndarray] = []
     for batch in batches:
         row = {
             name: np.asarray(value)
             for name, value in logits_of(variables, put_batch(batch, mesh)).items()
         }
-        unreadable += int(row.pop("unreadable").sum())
+        unreadable.append(row["example_index"][row.pop("unreadable")])
         valid = row.pop("valid")
         logits = row.pop("logits")
         row["scores"] = scores.merge_views(logits, np.ones(logits.shape[:2], bool))
@@ -118,5 +117,5 @@ def score(
         whole["example_index"],
         whole["label"],
         whole["scores"],
-        unreadable,
+        np.concatenate(unreadable),
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax import classes, evaluate, finetune, probe
+from adamae_jax import classes, evaluate, finetune, probe, results
 from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
 from tests import test_classification as classification
@@ -96,7 +96,7 @@ def test_an_evaluation_without_labels(
     data = wrong_labels(tmp_path, LABELS, [-1, -1, -1])
     model = written(tmp_path / "model", "videomae", fine_tuned=True)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / evaluate.CONFUSION).write_bytes(b"of another evaluation")
+    (tmp_path / "out" / results.CONFUSION).write_bytes(b"of another evaluation")
     with caplog.at_level(logging.WARNING):
         call(
             evaluate,
@@ -105,11 +105,11 @@ def test_an_evaluation_without_labels(
         )
     assert "no video of" in caplog.text
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
-    assert found == json.loads((tmp_path / "out" / evaluate.METRICS).read_text())
+    assert found == json.loads((tmp_path / "out" / results.METRICS).read_text())
     assert (found["videos"], found["labelled"]) == (3, 0)
     assert not {"top1", "top5", "mean_class_accuracy"} & found.keys()
-    assert len((tmp_path / "out" / evaluate.PREDICTIONS).read_text().splitlines()) == 4
-    assert not (tmp_path / "out" / evaluate.CONFUSION).exists()
+    assert len((tmp_path / "out" / results.PREDICTIONS).read_text().splitlines()) == 4
+    assert not (tmp_path / "out" / results.CONFUSION).exists()
 
 
 def test_a_label_of_no_class_is_wrong_in_a_validation() -> None:

@@ -13,7 +13,16 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adamae_jax import evaluate, finetune, initial, load, predict, pretrain, pretrained
+from adamae_jax import (
+    evaluate,
+    finetune,
+    initial,
+    load,
+    predict,
+    pretrain,
+    pretrained,
+    results,
+)
 from adamae_jax.best import BEST_JSON
 from adamae_jax.convert import exporting
 from adamae_jax.errors import UserError
@@ -106,7 +115,7 @@ def run(data: Path, pretrained_model: Path, tmp_path_factory: pytest.TempPathFac
 def test_it_learns_and_is_tested(run: Path) -> None:
     summary = json.loads((run / rundir.SUMMARY).read_text())
     assert summary["eval_examples"] == 11
-    found = json.loads((run / finetune.TEST / evaluate.METRICS).read_text())
+    found = json.loads((run / finetune.TEST / results.METRICS).read_text())
     assert (found["views"], found["labelled"], found["unreadable"]) == ("2x2", 11, 0)
     assert found["top1"] >= 0.7
     assert found["top5"] == 1.0
@@ -117,17 +126,17 @@ def test_it_learns_and_is_tested(run: Path) -> None:
 
 
 def test_a_table_of_all_videos_and_a_picture(run: Path) -> None:
-    with open(run / finetune.TEST / evaluate.PREDICTIONS, newline="") as file:
+    with open(run / finetune.TEST / results.PREDICTIONS, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["video"] for row in rows] == [f"video-{number}" for number in range(32, 43)]
     assert [int(row["label"]) for row in rows] == [number % CLASSES for number in range(32, 43)]
     right = [row["class_1"] == row["label"] for row in rows]
-    found = json.loads((run / finetune.TEST / evaluate.METRICS).read_text())
+    found = json.loads((run / finetune.TEST / results.METRICS).read_text())
     assert np.mean(right) == pytest.approx(found["top1"])
     assert rows[0]["name_1"] in NAMES
     for row in rows:
         assert sum(float(row[f"score_{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-4)
-    with Image.open(run / finetune.TEST / evaluate.CONFUSION) as picture:
+    with Image.open(run / finetune.TEST / results.CONFUSION) as picture:
         assert picture.width > 900
 
 
@@ -140,7 +149,7 @@ def test_scores_are_those_of_a_plain_loop_over_views(run: Path, data: Path) -> N
 
     loaded = evaluate.load_classifier(str(run / rundir.MODEL))
     dataset = Dataset(data, "validation")
-    with open(run / finetune.TEST / evaluate.PREDICTIONS, newline="") as file:
+    with open(run / finetune.TEST / results.PREDICTIONS, newline="") as file:
         rows = list(csv.DictReader(file))
     for number in (0, 7):
         views = make_views(dataset[number], experiment.clip_spec(loaded.config), Views(2, 2))
@@ -209,10 +218,10 @@ def test_a_run_that_was_killed_goes_on_bitwise(
 
 
 def test_a_complete_run_ends_at_once(run: Path, data: Path, pretrained_model: Path) -> None:
-    before = os.stat(run / finetune.TEST / evaluate.METRICS).st_mtime_ns
+    before = os.stat(run / finetune.TEST / results.METRICS).st_mtime_ns
     summary = finetune.finetune(config_of(data, str(pretrained_model)), run)
     assert summary["test"]["views"] == "2x2"
-    assert os.stat(run / finetune.TEST / evaluate.METRICS).st_mtime_ns == before
+    assert os.stat(run / finetune.TEST / results.METRICS).st_mtime_ns == before
 
 
 def test_a_test_of_an_earlier_step_is_made_again(
@@ -221,7 +230,7 @@ def test_a_test_of_an_earlier_step_is_made_again(
     """A run that was complete may have been made longer."""
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
-    path = workdir / finetune.TEST / evaluate.METRICS
+    path = workdir / finetune.TEST / results.METRICS
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"step": stored["step"] - 1}))
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: {"made": "again"})
@@ -257,10 +266,10 @@ def test_a_classifier_of_other_classes(run: Path, data: Path, tmp_path: Path) ->
 def test_evaluate_as_a_job(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(evaluate, f"--checkpoint={run}", "--views=2x2", f"--output={tmp_path}", "--batch_size=4")
     printed = json.loads(capsys.readouterr().out)
-    stored = json.loads((run / finetune.TEST / evaluate.METRICS).read_text())
+    stored = json.loads((run / finetune.TEST / results.METRICS).read_text())
     assert printed == stored
     first, second = (
-        (place / evaluate.PREDICTIONS).read_text() for place in (tmp_path, run / finetune.TEST)
+        (place / results.PREDICTIONS).read_text() for place in (tmp_path, run / finetune.TEST)
     )
     assert first == second
 
