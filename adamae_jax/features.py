@@ -7,14 +7,14 @@ clip begins and ends. ``features.json`` says of which model, videos and options.
 goes on with the videos that have no file yet; with another model or other options, it refuses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from adamae_jax import cli, experiment, feature_files, initial
@@ -25,7 +25,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.feature_files import file_of
 from adamae_jax.loaded import Loaded
 from adamae_jax.prepare.folders import find_files
-from adamae_jax.video_files import open_video, windows
+from adamae_jax.video_files import map_windows, open_video, windows
 
 POOLINGS = ("mean", "none")
 # Of a clip: what its features depend on, beside the model.
@@ -133,25 +133,18 @@ def of_video(
       batch_size: clips at a time.
       pool: one of `POOLINGS`.
     """
-    clips = windows(record, experiment.clip_spec(loaded.config), stride)
-    found = np.concatenate(list(_in_batches(loaded, clips.video, batch_size, pool)))
+    spec = experiment.clip_spec(loaded.config)
+    clips = windows(record, spec, stride)
+
+    def compute(video: UInt8[np.ndarray, "b T H W C"]) -> Float[Array, "b ..."]:
+        return loaded.features(video, pool="mean" if pool == "mean" else None)
+
     return {
-        "features": found,
+        "features": map_windows(compute, record, spec, clips.frames, batch_size),
         "start_s": clips.start_s,
         "end_s": clips.end_s,
         "id": np.array(record.id),
     }
-
-
-def _in_batches(
-    loaded: Loaded, video: UInt8[np.ndarray, "w T H W C"], batch_size: int, pool: str
-) -> Iterator[Float[np.ndarray, "..."]]:
-    for start in range(0, len(video), batch_size):
-        batch = video[start : start + batch_size]
-        # Filled up, so that all batches are of one compiled size.
-        filled = np.resize(batch, (batch_size, *batch.shape[1:]))
-        found = loaded.features(filled, pool="mean" if pool == "mean" else None)
-        yield np.asarray(found)[: len(batch)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.loaded import Pretrained
 from adamae_jax.pictures import COLOURS
 from adamae_jax.task import example_keys
-from adamae_jax.video_files import windows
+from adamae_jax.video_files import map_windows, windows
 
 OPACITY = 0.55  # of the colours over the video
 UNKNOWN_RATE = 25
@@ -67,12 +67,8 @@ def of_video(
         assert mask.log_probs is not None  # `check` has seen to it
         return jnp.exp(mask.log_probs).reshape(-1, *geometry.grid)
 
-    found = []
-    for start in range(0, len(clips.video), BATCH):
-        batch = clips.video[start : start + BATCH]
-        filled = np.resize(batch, (BATCH, *batch.shape[1:]))
-        found.append(np.asarray(probabilities(jnp.asarray(filled)))[: len(batch)])
-    relative = np.concatenate(found) * geometry.num_tokens
+    found = map_windows(probabilities, record, spec, clips.frames, BATCH)
+    relative = found * geometry.num_tokens
     middles = clips.frames.reshape(len(clips.frames), geometry.grid[0], -1).mean(-1)
     numbers, first = np.unique(np.rint(middles).astype(np.int64).ravel(), return_index=True)
     return numbers, relative.reshape(-1, *geometry.grid[1:])[first]
@@ -96,7 +92,7 @@ def write_movie(
     (height, width), (box,) = view_boxes((record.height, record.width), spec.image_size, 1)
     largest = max(float(np.quantile(maps, 0.99)), 1e-9)
     everything = np.arange(len(record.frames))
-    nearest = np.abs(everything[:, None] - numbers[None]).argmin(1)
+    places = nearest(numbers, len(everything))
     temporary = path.with_suffix(".part.mp4")
     with av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=round(record.rate) or UNKNOWN_RATE)
@@ -110,7 +106,7 @@ def write_movie(
                 whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
                 crop = whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
                 seen = np.asarray(crop)
-                both = np.concatenate([seen, overlay(seen, maps[nearest[number]] / largest)], 1)
+                both = np.concatenate([seen, overlay(seen, maps[places[number]] / largest)], 1)
                 frame = av.VideoFrame.from_ndarray(
                     np.ascontiguousarray(both[: stream.height, : stream.width]), format="rgb24"
                 )
@@ -119,6 +115,14 @@ def write_movie(
             raise UserError(f"{record.id}: {error}") from error
         container.mux(stream.encode())
     temporary.replace(path)
+
+
+def nearest(numbers: Int64[np.ndarray, "s"], count: int) -> Int64[np.ndarray, "n"]:
+    """Returns for each of ``count`` frames the place of the sorted number that is next to its own.
+
+    Of two that are equally near, the first.
+    """
+    return np.searchsorted((numbers[1:] + numbers[:-1]) / 2, np.arange(count))
 
 
 def overlay(

@@ -2,7 +2,9 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from adamae_jax import feature_files, features, pretrained
 from adamae_jax.errors import UserError
+from adamae_jax.video_files import open_video
 from tests.interop.convert_cases import STEP, loaded, written
 from tests.interop.convert_cases import run as call
 from tests.test_finetune import movie
@@ -93,3 +96,26 @@ def test_features_of_another_model_are_not_taken(model: Path, videos: Path, tmp_
     feature_files.write(feature_files.file_of(output, "a.mp4"), {"features": np.zeros(3)})
     with pytest.raises(UserError, match=r"has files of videos, but no features.json"):
         feature_files.begin(output, described, source.names)
+
+
+def test_a_long_video_takes_no_more_memory(tmp_path: Path) -> None:
+    """All its clips together are 22 MB, of which 4 clips are there at a time."""
+    config = loaded("videomae", fine_tuned=True).config.copy_and_resolve_references()
+    config.data.update({"num_frames": 16, "sampling_rate": 1, "image_size": (24, 32)})
+    seen: list[int] = []
+
+    def mean(video: np.ndarray, pool: str) -> np.ndarray:
+        seen.append(len(video))
+        return video.mean((1, 2, 3))
+
+    model: Any = SimpleNamespace(config=config, features=mean)
+    path = movie(tmp_path / "a.mp4", 0, frames=600)
+    tracemalloc.start()
+    try:
+        found = features.of_video(model, open_video(path), 1, 4, "mean")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["features"].shape == (585, 3)
+    assert set(seen) == {4}
+    assert peak < 4e6

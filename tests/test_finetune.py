@@ -143,9 +143,9 @@ def test_a_table_of_all_videos_and_a_picture(run: Path) -> None:
 def test_scores_are_those_of_a_plain_loop_over_views(run: Path, data: Path) -> None:
     """Softmax of each view in float64, averaged; views cut by the data's own function."""
     from adamae_jax import experiment
-    from adamae_jax.data.clips import make_views
     from adamae_jax.data.records import Dataset
     from adamae_jax.data.temporal import Views
+    from adamae_jax.data.views import make_views
 
     loaded = evaluate.load_classifier(str(run / rundir.MODEL))
     dataset = Dataset(data, "validation")

@@ -73,3 +73,10 @@ def test_a_bad_file_costs_no_other_its_movie(
         "a_saliency.mp4",
         "b_saliency.mp4",
     ]
+
+
+@pytest.mark.parametrize("numbers", [[3], [0, 4, 5, 11]])
+def test_each_frame_has_the_map_next_to_it(numbers: list[int]) -> None:
+    distance = np.abs(np.arange(15)[:, None] - np.array(numbers))
+    found = saliency.nearest(np.array(numbers), 15)
+    np.testing.assert_array_equal(found, distance.argmin(1))
