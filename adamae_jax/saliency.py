@@ -14,11 +14,12 @@ from adamae_jax.data.crops import view_boxes
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import each_frame
+from adamae_jax.data.video_file import exact_rate
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Pretrained
 from adamae_jax.pictures import COLOURS
 from adamae_jax.task import example_keys
-from adamae_jax.video_files import map_windows, windows
+from adamae_jax.video_files import frame_rate, map_windows, windows
 
 OPACITY = 0.55  # of the colours over the video
 UNKNOWN_RATE = 25
@@ -94,8 +95,9 @@ def write_movie(
     everything = np.arange(len(record.frames))
     places = nearest(numbers, len(everything))
     temporary = path.with_suffix(".part.mp4")
+    rate = exact_rate(frame_rate(record)) or UNKNOWN_RATE
     with av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=round(record.rate) or UNKNOWN_RATE)
+        stream = container.add_stream("libx264", rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         stream.height, stream.width = (2 * (side // 2) for side in (box.height, 2 * box.width))

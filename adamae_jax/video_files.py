@@ -1,17 +1,19 @@
 """Clips of a video file, as a model that is trained wants them."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float64, Int64, UInt8
 
 from adamae_jax.data import schema
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
-from adamae_jax.data.temporal import Views
+from adamae_jax.data.temporal import Views, segment_frames, spaced_frames
 from adamae_jax.data.video_file import StoredVideo, UnreadableVideoError
 from adamae_jax.data.views import make_views, make_windows
 from adamae_jax.errors import UserError
@@ -22,7 +24,8 @@ class Windows(NamedTuple):
 
     Attributes:
       frames: of the video, that each clip shows.
-      start_s: when each begins, in seconds; in frames where the video's rate is not known.
+      start_s: when each begins, in seconds from the video's first frame; not-a-number where the
+        video says neither when its frames are shown nor their rate.
       end_s: when each ends, likewise.
     """
 
@@ -78,18 +81,66 @@ def windows(record: Record, spec: ClipSpec, stride: int = 0) -> Windows:
       stride: frames of the video from one clip to the next; 0 for the length of a clip.
 
     Raises:
-      UserError: where the video has no rate and the clips need one.
+      UserError: where the video has no rate and the clips need one, or it is damaged.
     """
     count = len(record.frames)
     span = frame_span(record, spec)
-    step = stride or max(1, int(span))
-    starts = np.arange(0, max(count - span, 0) + 1, step, dtype=np.float64)
-    if starts[-1] + span < count:
-        starts = np.append(starts, count - span)
-    offsets = np.arange(spec.num_frames) * (span / spec.num_frames)
-    frames = np.minimum((starts[:, None] + offsets).astype(np.int64), count - 1)
-    rate = record.rate or 1.0
-    return Windows(frames, starts / rate, np.minimum(starts + span, count) / rate)
+    last = max(count - span, 0.0)
+    starts = np.arange(0, math.floor(last) + 1, stride or max(1, int(span)), dtype=np.float64)
+    if starts[-1] < last:
+        starts = np.append(starts, last)
+    frames = np.stack([_frames_from(start, span, count, spec) for start in starts])
+    numbers, times = np.arange(count + 1), frame_times(record)
+    ends = np.minimum(starts + span, count)
+    return Windows(frames, np.interp(starts, numbers, times), np.interp(ends, numbers, times))
+
+
+def _frames_from(start: float, span: float, count: int, spec: ClipSpec) -> Int64[np.ndarray, "T"]:
+    """Returns the frames of the clip that begins at a place, as training and evaluation take them.
+
+    (``stretched`` as its evaluation in several clips does: every so-many-th frame.)
+    """
+    if spec.frame_sampling == "segments":
+        return segment_frames(count, spec.num_frames, None)
+    if spec.frame_sampling == "time_scaled":
+        return spaced_frames(start, span, count, spec.num_frames)
+    offsets = spec.sampling_rate * np.arange(spec.num_frames)
+    return np.minimum(int(start) + offsets, count - 1)
+
+
+def frame_times(record: Record) -> Float64[np.ndarray, "n"]:
+    """Returns when each frame of a video begins, and when the last one ends: one number more.
+
+    In seconds from the first frame on. A file says it of each frame; else they come at the video's
+    rate. Not-a-number where neither is known, of which a warning tells.
+
+    Raises:
+      UserError: where the file is damaged.
+    """
+    frames, count = record.frames, len(record.frames)
+    try:
+        shown = frames.seconds() if isinstance(frames, StoredVideo) else None
+    except BadRecordError as error:
+        raise UserError(f"{record.id}: {error}") from error
+    if shown is not None and (record.rate or count > 1):
+        lasts = 1 / record.rate if record.rate else shown[-1] / (count - 1)
+        return np.append(shown, shown[-1] + lasts)
+    if record.rate:
+        return np.arange(count + 1) / record.rate
+    logging.log_first_n(
+        logging.WARNING,
+        "%s: neither its frames' times nor their rate are known: whatever is in seconds is NaN, of "
+        "all videos like it",
+        1,
+        record.id,
+    )
+    return np.full(count + 1, np.nan)
+
+
+def frame_rate(record: Record) -> float:
+    """Returns the frames per second of a video, in the mean; 0 where nobody knows them."""
+    lasts = float(frame_times(record)[-1])
+    return record.rate or (len(record.frames) / lasts if lasts > 0 else 0.0)
 
 
 def map_windows(

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -274,16 +275,28 @@ def test_evaluate_as_a_job(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert first == second
 
 
-def movie(path: Path, label: int, frames: int = 20) -> Path:
+def movie(path: Path, label: int, frames: int = 20, rate: int | Fraction = 10) -> Path:
     """An MP4 file of a class's colour."""
     pixels = (fixtures.video(50, frames).astype(np.float32) * 0.5).copy()
     pixels[..., label] += 100
+    return movie_of(path, pixels.astype(np.uint8), rate)
+
+
+def movie_of(
+    path: Path,
+    pixels: np.ndarray,
+    rate: int | Fraction = 10,
+    pix_fmt: str = "yuv420p",
+    **options: str,
+) -> Path:
+    """An MP4 file of frames [T, H, W, 3], with these options of its encoder."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
+        stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = pixels.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in pixels.astype(np.uint8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.pix_fmt, stream.options = pix_fmt, dict(options)
+        for frame in pixels:
+            contiguous = np.ascontiguousarray(frame)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(contiguous, format="rgb24")))
         container.mux(stream.encode())
     return path
 

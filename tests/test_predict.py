@@ -1,19 +1,25 @@
 """Predictions for files of any kind, some of which cannot be read."""
 
+import functools
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
-from adamae_jax import predict, saliency
+from adamae_jax import features, load, predict, saliency
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned
+from adamae_jax.video_files import open_video
+from tests.data import fixtures
+from tests.data.videos import turn_clockwise
 from tests.interop.convert_cases import LABELS, written
 from tests.interop.convert_cases import run as call
 from tests.test_features import model
-from tests.test_finetune import movie
+from tests.test_finetune import movie, movie_of
 
 __all__ = ["model"]  # a fixture
 
@@ -73,6 +79,40 @@ def test_a_bad_file_costs_no_other_its_movie(
         "a_saliency.mp4",
         "b_saliency.mp4",
     ]
+
+
+@pytest.mark.parametrize("rate", [Fraction(25, 2), Fraction(30000, 1001), Fraction(2, 5)])
+def test_a_movie_has_the_rate_of_its_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: Fraction
+) -> None:
+    network = written(tmp_path / "model", "adamae")
+    monkeypatch.setattr(saliency, "check", lambda _: None)
+    monkeypatch.setattr(saliency, "of_video", lambda *_: (np.zeros(1, int), np.ones((1, 4, 6))))
+    video = movie(tmp_path / "a.mp4", 0, frames=5, rate=rate)
+    call(predict, f"--checkpoint={network}", f"--output={tmp_path}", str(video))
+    with av.open(str(tmp_path / "a_saliency.mp4")) as container:
+        assert container.streams.video[0].average_rate == rate
+
+
+def test_a_turned_video_is_what_it_shows(model: Path, tmp_path: Path) -> None:
+    """Predictions, features and clips are those of a file that was written upright."""
+    pixels = fixtures.video(3, 8, 24, 32)
+    lossless = functools.partial(movie_of, pix_fmt="yuv444p", qp="0")
+    upright = lossless(tmp_path / "upright.mp4", np.rot90(pixels, -1, (1, 2)))
+    turned = turn_clockwise(lossless(tmp_path / "turned.mp4", pixels))
+    loaded = load(model)
+    assert isinstance(loaded, Finetuned)
+    one, other = (loaded.clip(path, "1x1").astype(int) for path in (upright, turned))
+    np.testing.assert_allclose(one, other, atol=2)
+    first, second = (loaded.predict(path, "1x1") for path in (upright, turned))
+    assert [each.label for each in first] == [each.label for each in second]
+    one, other = (np.array([each.score for each in found]) for found in (first, second))
+    np.testing.assert_allclose(one, other, atol=0.01)
+    one, other = (
+        features.of_video(loaded, open_video(path), 0, 1, "mean")["features"]
+        for path in (upright, turned)
+    )
+    np.testing.assert_allclose(one, other, atol=0.05)
 
 
 @pytest.mark.parametrize("numbers", [[3], [0, 4, 5, 11]])

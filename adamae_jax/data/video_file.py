@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -20,7 +21,7 @@ import av.video
 import numpy as np
 from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from adamae_jax.data.damage import BadRecordError, Damage
 
@@ -104,6 +105,11 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def exact_rate(rate: float) -> Fraction:
+    """Returns frames per second as they are written: 29.97 is stored as 29.969999."""
+    return Fraction(rate).limit_denominator(1001)
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredVideo:
     """A video file, with what is known of its frames; its length is their number.
@@ -139,6 +145,21 @@ class StoredVideo:
     def file(self) -> BinaryIO:
         """Opens the file; whoever calls it closes it."""
         return open(self.data, "rb") if isinstance(self.data, str) else io.BytesIO(self.data)
+
+    def seconds(self) -> Float64[np.ndarray, "n"] | None:
+        """Returns when each frame is shown, from the first on; None where the file does not say.
+
+        Raises:
+            BadRecordError: the file is damaged.
+        """
+        if not self.times:
+            return None
+        try:
+            with self.file() as file, OpenVideo(file) as video:
+                tick = video.stream.time_base
+        except UnreadableVideoError as error:
+            raise BadRecordError(f"its video is damaged ({error})", Damage.FRAMES) from error
+        return None if tick is None else (np.array(self.times) - self.times[0]) * float(tick)
 
     def each_frame(
         self, frames: Int64[np.ndarray, "t"], frame_size: tuple[int, int]

@@ -21,7 +21,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.storage import is_outage
-from adamae_jax.data.video_file import StoredVideo, UnreadableVideoError, Upright, shown_size
+from adamae_jax.data.video_file import (
+    StoredVideo,
+    UnreadableVideoError,
+    Upright,
+    exact_rate,
+    shown_size,
+)
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.keyframes import digest, exact_keyframes
 from adamae_jax.prepare.sources import Item, text_of
@@ -255,9 +261,7 @@ def encode_stills(
         OSError: the storage fails again and again, which says nothing of the frames.
     """
     stills = _Stills(frames, short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
-    # As rates are written: 29.97 is stored as 29.969999.
-    exact_rate = Fraction(rate).limit_denominator(1001)
-    video = ENCODERS[codec](iter(stills), exact_rate, MAX_BYTES)
+    video = ENCODERS[codec](iter(stills), exact_rate(rate), MAX_BYTES)
     return dataclasses.replace(video, damage=video.damage or stills.damage)
 
 
