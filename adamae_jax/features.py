@@ -17,7 +17,7 @@ from absl import flags, logging
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from adamae_jax import cli, experiment, feature_files, initial
+from adamae_jax import agreement, cli, distributed, experiment, feature_files, initial, peers
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
 from adamae_jax.data.records import INFO, Dataset
@@ -25,6 +25,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.feature_files import file_of
 from adamae_jax.loaded import Loaded
 from adamae_jax.prepare.folders import find_files
+from adamae_jax.run_data import make_embedded
 from adamae_jax.video_files import map_windows, open_video, windows
 
 POOLINGS = ("mean", "none")
@@ -48,9 +49,10 @@ class Source(NamedTuple):
 
 def define_flags() -> None:
     """Defines this job's options; importing the module does not."""
+    distributed.define_flags()
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("checkpoint", None, "A run, a model or others' weights.", required=True)
-    text("source", None, "A folder of videos, or a prepared dataset.", required=True)
+    text("source", None, "A folder of videos, or a dataset (embedded: made).", required=True)
     text("output", None, "Where the files go.", required=True)
     text("split", "train", "Of a dataset, the split.")
     flags.DEFINE_enum("pool", "mean", POOLINGS, "mean: one vector a clip. none: one a token.")
@@ -59,24 +61,55 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads, computes and writes, video by video."""
+    """Computes and writes as the flags say; of several processes each does its share of videos."""
     del argv
     values = flags.FLAGS
     loaded = initial.load(values.checkpoint)
-    source = source_of(values.source, values.split)
+    spec = experiment.clip_spec(loaded.config)
+    if values.stride and spec.frame_sampling == "segments":
+        raise UserError(
+            f"--stride={values.stride} is for models of short clips, but this one's "
+            "('segments') cover a whole video each: leave it out"
+        )
     output = Path(values.output)
-    described = described_by(loaded, values.pool, values.stride) | source.described
-    feature_files.begin(output, described, source.names)
-    own = source.names[jax.process_index() :: jax.process_count()]
+    with peers.ending_together(output):
+        source = source_of(values.source, values.split)
+        described = described_by(loaded, values.pool, values.stride) | source.described
+        agreement.check(described)
+        if jax.process_index() == 0:
+            feature_files.begin(output, described, source.names)
+        agreement.gathered("begun")
+        if jax.process_index():  # where they share no folder, each has a record of its own
+            feature_files.begin(output, described, source.names)
+        own = source.names[jax.process_index() :: jax.process_count()]
+        counts = write_all(loaded, source, own, output)
+        # None ends before the others: JAX would end them too.
+        wanted, left_out = map(sum, zip(*agreement.gathered(counts), strict=True))
+        if left_out and left_out == wanted:
+            raise UserError(f"none of the {wanted} videos could be read: see the warnings above")
+    if jax.process_index() == 0:
+        done = len(source.names) - left_out
+        print(f"{done} videos in {output}" + (f"; {left_out} left out" if left_out else ""))
+
+
+def write_all(loaded: Loaded, source: Source, own: Sequence[str], output: Path) -> tuple[int, int]:
+    """Writes the features of those videos that have no file yet, one after the other.
+
+    Returns:
+      How many had no file, and how many of those could not be read.
+
+    Raises:
+      UserError: where nothing can be written.
+    """
+    values = flags.FLAGS
     wanted = [name for name in own if not file_of(output, name).exists()]
     if len(wanted) < len(own):
         logging.info("%d of %d videos have their file already", len(own) - len(wanted), len(own))
     failed = 0
     for name in tqdm(wanted, unit="video", mininterval=1.0):
         try:
-            found = of_video(
-                loaded, source.read(name), values.stride, values.batch_size, values.pool
-            )
+            record = source.read(name)
+            found = of_video(loaded, record, values.stride, values.batch_size, values.pool)
         except (UserError, BadRecordError) as error:
             logging.warning("left out: %s", error)
             failed += 1
@@ -85,9 +118,7 @@ def main(argv: Sequence[str]) -> None:
             feature_files.write(file_of(output, name), found)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
-    if failed and failed == len(wanted):
-        raise UserError(f"none of the {failed} videos could be read: see the warnings above")
-    print(f"{len(own) - failed} videos in {output}" + (f"; {failed} left out" if failed else ""))
+    return len(wanted), failed
 
 
 def described_by(loaded: Loaded, pool: str, stride: int) -> dict[str, Any]:
@@ -103,11 +134,13 @@ def described_by(loaded: Loaded, pool: str, stride: int) -> dict[str, Any]:
 
 
 def source_of(source: str, split: str) -> Source:
-    """Returns the videos of a folder or of a dataset's split.
+    """Returns the videos of a folder or of a dataset's split; an embedded dataset is made.
 
     Raises:
       UserError: where there is nothing of the kind.
     """
+    if "," not in source:  # a comma is of a mixture's parts, which this job has not
+        make_embedded(source)
     folder = Path(source)
     if (folder / INFO).is_file() or not folder.is_dir():
         dataset = Dataset(source, split)

@@ -1,5 +1,6 @@
 """Features of whole videos: which clips, when they are, and whose features a folder holds."""
 
+import contextlib
 import json
 import os
 import tracemalloc
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamae_jax import feature_files, features, pretrained
+from adamae_jax import agreement, feature_files, features, peers, pretrained
+from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
+from adamae_jax.prepare import embedded
 from adamae_jax.video_files import open_video
-from tests.interop.convert_cases import STEP, loaded, written
+from tests.data import fixtures
+from tests.interop.convert_cases import LABELS, STEP, loaded, written
 from tests.interop.convert_cases import run as call
-from tests.test_finetune import movie
+from tests.test_finetune import coloured, movie
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,73 @@ def test_features_of_another_model_are_not_taken(model: Path, videos: Path, tmp_
     feature_files.write(feature_files.file_of(output, "a.mp4"), {"features": np.zeros(3)})
     with pytest.raises(UserError, match=r"has files of videos, but no features.json"):
         feature_files.begin(output, described, source.names)
+
+
+def test_features_of_a_dataset(model: Path, tmp_path: Path) -> None:
+    """A torn video is left out; the others are found by their number, and say who they are."""
+    records = [coloured(number) for number in range(3)]
+    records[1] = b"\xff"
+    data = fixtures.write_dataset(tmp_path / "data", {"test": records}, 1, False, LABELS)
+    output = tmp_path / "out"
+    arguments = (f"--checkpoint={model}", f"--source={data}", "--split=test", f"--output={output}")
+    call(features, *arguments)
+    assert sorted(path.name for path in output.iterdir()) == [
+        "00000000.npz",
+        "00000002.npz",
+        "features.json",
+    ]
+    stored = json.loads((output / feature_files.RECORD).read_text())
+    assert (stored["split"], stored["data"]) == ("test", Dataset(data, "test").fingerprint)
+    with np.load(output / "00000002.npz") as found:
+        assert str(found["id"]) == "video-2"
+        assert found["features"].shape == (2, 16)
+        np.testing.assert_allclose(found["start_s"], [0, 2 / 8])  # 8 of 10 frames, 8 a second
+    with pytest.raises(UserError, match="none of the 1 videos could be read"):
+        call(features, *arguments)
+
+
+def test_an_embedded_dataset_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(embedded, "prepare", lambda name, *_, **__: made.append(name))
+    with pytest.raises(UserError, match="moving_objects_demo"):  # nothing was made, after all
+        features.source_of(str(tmp_path / "moving_objects_demo"), "train")
+    assert made == ["demo"]
+
+
+def test_a_stride_between_clips_of_whole_videos(videos: Path, tmp_path: Path) -> None:
+    whole = saved(tmp_path / "model", frame_sampling="segments")
+    arguments = (f"--checkpoint={whole}", f"--source={videos}", f"--output={tmp_path / 'out'}")
+    with pytest.raises(UserError, match=r"--stride=3 is for models of short clips"):
+        call(features, *arguments, "--stride=3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_process_takes_its_share(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the job slices them; how processes meet is tested where jobs train."""
+    shares: list[list[str]] = []
+
+    def noted(loaded: Any, source: Any, own: list[str], output: Path) -> tuple[int, int]:
+        shares.append(own)
+        return len(own), 0
+
+    monkeypatch.setattr(features, "write_all", noted)
+    monkeypatch.setattr(agreement, "gathered", lambda value: [value])
+    monkeypatch.setattr(agreement, "check", lambda described: None)
+    monkeypatch.setattr(peers, "ending_together", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(features, "make_embedded", lambda _: None)
+    for index in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(features.jax, "process_count", lambda: 2)
+            patch.setattr(features.jax, "process_index", lambda index=index: index)
+            call(
+                features,
+                *(f"--checkpoint={model}", f"--source={videos}", f"--output={tmp_path / 'out'}"),
+                *("--coordinator=localhost:1", "--num_processes=2", f"--process_id={index}"),
+            )
+    assert [len(share) for share in shares] == [2, 1]
+    assert sorted(shares[0] + shares[1]) == ["a.mp4", "c.mp4", "sub/b.mp4"]
 
 
 def test_a_long_video_takes_no_more_memory(tmp_path: Path) -> None:
