@@ -141,10 +141,11 @@ class Classification(Task):
             logits = jax.nn.logsumexp(shares, axis=1) - math.log(video.shape[1])
         else:
             logits = self.logits(variables, video)
-        targets = jax.nn.one_hot(label, self.model.num_classes)  # nothing where there is no label
-        own = jnp.take_along_axis(logits, jnp.maximum(label, 0)[:, None], axis=1)
+        count = self.model.num_classes
+        targets = jax.nn.one_hot(label, count)  # nothing where there is no label
+        own = jnp.take_along_axis(logits, jnp.clip(label, 0, count - 1)[:, None], axis=1)
         ahead = (logits > own).sum(-1)
-        labelled = label >= 0
+        labelled = (label >= 0) & (label < count)
         return {
             "loss": self.cross_entropy(logits, targets),
             "accuracy": ((ahead < 1) & labelled).astype(jnp.float32),

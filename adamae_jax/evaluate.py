@@ -5,33 +5,27 @@ video, views of several times and places are scored, and their softmax is averag
 accuracies, a table of all videos and the confusion of classes as a picture.
 """
 
-import csv
 import dataclasses
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from adamae_jax import cli, confusion, distributed, initial, peers
+from adamae_jax import cli, distributed, initial, peers, results
+from adamae_jax.classes import check_classes
 from adamae_jax.data.mixture import open_first
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, parse_views
 from adamae_jax.run_data import evaluation_batches, make_embedded
-from adamae_jax.scoring import Scores, score
-from adamae_jax.training import scores as measures
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.scoring import score
+from adamae_jax.training import evaluation
 from adamae_jax.training.partitioning import create_mesh
-
-METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.csv", "confusion.png"
-TOP = 5  # classes that are listed of each video
 
 
 def define_flags() -> None:
@@ -87,23 +81,6 @@ def load_classifier(path: str) -> Finetuned:
     return loaded
 
 
-def check_classes(loaded: Finetuned, dataset: Dataset) -> None:
-    """Raises a `UserError` where the classes of a dataset are not those of a classifier."""
-    ours, theirs = loaded.label_names, dataset.label_names
-    count = loaded.model.num_classes
-    if theirs and len(theirs) != count:
-        raise UserError(
-            f"the classifier has {count} classes, the dataset at {dataset.directory} has "
-            f"{len(theirs)}: give one with the same classes"
-        )
-    for label, (own, other) in enumerate(zip(ours, theirs, strict=False)):
-        if own != other:
-            raise UserError(
-                f"class {label} is {own!r} for the classifier and {other!r} in the dataset at "
-                f"{dataset.directory}: prepare the dataset with the classifier's --labels"
-            )
-
-
 def evaluate(
     loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: Path
 ) -> dict[str, Any]:
@@ -117,18 +94,20 @@ def evaluate(
       output: the folder to write in; made where it is missing.
 
     Returns:
-      The accuracies, as they are written.
+      The accuracies, as they are written; of videos without labels there are none.
 
     Raises:
       UserError: where the dataset does not fit the classifier, or cannot be read or written.
     """
     check_classes(loaded, dataset)
     if jax.process_index() == 0:
-        writable(output)
+        results.writable(output)
     most = loaded.config.eval.num_examples
     with evaluation_batches(loaded.config, mesh, output, dataset, most=most, views=views) as videos:
         found = score(loaded.task, loaded.variables, videos, mesh)
-        videos.check(found.unreadable)
+        unreadable = len(found.unreadable)
+        evaluation.check_count(len(found.index) + unreadable, videos.num_examples)
+        videos.check(unreadable)
     figures = {
         "step": loaded.step,
         "views": "x".join(map(str, views)),
@@ -136,52 +115,18 @@ def evaluate(
         "split": dataset.split,
         **found.figures(),
     }
+    if not found.is_labelled:
+        logging.warning(
+            "no video of %s, split %r, has a label: there are predictions, and no accuracies",
+            *(dataset.directory, dataset.split),
+        )
     if jax.process_index() == 0:
         try:
-            write(output, figures, found, loaded.label_names)
+            results.write(output, figures, found, loaded.label_names)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
         logging.info("written: %s", output)
     return figures
-
-
-def writable(output: Path) -> None:
-    """Makes the folder for the results; raises a `UserError` where that cannot be done."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
-
-
-def write(
-    output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
-) -> None:
-    """Writes accuracies, predictions and confusion."""
-    write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
-    write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
-    known = found.label >= 0
-    counts = measures.confusion_matrix(found.scores[known], found.label[known])
-    confusion.draw(counts, label_names).save(output / CONFUSION)
-
-
-def predictions(found: Scores, label_names: Sequence[str]) -> str:
-    """Returns a table of all videos: label, and the best classes with their scores."""
-
-    def name(label: int) -> str:
-        return label_names[label] if 0 <= label < len(label_names) else ""
-
-    text = io.StringIO()
-    rows = csv.writer(text)
-    top = min(TOP, found.scores.shape[1])
-    header = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "name", "score")]
-    rows.writerow(["video", "index", "label", "label_name", *header])
-    for video, index, label, of_video in zip(
-        found.ids, found.index, found.label, found.scores, strict=True
-    ):
-        best = np.argsort(-of_video, kind="stable")[:top].tolist()
-        listed = [value for k in best for value in (k, name(k), f"{of_video[k]:.6f}")]
-        rows.writerow([video, index, label, name(int(label)), *listed])
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -11,27 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, pretrained
-from adamae_jax.classification import class_weights
-from adamae_jax.data.damage import BadRecordError
-from adamae_jax.data.mixture import MixedDataset
-from adamae_jax.data.records import Dataset
+from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, results
+from adamae_jax.best import Best
+from adamae_jax.classes import for_classes
 from adamae_jax.data.temporal import Views
-from adamae_jax.errors import UserError
 from adamae_jax.initial import Initial
 from adamae_jax.loaded import parse_views
 from adamae_jax.run_data import open_training
-from adamae_jax.task import Variables
-from adamae_jax.training import partitioning, rundir, trainer
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import rundir, trainer
 
-BEST_JSON, TEST = "best.json", "test"
-LOOKED_AT = 64  # videos, for their labels
+TEST = "test"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,7 +84,7 @@ def test(begun: job.Begun, views: Views) -> dict[str, Any]:
     What was found is kept in the workdir; a test of the same step that is there is not made again.
     """
     output = begun.workdir / TEST
-    stored: list[Any] = agreement.gathered(stored_figures(output / evaluate.METRICS))
+    stored: list[Any] = agreement.gathered(stored_figures(output / results.METRICS))
     asked = {"views": "x".join(map(str, views)), "step": begun.config.steps}
     if stored[0] is not None and asked.items() <= stored[0].items():
         return dict(stored[0])
@@ -112,104 +103,6 @@ def stored_figures(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "views" in found else None
-
-
-def for_classes(config: ConfigDict, dataset: Dataset | MixedDataset) -> ConfigDict:
-    """Returns the config with the number of classes, and their weights as numbers.
-
-    Raises:
-      UserError: where the dataset has no labels, or labels of another number of classes.
-    """
-    config = config.copy_and_resolve_references()
-    names, options = dataset.label_names, config.classifier
-    if not options.num_classes and not names:
-        raise UserError(
-            f"the dataset at {config.data.dir} does not say which classes it has: give "
-            "--config.classifier.num_classes=N, or prepare it from a list with labels"
-        )
-    options.num_classes = options.num_classes or len(names)
-    if names and len(names) != options.num_classes:
-        raise UserError(
-            f"classifier.num_classes is {options.num_classes}, but the dataset at "
-            f"{config.data.dir} has {len(names)} classes: leave it 0"
-        )
-    check_labels(dataset, options.num_classes)
-    weights = class_weights(options.class_weights, options.num_classes)
-    options.class_weights = ",".join(map(repr, weights))  # the file may change, or go
-    return config
-
-
-def check_labels(dataset: Dataset | MixedDataset, num_classes: int) -> None:
-    """Looks at the labels of some videos, from the first to the last.
-
-    Raises:
-      UserError: where none has one, or one is of no class.
-    """
-    looked_at = np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)).tolist()
-    labels = {}
-    for index in looked_at:
-        try:
-            labels[index] = dataset[index].label
-        except (BadRecordError, OSError):  # those who read it for a batch tell of it
-            continue
-    for index, label in labels.items():
-        if label >= num_classes:
-            raise UserError(
-                f"{dataset.where(index)} has label {label}, but there are {num_classes} classes, "
-                "from 0 on: give classifier.num_classes as many as there are, or prepare the "
-                "dataset anew"
-            )
-    if labels and max(labels.values()) < 0:
-        raise UserError(
-            f"none of {len(labels)} videos, from the first to the last, has a label: prepare the "
-            "dataset from a list with labels, or with --class_folders"
-        )
-
-
-@dataclasses.dataclass
-class Best:
-    """Keeps the model that has done best in a validation, as a model directory.
-
-    Attributes:
-      directory: where.
-      config: of the run.
-      label_names: of the classes.
-      license: of weights that it began with.
-    """
-
-    directory: Path
-    config: ConfigDict
-    label_names: tuple[str, ...]
-    license: str
-
-    def __post_init__(self) -> None:
-        try:
-            found = json.loads((self.directory / BEST_JSON).read_text())
-            self._accuracy = float(found["eval_accuracy"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self._accuracy = -1.0
-
-    def __call__(self, step: int, figures: Mapping[str, float], variables: Variables) -> None:
-        """Saves the variables where their figures are better than all before; all processes call.
-
-        Args:
-          step: updates made.
-          figures: of the validation.
-          variables: that were validated.
-        """
-        if figures["eval_accuracy"] <= self._accuracy:
-            return
-        self._accuracy = figures["eval_accuracy"]
-        on_host = partitioning.to_host(variables)
-        if jax.process_index():
-            return
-        try:
-            about = (self.config, step, self.label_names, self.license)
-            pretrained.save(self.directory, on_host, *about)
-            said = {"step": step, **{name: figures[name] for name in sorted(figures)}}
-            write_atomically(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
-        except OSError as error:  # a full disk, say: no reason to end a run
-            logging.warning("step %d: the best model cannot be written: %s", step, error)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, initial, job, licenses
+from adamae_jax.classes import for_classes
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
-from adamae_jax.finetune import for_classes
 from adamae_jax.initial import Initial
 from adamae_jax.run_data import open_training
 from adamae_jax.training import trainer

@@ -100,7 +100,7 @@ class Probing(Task):
         label = batch["label"]
         return {
             "loss": self._cross_entropies(logits, label),
-            "labelled": (label >= 0).astype(jnp.float32),
+            "labelled": ((label >= 0) & (label < self.num_classes)).astype(jnp.float32),
             **self._accuracies(logits, label),
         }
 

@@ -2,18 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adamae_jax import experiment
+from adamae_jax import classes, experiment
 from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
@@ -73,14 +73,18 @@ def open_validation(config: ConfigDict) -> Dataset | None:
     """Opens what is held out, of a mixture from its first part; None where nothing is evaluated.
 
     Raises:
-      UserError: where there is no such split.
+      UserError: where there is no such split, or it has no labels, or some of no class, and
+        classes are told apart.
     """
     if not config.eval_every:
         return None
     try:
-        return open_first(config.data.dir, config.data.validation_split)
+        held_out = open_first(config.data.dir, config.data.validation_split)
+        if config.classifier.num_classes:
+            classes.check_labels(held_out, config.classifier.num_classes)
     except UserError as error:
         raise UserError(f"{error}; or train without validation: --config.eval_every=0") from error
+    return held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,17 +182,7 @@ class RunData:
             on_error=config.data.on_error,
             timeout_s=config.data.timeout_s,
         ) as batches:
-            yield watched(watched(batches, damage.see), self._check_labels)
-
-    def _check_labels(self, batch: HostBatch) -> None:
-        """Raises a `UserError` where a label is of no class: it would count as none."""
-        classes = self.config.classifier.num_classes
-        for place in np.flatnonzero(batch["label"] >= classes)[:1] if classes else ():
-            raise UserError(
-                f"{self.train.where(int(batch['example_index'][place]))} has label "
-                f"{batch['label'][place]}, but there are {classes} classes, from 0 on: prepare the "
-                "dataset anew"
-            )
+            yield watched(watched(batches, damage.see), labels_of(self.train, config))
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""
@@ -229,7 +223,7 @@ def evaluation_batches(
         `videos_per_batch` says. None: one clip of each, [b, T, H, W, C].
 
     Raises:
-      UserError: the dataset cannot give such clips or views.
+      UserError: the dataset cannot give such clips or views; in a batch, a label is of no class.
     """
     total = min(most or len(dataset), len(dataset))
     index, count = batch_shard(mesh)
@@ -249,13 +243,18 @@ def evaluation_batches(
         shard_count=count,
     ) as batches:
         damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
-        yield HeldOutClips(total, batches, damage)
+        yield HeldOutClips(total, watched(batches, labels_of(dataset, config)), damage)
 
 
 def videos_per_batch(clips: int, mesh: Mesh, views: Views) -> int:
     """Returns how many videos' views make about ``clips`` clips and divide over the devices."""
     devices = mesh.shape[DATA] * mesh.shape[FSDP]
     return max(1, clips // (views.per_video * devices)) * devices
+
+
+def labels_of(dataset: Dataset | MixedDataset, config: ConfigDict) -> Callable[[HostBatch], None]:
+    """Returns what looks at the labels of each batch; see `adamae_jax.classes.check_batch`."""
+    return functools.partial(classes.check_batch, dataset, config.classifier.num_classes)
 
 
 def _listing(workdir: Path) -> Listing:

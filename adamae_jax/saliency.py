@@ -14,11 +14,12 @@ from adamae_jax.data.crops import view_boxes
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
 from adamae_jax.data.frames import each_frame
+from adamae_jax.data.video_file import exact_rate
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Pretrained
 from adamae_jax.pictures import COLOURS
 from adamae_jax.task import example_keys
-from adamae_jax.video_files import windows
+from adamae_jax.video_files import frame_rate, map_windows, windows
 
 OPACITY = 0.55  # of the colours over the video
 UNKNOWN_RATE = 25
@@ -67,12 +68,8 @@ def of_video(
         assert mask.log_probs is not None  # `check` has seen to it
         return jnp.exp(mask.log_probs).reshape(-1, *geometry.grid)
 
-    found = []
-    for start in range(0, len(clips.video), BATCH):
-        batch = clips.video[start : start + BATCH]
-        filled = np.resize(batch, (BATCH, *batch.shape[1:]))
-        found.append(np.asarray(probabilities(jnp.asarray(filled)))[: len(batch)])
-    relative = np.concatenate(found) * geometry.num_tokens
+    found = map_windows(probabilities, record, spec, clips.frames, BATCH)
+    relative = found * geometry.num_tokens
     middles = clips.frames.reshape(len(clips.frames), geometry.grid[0], -1).mean(-1)
     numbers, first = np.unique(np.rint(middles).astype(np.int64).ravel(), return_index=True)
     return numbers, relative.reshape(-1, *geometry.grid[1:])[first]
@@ -96,10 +93,11 @@ def write_movie(
     (height, width), (box,) = view_boxes((record.height, record.width), spec.image_size, 1)
     largest = max(float(np.quantile(maps, 0.99)), 1e-9)
     everything = np.arange(len(record.frames))
-    nearest = np.abs(everything[:, None] - numbers[None]).argmin(1)
+    places = nearest(numbers, len(everything))
     temporary = path.with_suffix(".part.mp4")
+    rate = exact_rate(frame_rate(record)) or UNKNOWN_RATE
     with av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=round(record.rate) or UNKNOWN_RATE)
+        stream = container.add_stream("libx264", rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         stream.height, stream.width = (2 * (side // 2) for side in (box.height, 2 * box.width))
@@ -110,7 +108,7 @@ def write_movie(
                 whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
                 crop = whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
                 seen = np.asarray(crop)
-                both = np.concatenate([seen, overlay(seen, maps[nearest[number]] / largest)], 1)
+                both = np.concatenate([seen, overlay(seen, maps[places[number]] / largest)], 1)
                 frame = av.VideoFrame.from_ndarray(
                     np.ascontiguousarray(both[: stream.height, : stream.width]), format="rgb24"
                 )
@@ -119,6 +117,14 @@ def write_movie(
             raise UserError(f"{record.id}: {error}") from error
         container.mux(stream.encode())
     temporary.replace(path)
+
+
+def nearest(numbers: Int64[np.ndarray, "s"], count: int) -> Int64[np.ndarray, "n"]:
+    """Returns for each of ``count`` frames the place of the sorted number that is next to its own.
+
+    Of two that are equally near, the first.
+    """
+    return np.searchsorted((numbers[1:] + numbers[:-1]) / 2, np.arange(count))
 
 
 def overlay(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float64, Int32
+from jaxtyping import Array, Float64, Int32
 
 from adamae_jax.classification import Classification
 from adamae_jax.data.stream import id_text
@@ -26,32 +26,40 @@ class Scores:
       index: of the records in their split.
       label: -1 where it is unknown.
       scores: of the classes: softmax of each view, averaged over a video's views.
-      unreadable: how many videos could not be read; they have no row.
+      unreadable: records that could not be read, by their index; they have no row.
     """
 
     ids: tuple[str, ...]
     index: Int32[np.ndarray, "n"]
     label: Int32[np.ndarray, "n"]
     scores: Float64[np.ndarray, "n k"]
-    unreadable: int
+    unreadable: Int32[np.ndarray, "m"]
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a video with a label."""
+        return bool((self.label >= 0).any())
 
     def figures(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy, their mean over classes, over the videos with a label."""
-        known = self.label >= 0
-        label, of_known = self.label[known], self.scores[known]
-        return {
-            "videos": float(len(self.label)),
-            "labelled": float(known.sum()),
-            "unreadable": float(self.unreadable),
-            **{f"top{k}": _mean(scores.top_k(of_known, label, k)) for k in (1, 5)},
-            "mean_class_accuracy": scores.mean_class_accuracy(
-                scores.top_k(of_known, label, 1), label
-            ),
+        """The numbers of videos and, where some have labels, the accuracies.
+
+        Top-1 and top-5 are shares of all videos: those that could not be read, or have no label,
+        count as wrong. The mean over classes is over the videos whose label is known.
+        """
+        videos = len(self.label) + len(self.unreadable)
+        counts = {
+            "videos": float(videos),
+            "labelled": float((self.label >= 0).sum()),
+            "unreadable": float(len(self.unreadable)),
         }
-
-
-def _mean(right: Bool[np.ndarray, "n"]) -> float:
-    return float(right.mean()) if len(right) else float("nan")
+        if not self.is_labelled:
+            return counts
+        right = {k: scores.top_k(self.scores, self.label, k) for k in (1, 5)}
+        return {
+            **counts,
+            **{f"top{k}": float(of_k.sum() / videos) for k, of_k in right.items()},
+            "mean_class_accuracy": scores.mean_class_accuracy(right[1], self.label),
+        }
 
 
 def compile_logits(
@@ -86,13 +94,13 @@ def score(
     """
     logits_of = compile_logits(task, mesh)
     found: dict[str, list[np.ndarray]] = {}
-    unreadable = 0
+    unreadable: list[np.ndarray] = []
     for batch in batches:
         row = {
             name: np.asarray(value)
             for name, value in logits_of(variables, put_batch(batch, mesh)).items()
         }
-        unreadable += int(row.pop("unreadable").sum())
+        unreadable.append(row["example_index"][row.pop("unreadable")])
         valid = row.pop("valid")
         logits = row.pop("logits")
         row["scores"] = scores.merge_views(logits, np.ones(logits.shape[:2], bool))
@@ -109,5 +117,5 @@ def score(
         whole["example_index"],
         whole["label"],
         whole["scores"],
-        unreadable,
+        np.concatenate(unreadable),
     )

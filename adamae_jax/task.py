@@ -105,7 +105,11 @@ class Task:
     def evaluate(
         self, variables: Variables, batch: Batch, keys: ExampleKeys
     ) -> dict[str, Float[Array, "b"]]:
-        """Returns figures of held-out examples; they are averaged over all examples."""
+        """Returns figures of held-out examples, to be averaged over them.
+
+        In those called ``accuracy...``, examples that cannot be read count as wrong; else they are
+        left out.
+        """
         raise NotImplementedError
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b d"]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from adamae_jax import evaluate, finetune, pretrain
+from adamae_jax import finetune, pretrain, results
+from adamae_jax.best import BEST_JSON
 from adamae_jax.training import loop, metrics, rundir
 from tests.data import fixtures
 from tests.processes import Job
@@ -119,9 +120,9 @@ def test_two_processes_fine_tune_and_test_as_one_does(data: Path, tmp_path: Path
     # The test counts every video once, and finds the same of it.
     tables, figures = [], []
     for workdir in (tmp_path / "two/run", tmp_path / "one"):
-        with open(workdir / finetune.TEST / evaluate.PREDICTIONS, newline="") as file:
+        with open(workdir / finetune.TEST / results.PREDICTIONS, newline="") as file:
             tables.append(list(csv.DictReader(file)))
-        figures.append(json.loads((workdir / finetune.TEST / evaluate.METRICS).read_text()))
+        figures.append(json.loads((workdir / finetune.TEST / results.METRICS).read_text()))
     assert [row["video"] for row in tables[0]] == [
         f"video-{number}" for number in range(RECORDS, RECORDS + HELD_OUT)
     ]
@@ -130,4 +131,4 @@ def test_two_processes_fine_tune_and_test_as_one_does(data: Path, tmp_path: Path
             assert float(row[name]) == pytest.approx(float(other[name]), abs=2e-5)
     assert figures[0]["videos"] == HELD_OUT
     assert figures[0]["top1"] == figures[1]["top1"]
-    assert (tmp_path / "two/run" / rundir.BEST / finetune.BEST_JSON).is_file()
+    assert (tmp_path / "two/run" / rundir.BEST / BEST_JSON).is_file()

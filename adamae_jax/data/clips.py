@@ -16,7 +16,6 @@ from adamae_jax.data.crops import (
     cut_frame,
     cut_masks,
     reduction,
-    view_boxes,
 )
 from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
@@ -26,12 +25,10 @@ from adamae_jax.data.rand_augment import draw as draw_operations
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
-    Views,
     dense_frames,
     segment_frames,
     stretched_frames,
     time_scaled_frames,
-    view_frames,
 )
 from adamae_jax.errors import UserError
 
@@ -182,7 +179,7 @@ def _frames_needed(record: Record, spec: ClipSpec) -> float:
     if spec.frame_sampling == "segments" or spec.num_frames == 1:
         return spec.num_frames
     if spec.frame_sampling == "time_scaled":
-        return spec.num_frames * spec.sampling_rate * _rate(record) / spec.target_fps
+        return spec.num_frames * spec.sampling_rate * rate_of(record) / spec.target_fps
     return spec.num_frames * spec.sampling_rate
 
 
@@ -219,71 +216,6 @@ def make_clips(
         draws = [draw._replace(frames=draws[0].frames) for draw in draws]
     augmented = bool(spec.rand_augment) and any(rng is not None for rng in rngs)
     return _cut_clips(record, spec, draws, augmented)
-
-
-def make_views(record: Record, spec: ClipSpec, views: Views) -> dict[str, np.ndarray]:
-    """Cuts the clips of an evaluation out of a video, decoding and resizing no frame twice.
-
-    Frames are resized first and cut then (see `view_boxes`), as in the test loaders of VideoMAE.
-    (The clips of `make_clips` for evaluation are cut first.)
-
-    Args:
-        record: the video.
-        spec: what a clip is; of its ``crop``, only ``none`` matters.
-        views: how many; the crops of a start stand next to each other.
-
-    Returns:
-        As `make_clips`, with ``R = views.per_video``.
-
-    Raises:
-        BadRecordError: see `make_clips`.
-    """
-    starts = view_frames(
-        spec.frame_sampling,
-        len(record.frames),
-        spec.num_frames,
-        spec.sampling_rate,
-        views.starts,
-        fps=_rate(record) if spec.frame_sampling == "time_scaled" else spec.target_fps,
-        target_fps=spec.target_fps,
-    )
-    return _cut_views(record, spec, starts, views.crops)
-
-
-def make_windows(
-    record: Record, spec: ClipSpec, frames: Int64[np.ndarray, "v t"]
-) -> UInt8[np.ndarray, "v t h w 3"]:
-    """Cuts clips of given frames out of a video, from the centre, as for an evaluation.
-
-    Raises:
-        BadRecordError: a needed frame cannot be decoded.
-    """
-    return _cut_views(record, spec, frames, 1)["video"]
-
-
-def _cut_views(
-    record: Record, spec: ClipSpec, starts: Int64[np.ndarray, "v t"], crops: int
-) -> dict[str, np.ndarray]:
-    frame_size = (record.height, record.width)
-    size, boxes = view_boxes(frame_size, spec.image_size, crops)
-    if spec.crop == "none":
-        size, boxes = spec.image_size, [Box(0, 0, *spec.image_size[::-1])]
-    video = np.empty((len(starts), len(boxes), *spec.video_shape), np.uint8)
-    resized = np.empty((*size, 3), np.uint8)
-    factor = reduction(Box(0, 0, record.width, record.height), size, spec.interpolation)
-    for number, pixels in each_frame(record.frames, np.unique(starts), frame_size, factor):
-        whole = Box(0, 0, pixels.shape[1], pixels.shape[0])
-        cut_frame(pixels, whole, resized, spec.interpolation)
-        start, place = np.nonzero(starts == number)
-        for crop, (left, top, width, height) in enumerate(boxes):
-            video[start, crop, place] = resized[top : top + height, left : left + width]
-    clips = {"video": video.reshape(-1, *spec.video_shape)}
-    if record.foreground is not None:
-        masks = decode_foreground(record.foreground, len(record.frames))
-        clips["foreground"] = np.stack(
-            [cut_masks(masks[t], box, size, spec.mask_size) for t in starts for box in boxes]
-        )
-    return clips
 
 
 def _cut_clips(
@@ -368,10 +300,11 @@ def _choose_frames(
         return stretched_frames(*counts, rng)
     if spec.frame_sampling == "segments":
         return segment_frames(len(record.frames), spec.num_frames, rng)
-    return time_scaled_frames(*counts, rng, fps=_rate(record), target_fps=spec.target_fps)
+    return time_scaled_frames(*counts, rng, fps=rate_of(record), target_fps=spec.target_fps)
 
 
-def _rate(record: Record) -> float:
+def rate_of(record: Record) -> float:
+    """Returns the frames per second of a video; raises `BadRecordError` where nobody knows them."""
     if not 0 < record.rate < math.inf:
         raise BadRecordError(
             f"its frame rate is {record.rate}, unknown, but frame_sampling 'time_scaled' needs it: "

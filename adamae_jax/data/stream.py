@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from adamae_jax.data.clips import ClipSpec, check_clips, make_clips, make_views
+from adamae_jax.data.clips import ClipSpec, check_clips, make_clips
 from adamae_jax.data.damage import BadRecordError, Damage
 from adamae_jax.data.examples import Record
 from adamae_jax.data.mixture import MixedDataset, parts_of
@@ -25,6 +25,7 @@ from adamae_jax.data.order import AUGMENT, ENDLESS, REPLACE, generator, record_o
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.temporal import Views
+from adamae_jax.data.views import make_views
 from adamae_jax.errors import UserError
 
 MAX_ATTEMPTS = 16

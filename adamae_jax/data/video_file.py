@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import av
 import av.container
@@ -20,7 +21,7 @@ import av.video
 import numpy as np
 from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from adamae_jax.data.damage import BadRecordError, Damage
 
@@ -104,19 +105,24 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def exact_rate(rate: float) -> Fraction:
+    """Returns frames per second as they are written: 29.97 is stored as 29.969999."""
+    return Fraction(rate).limit_denominator(1001)
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredVideo:
-    """The bytes of a video file, with what is known of its frames; its length is their number.
+    """A video file, with what is known of its frames; its length is their number.
 
     Attributes:
-        data: the file.
+        data: the bytes of the file; or its path, for one that is read from disk each time.
         num_frames: that can be had from it.
         times: when each frame is shown, in ticks of the stream, rising; empty where the file does
             not say, so that decoding must start at the front.
         keyframes: sorted numbers of frames at which decoding may start.
     """
 
-    data: bytes
+    data: bytes | str
     num_frames: int
     times: Sequence[int] = ()
     keyframes: Sequence[int] = ()
@@ -136,6 +142,25 @@ class StoredVideo:
         """The number of frames."""
         return self.num_frames
 
+    def file(self) -> BinaryIO:
+        """Opens the file; whoever calls it closes it."""
+        return open(self.data, "rb") if isinstance(self.data, str) else io.BytesIO(self.data)
+
+    def seconds(self) -> Float64[np.ndarray, "n"] | None:
+        """Returns when each frame is shown, from the first on; None where the file does not say.
+
+        Raises:
+            BadRecordError: the file is damaged.
+        """
+        if not self.times:
+            return None
+        try:
+            with self.file() as file, OpenVideo(file) as video:
+                tick = video.stream.time_base
+        except UnreadableVideoError as error:
+            raise BadRecordError(f"its video is damaged ({error})", Damage.FRAMES) from error
+        return None if tick is None else (np.array(self.times) - self.times[0]) * float(tick)
+
     def each_frame(
         self, frames: Int64[np.ndarray, "t"], frame_size: tuple[int, int]
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
@@ -152,7 +177,7 @@ class StoredVideo:
         upright = Upright(size=frame_size)
         found = 0
         try:
-            with OpenVideo(io.BytesIO(self.data)) as video:
+            with self.file() as file, OpenVideo(file) as video:
                 for number, frame in self._needed(video, needed):
                     yield number, upright(frame)
                     found += 1
@@ -206,7 +231,7 @@ class StoredVideo:
                     yield number, frame
                 if not waiting:
                     return
-        with OpenVideo(io.BytesIO(self.data)) as again:
+        with self.file() as file, OpenVideo(file) as again:
             for frame in self.frames_from(again, start):
                 if (number := waiting.pop(frame.pts, None)) is not None:
                     yield number, frame

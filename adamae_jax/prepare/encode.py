@@ -21,7 +21,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adamae_jax.data import schema, storage
 from adamae_jax.data.storage import is_outage
-from adamae_jax.data.video_file import StoredVideo, UnreadableVideoError, Upright, shown_size
+from adamae_jax.data.video_file import (
+    StoredVideo,
+    UnreadableVideoError,
+    Upright,
+    exact_rate,
+    shown_size,
+)
 from adamae_jax.prepare.frame_folders import FrameFolders
 from adamae_jax.prepare.keyframes import digest, exact_keyframes
 from adamae_jax.prepare.sources import Item, text_of
@@ -139,7 +145,7 @@ def encode_h264(pixels: Pixels, rate: Fraction, max_bytes: int = MAX_BYTES) -> E
         container.mux(stream.encode())
     data = file.getvalue()
     with VideoFile(data) as video:
-        seen = _survey(video)
+        seen = survey(video)
     return EncodedVideo([data], count, float(rate), *seen.size, damage, seen.times, seen.keyframes)
 
 
@@ -161,7 +167,7 @@ def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
             raise
         raise UnreadableVideoError(f"cannot be opened: {error.strerror}") from error
     with VideoFile(data) as video:
-        seen = _survey(video)
+        seen = survey(video)
     stored = StoredVideo(data, video.num_frames, seen.times, seen.keyframes)
     return EncodedVideo(
         [data],
@@ -174,8 +180,15 @@ def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
     )
 
 
-class _Survey(NamedTuple):
-    """What decoding a video from the front shows; no times where they do not tell frames apart."""
+class Survey(NamedTuple):
+    """What decoding a video from the front shows.
+
+    Attributes:
+        size: (height, width) of the frames, upright.
+        times: when each frame is shown, in ticks; empty where they do not tell frames apart.
+        keyframes: numbers of frames; empty likewise.
+        digests: of every frame's pixels; empty where nobody asked for them.
+    """
 
     size: tuple[int, int]
     times: tuple[int, ...]
@@ -183,20 +196,22 @@ class _Survey(NamedTuple):
     digests: list[int]
 
 
-def _survey(video: VideoFile) -> _Survey:
+def survey(video: VideoFile, *, with_digests: bool = True) -> Survey:
+    """Decodes a video from the front, up to the first damage; raises as `VideoFile.frames`."""
     size: tuple[int, int] = (0, 0)
     times, keyframes, digests = [], [], []
     for number, frame in enumerate(video.frames()):
         size = size if number else shown_size(frame)
         times.append(frame.pts)
-        digests.append(digest(frame))
+        if with_digests:
+            digests.append(digest(frame))
         if frame.key_frame:
             keyframes.append(number)
     rising = [time for time in times if time is not None]
     rising = [*rising[:1], *(late for early, late in pairwise(rising) if late > early)]
     if len(rising) < len(times):
-        return _Survey(size, (), (), digests)
-    return _Survey(size, tuple(rising), tuple(keyframes), digests)
+        return Survey(size, (), (), digests)
+    return Survey(size, tuple(rising), tuple(keyframes), digests)
 
 
 def read_folder(item: Item, folders: FrameFolders, codec: str, short_side: int) -> EncodedVideo:
@@ -246,9 +261,7 @@ def encode_stills(
         OSError: the storage fails again and again, which says nothing of the frames.
     """
     stills = _Stills(frames, short_side, multiple=2 if codec == schema.CODEC_H264 else 1)
-    # As rates are written: 29.97 is stored as 29.969999.
-    exact_rate = Fraction(rate).limit_denominator(1001)
-    video = ENCODERS[codec](iter(stills), exact_rate, MAX_BYTES)
+    video = ENCODERS[codec](iter(stills), exact_rate(rate), MAX_BYTES)
     return dataclasses.replace(video, damage=video.damage or stills.damage)
 
 

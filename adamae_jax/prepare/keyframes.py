@@ -1,6 +1,5 @@
 """From which keyframes of a video file decoding may start."""
 
-import io
 from collections.abc import Sequence
 
 import av
@@ -32,7 +31,7 @@ def exact_keyframes(stored: StoredVideo, digests: Sequence[int]) -> tuple[int, .
         digests: of every frame, decoded from the front.
     """
     exact = []
-    with OpenVideo(io.BytesIO(stored.data)) as video:
+    with stored.file() as file, OpenVideo(file) as video:
         for place, start in enumerate(stored.keyframes):
             stop = [*stored.keyframes, stored.num_frames][place + 1]
             expected = dict(zip(stored.times[start:stop], digests[start:stop], strict=True))

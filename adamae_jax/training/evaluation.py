@@ -14,6 +14,7 @@ from adamae_jax.training.partitioning import on_mesh, put_batch, replicated
 
 # Folded into the keys of evaluation, so that its draws are not those of training.
 _HELD_OUT = 0x5EED
+ACCURACY = "accuracy"  # begins the names of figures that are shares of all clips
 
 HostBatch = Mapping[str, np.ndarray]
 Sums = dict[str, Float[Array, ""]]
@@ -56,8 +57,9 @@ def run(
       mesh: the devices.
 
     Returns:
-      The task's figures averaged over all clips (NaN where nothing defines one) under names that
-      start with ``eval_``, and the numbers ``eval_examples`` and ``eval_unreadable``.
+      The task's figures averaged over all clips that can be read (NaN where nothing defines one)
+      under names that start with ``eval_``, and the numbers ``eval_examples`` and
+      ``eval_unreadable``. In an accuracy, a clip that cannot be read counts as wrong.
 
     Raises:
       UserError: where not one clip can be read.
@@ -73,7 +75,10 @@ def run(
             "dataset anew with `python -m adamae_jax.prepare`"
         )
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = {name: np.float64(value) / count for name, value in totals.items()}
+        means = {
+            name: np.float64(value) / (count + unreadable * name.startswith(ACCURACY))
+            for name, value in totals.items()
+        }
         figures = {f"eval_{name}": float(v) for name, v in task.summarize(means).items()}
     return {**figures, "eval_examples": count, "eval_unreadable": unreadable}
 

@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
-from adamae_jax.data import clips
+from adamae_jax.data import views as views_module
 from adamae_jax.data.batches import eval_batches
-from adamae_jax.data.clips import ClipSpec, make_clips, make_views
+from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.data.stream import id_text
 from adamae_jax.data.temporal import FRAME_SAMPLINGS, Views
+from adamae_jax.data.views import make_views, make_windows
 from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, video, write_dataset
 from tests.data.test_clips import moment, painted_record
@@ -81,15 +82,46 @@ def test_no_frame_is_decoded_twice_for_views(
     dataset_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    decode = clips.each_frame
+    decode = views_module.each_frame
 
     def noted(frames: Any, numbers: Any, *rest: Any) -> Any:
         decoded.extend(numbers.tolist())
         return decode(frames, numbers, *rest)
 
-    monkeypatch.setattr(clips, "each_frame", noted)
+    monkeypatch.setattr(views_module, "each_frame", noted)
     make_views(Dataset(dataset_dir, "test")[0], SPEC, Views(3, 2))
     assert decoded == list(range(10))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_windows_in_batches_decode_each_frame_once(
+    dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """In order, whatever clips have in common, and no frame before a batch needs it."""
+    decoded: list[int] = []
+    decode = views_module.each_frame
+
+    def noted(*given: Any) -> Any:
+        for number, pixels in decode(*given):
+            decoded.append(number)
+            yield number, pixels
+
+    record = Dataset(dataset_dir, "test")[0]
+    frames = np.array([[0, 1, 2, 3], [1, 2, 3, 4], [6, 7, 7, 9]])
+    expected = np.concatenate(list(make_windows(record, SPEC, frames, 3)))
+    assert expected.shape == (3, 4, 16, 16, 3)
+    np.testing.assert_array_equal(expected[0, 2], expected[1, 1])
+    # The red channel's mean tells the frame.
+    shown = np.rint((expected[..., 0].mean((2, 3)) - 5) / 10)
+    np.testing.assert_array_equal(shown, frames)
+    monkeypatch.setattr(views_module, "each_frame", noted)
+    found: list[np.ndarray] = []
+    for batch in make_windows(record, SPEC, frames, batch_size):
+        assert len(batch) <= batch_size
+        found.extend(batch)
+        assert decoded[-1] == frames[len(found) - 1].max()
+    np.testing.assert_array_equal(found, expected)
+    assert decoded == [0, 1, 2, 3, 4, 6, 7, 9]
 
 
 def test_views_show_their_frames_and_places(dataset_dir: Path) -> None:

@@ -12,7 +12,7 @@ from adamae_jax.diagnostics import motion_tokens
 from adamae_jax.masking import random as random_masking
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Pretraining
-from adamae_jax.task import MODEL
+from adamae_jax.task import MODEL, Task
 from adamae_jax.training import evaluation
 from adamae_jax.training.optimizers import adamw
 from adamae_jax.training.partitioning import create_mesh
@@ -125,3 +125,25 @@ def test_nothing_marked_is_no_number(pretraining: Pretraining, state: TrainState
     arrays["foreground"] = np.zeros_like(arrays["foreground"])
     figures = evaluate(pretraining, state, batches(np.arange(CLIPS), 16, **arrays))
     assert np.isnan(figures["eval_foreground_lift"])
+
+
+class Guessing(Task):
+    """A task that is right about every clip that it sees."""
+
+    def evaluate(self, variables: Any, batch: Any, keys: Any) -> dict[str, Any]:
+        ones = jnp.ones(len(batch["example_index"]))
+        return {"loss": 2 * ones, "accuracy": ones, "accuracy_top5": ones}
+
+
+def test_a_clip_that_cannot_be_read_is_wrong_in_accuracies_alone() -> None:
+    """Beside two that can; what fills the batch does not count."""
+    mesh, numbers = create_mesh({"data": -1}), np.arange(8, dtype=np.int32)
+    batch = {"example_index": numbers, "valid": numbers < 2, "unreadable": numbers == 2}
+    sums = evaluation.compile_sums(Guessing(), mesh, seed=0)
+    assert evaluation.run(Guessing(), sums, {}, [batch], mesh) == {
+        "eval_loss": 2.0,
+        "eval_accuracy": pytest.approx(2 / 3),
+        "eval_accuracy_top5": pytest.approx(2 / 3),
+        "eval_examples": 2.0,
+        "eval_unreadable": 1.0,
+    }
