@@ -78,6 +78,9 @@ def transformer_spec(config: ConfigDict, name: str) -> TransformerSpec:
             layer_scale=model.layer_scale,
             initialization=model.initialization,
             dtype=jnp.dtype(model.dtype),
+            gradient_dtype=jnp.dtype(
+                model.dtype if model.gradient_dtype == "compute" else jnp.float32
+            ),
             remat=model.remat,
             unroll=model.unroll,
             attention_implementation=model.attention,

@@ -28,6 +28,11 @@ ExecutionField = functools.partial(Field, mutable=True)
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "Seed of everything random.", lowest=0, highest=2**32 - 1),
+    "deterministic": ExecutionField(
+        False,
+        "On GPUs, make all sums in a fixed order, so that the same run comes to the same bits; it "
+        "takes longer. On CPUs and TPUs it does anyway.",
+    ),
     "batch_size": Field(
         256,
         "Clips in one optimiser update, over all hosts, repeats and accumulation included.",

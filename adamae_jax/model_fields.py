@@ -11,6 +11,7 @@ from adamae_jax.models.decoder import CLASS_TOKENS
 from adamae_jax.models.initializers import INITIALIZATIONS
 from adamae_jax.models.positions import POSITION_KINDS
 from adamae_jax.models.probes import PROBE_KINDS
+from adamae_jax.models.transformer import Remat
 
 ModelField = functools.partial(Field, model=True)
 ClassifierField = functools.partial(Field, classifier=True)
@@ -73,8 +74,20 @@ MODEL_FIELDS: dict[str, Field] = {
     "model.dtype": ModelField(
         "float32", "The type that matmuls are computed in.", choices=("float32", "bfloat16")
     ),
+    "model.gradient_dtype": ModelField(
+        "float32",
+        "The type that the gradients of the blocks' kernels and biases are summed in, over tokens "
+        "and over devices. compute: `model.dtype`, so that devices send each other half as much in "
+        "bfloat16.",
+        choices=("float32", "compute"),
+    ),
     "model.remat": ModelField(
-        False, "Recompute blocks in the backward pass: less memory, more time.", mutable=True
+        "none",
+        "What the backward pass computes again instead of keeping it. elementwise: norms, "
+        "activations and the like, but no product of matrices. full: whole blocks, a third more "
+        "work.",
+        choices=get_args(Remat),
+        mutable=True,
     ),
     "model.unroll": ModelField(
         1, "Blocks in one iteration of the scan over depth.", lowest=1, mutable=True

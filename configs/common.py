@@ -121,7 +121,8 @@ def videomae(
     config.model.tubelet_size = 2
     config.model.patch_size = 16
     config.model.dtype = "bfloat16"
-    config.model.remat = size in ("H", "g")  # as the authors do, with --use_checkpoint
+    # As the authors do, with --use_checkpoint.
+    config.model.remat = "full" if size in ("H", "g") else "none"
 
     config.objective.loss = "mse"
     config.objective.normalize_targets = "channel"

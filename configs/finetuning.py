@@ -95,7 +95,8 @@ def videomae(size: str, dataset: Dataset, run: Run) -> ConfigDict:
 
     config.model.tubelet_size = 2
     config.model.dtype = "bfloat16"
-    config.model.remat = size == "H"  # as the authors do, with --use_checkpoint
+    # As the authors do, with --use_checkpoint.
+    config.model.remat = "full" if size == "H" else "none"
     _validate_each_epoch(config)
     return config
 

@@ -22,7 +22,7 @@ def main(argv):
     config = flags.FLAGS.config
     if config.seed < 0:
         raise UserError(f"seed {config.seed} is negative")
-    print(config.batch_size, config.data.image_size, config.model.remat)
+    print(config.batch_size, config.data.image_size, config.model.projection_bias)
 
 cli.define_config()
 cli.run(main)
@@ -45,7 +45,7 @@ def start(*arguments: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
 def test_fields_are_set_on_the_command_line() -> None:
     done = start(
         *("--config", "tests/configs/tiny.py", "--config.batch_size=6", "--noconfig.eval.knn"),
-        *("--config.data.image_size=(8,12)", "--config.model.remat"),
+        *("--config.data.image_size=(8,12)", "--config.model.projection_bias"),
     )
     assert done.stdout == "6 (8, 12) True\n", done.stderr
     assert done.returncode == 0

@@ -81,7 +81,7 @@ def test_sizes_are_set_as_a_whole(size: str, heads: int) -> None:
         ("optimizer.warmup_epochs", math.nan, "a finite number, at least 0"),
         ("optimizer.b2", 1.0, "a finite number, at least 0 and below 1"),
         ("model.norm_epsilon", math.inf, "a finite number"),
-        ("model.remat", 1, "True or False"),
+        ("model.projection_bias", 1, "True or False"),
         ("data.dir", None, "a text"),
         ("data.crop", "random", "one of 'multi_scale_corner', 'random_resized', "),
         ("data.image_size", (48.5, 48.5), "1 or 2 whole numbers, at least 1"),

@@ -80,7 +80,8 @@ def test_every_field_of_the_model_arrives() -> None:
             "model.encoder.num_heads": 2,
             "model.mlp_ratio": 2.0,
             "model.dtype": "bfloat16",
-            "model.remat": True,
+            "model.gradient_dtype": "compute",
+            "model.remat": "elementwise",
             "model.unroll": 2,
             "masking.mask_ratio": 0.5,
             "masking.options.depth": 2,
@@ -96,8 +97,8 @@ def test_every_field_of_the_model_arrives() -> None:
     assert (encoder.width, encoder.depth, encoder.num_heads) == (16, 3, 2)
     assert (decoder.width, decoder.depth, decoder.num_heads) == (384, 4, 6)
     for spec in (encoder, decoder):
-        assert (spec.mlp_ratio, spec.remat, spec.unroll) == (2.0, True, 2)
-        assert spec.dtype == jnp.bfloat16
+        assert (spec.mlp_ratio, spec.remat, spec.unroll) == (2.0, "elementwise", 2)
+        assert spec.dtype == spec.gradient_dtype == jnp.bfloat16
         assert (spec.attention_bias, spec.norm_epsilon, spec.dropout) == ("qv", 1e-6, 0.0)
     assert task.strategy == adaptive.Strategy(mask_ratio=0.5, depth=2)
     assert (task.objective.loss, task.objective.normalize_targets) == ("l1", "none")

@@ -39,7 +39,8 @@ from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 # Fields that change no number, or by rounding only: how a model starts and is executed, and where
 # what it holds frozen came from.
 NOT_COMPUTED = (
-    *(f"model.{name}" for name in ("initialization", "dtype", "remat", "unroll", "attention")),
+    *(f"model.{name}" for name in ("initialization", "dtype", "gradient_dtype", "remat")),
+    *("model.unroll", "model.attention"),
     "masking.options.pretrained",
     # How a classifier is trained; what it is belongs to the model.
     *(name for name, field in FIELDS.items() if field.classifier and not field.model),

@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from adamae_jax.models.sharding import platform
 
 AttentionImplementation = Literal["auto", "xla", "blockwise", "cudnn"]
+
+ATTENDED = "attended"  # what the results of attention are called where some are to be kept
 
 # Rows up to this length are one block, and are left to XLA on accelerators: their scores are small.
 SHORT_ROW = 512
@@ -105,7 +108,8 @@ def _forward(
         return None, (mixed.astype(query.dtype), largest, total)
 
     _, (mixed, largest, total) = jax.lax.scan(block, None, _blocks(query))
-    result = _rows(mixed, query.shape[1])
+    result = checkpoint_name(_rows(mixed, query.shape[1]), ATTENDED)
+    largest, total = checkpoint_name((largest, total), ATTENDED)
     # Both apart: the logarithm of a row's sum would lose the bits that large scores need.
     return result, (query, key, value, key_valid, result, largest, total)
 

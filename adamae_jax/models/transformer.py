@@ -5,6 +5,7 @@ time does not grow with depth; unrolling the scan is an execution option.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -14,14 +15,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from adamae_jax.errors import UserError
-from adamae_jax.models.attention import AttentionImplementation, attend
-from adamae_jax.models.dense import Dense, add_bias, product
+from adamae_jax.models.attention import ATTENDED, AttentionImplementation, attend
+from adamae_jax.models.dense import PRODUCT, Dense, add_bias, product
 from adamae_jax.models.initializers import INITIALIZATIONS, Initialization
 from adamae_jax.models.sharding import BATCH, TENSOR, constrain
 
 # One key per example: what is random for an example never depends on its neighbours, so that a
 # batch may be cut over hosts, devices and microbatches without changing anything.
 ExampleKeys = Key[Array, "b"]
+
+# What the backward pass computes again instead of keeping it: nothing; norms, activations and the
+# like, but no product of matrices and no `blockwise_attention`; whole blocks.
+Remat = Literal["none", "elementwise", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,8 @@ class TransformerSpec:
       attention: False leaves the attention out: blocks that see one token at a time.
       dtype: the type of the matmuls; norms, softmax and the sums along the residual path are
         float32.
-      remat: recompute blocks in the backward pass instead of keeping their activations.
+      gradient_dtype: the type that the gradients of kernels and biases are summed in.
+      remat: what the backward pass computes again instead of keeping it, see `Remat`.
       unroll: blocks per iteration of the scan.
       attention_implementation: see `adamae_jax.models.attention.attend`.
 
@@ -63,7 +69,8 @@ class TransformerSpec:
     drop_path: float = 0.0
     attention: bool = True
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    gradient_dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
     unroll: int = 1
     attention_implementation: AttentionImplementation = "auto"
 
@@ -135,7 +142,7 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", spec.init.qkv, (spec.width, 3, *head_shape))
         # Heads stay an axis in both: merged with another, a mesh could not split it, and the kernel
         # would be gathered.
-        fused = product(x.astype(spec.dtype), kernel, spec.dtype)
+        fused = product(x.astype(spec.dtype), kernel, spec.dtype, spec.gradient_dtype)
         fused = constrain(fused, BATCH, None, None, TENSOR)
         query, key, value = (fused[:, :, index] for index in range(3))
         if spec.attention_bias:
@@ -143,7 +150,7 @@ class Attention(nn.Module):
             bias = self.param("qkv_bias", nn.initializers.zeros, shape)
             heads = {"q": query, "k": key, "v": value}
             for letter, row in zip(spec.attention_bias, bias, strict=True):
-                heads[letter] = add_bias(heads[letter], row)
+                heads[letter] = add_bias(heads[letter], row, spec.gradient_dtype)
             query, key, value = heads.values()
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", FIRST_TOKEN, first_token_attention(query, key))
@@ -152,6 +159,7 @@ class Attention(nn.Module):
             spec.width,
             kernel_init=spec.init.dense,
             dtype=spec.dtype,
+            gradient_dtype=spec.gradient_dtype,
             name="projection",
         )(mixed.reshape(x.shape))
 
@@ -164,12 +172,16 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Mixes the channels of each token."""
-        init, dtype = self.spec.init.dense, self.spec.dtype
-        hidden = int(self.spec.width * self.spec.mlp_ratio)
-        x = Dense(hidden, kernel_init=init, dtype=dtype, name="fc1")(x)
+        dense = functools.partial(
+            Dense,
+            kernel_init=self.spec.init.dense,
+            dtype=self.spec.dtype,
+            gradient_dtype=self.spec.gradient_dtype,
+        )
+        x = dense(int(self.spec.width * self.spec.mlp_ratio), name="fc1")(x)
         x = constrain(x, BATCH, None, TENSOR)
         x = nn.gelu(x, approximate=False)
-        return Dense(self.spec.width, kernel_init=init, dtype=dtype, name="fc2")(x)
+        return dense(self.spec.width, name="fc2")(x)
 
 
 class LayerNorm(nn.Module):
@@ -267,7 +279,11 @@ class Transformer(nn.Module):
         spec = self.spec
         if spec.depth == 0:
             return x
-        block = nn.remat(Block, prevent_cse=False) if spec.remat else Block
+        block = Block
+        if spec.remat != "none":
+            kept = (PRODUCT, ATTENDED) if spec.remat == "elementwise" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
         stack = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},

@@ -93,7 +93,7 @@ class Plan:
     clips_at_once: int
     dtype: str
     attention: str
-    remat: bool
+    remat: str
     parameters: int
     memory: Memory | None
     memory_limit: int | None
@@ -231,7 +231,7 @@ def resolved(
 def plainly(config: ConfigDict, mesh: Mesh) -> Program:
     """The same step with nothing computed twice and no attention hidden in a kernel."""
     config = config.copy_and_resolve_references()
-    config.model.update({"attention": "xla", "remat": False})
+    config.model.update({"attention": "xla", "remat": "none"})
     task = experiment.task(experiment.task_name(config), config)
     return program(config, task, experiment.optimizers(config, task), mesh)
 

@@ -36,7 +36,7 @@ def _shape(plan: Plan) -> list[tuple[str, str]]:
         (
             "model",
             f"{short(plan.parameters, '')} parameters, {plan.dtype}, attention {plan.attention}"
-            + (", remat" if plan.remat else ""),
+            + ("" if plan.remat == "none" else f", remat {plan.remat}"),
         ),
     ]
 
@@ -137,8 +137,10 @@ def changes(plan: Plan, config: ConfigDict) -> list[str]:
         if plan.batch_size % (accumulation * parts) == 0:
             found.append(f"--config.optimizer.accumulation={accumulation}")
             break
-    if not config.model.remat:
-        found.append("--config.model.remat=True")
+    if config.model.remat == "none":
+        found.append("--config.model.remat=elementwise")
+    elif config.model.remat == "elementwise":
+        found.append("--config.model.remat=full")
     if plan.mesh[FSDP] == 1 and plan.chips > 1:
         found.append(f"--config.mesh.data=1 --config.mesh.fsdp={plan.chips}")
     return found or ["more chips"]

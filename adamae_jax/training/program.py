@@ -70,7 +70,8 @@ def program(
         accumulation=config.optimizer.accumulation,
         average_decay=config.optimizer.average_decay,
     )
-    return Program(create, abstract, shardings, jit_train_step(step, mesh, shardings))
+    jitted = jit_train_step(step, mesh, shardings, deterministic=config.deterministic)
+    return Program(create, abstract, shardings, jitted)
 
 
 def abstract_batch(

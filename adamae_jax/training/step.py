@@ -147,17 +147,21 @@ def accumulate(
     return totals, model_state
 
 
-def jit_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> Any:
+def jit_train_step(
+    train_step: TrainStep, mesh: Mesh, state_shardings: Any, *, deterministic: bool = False
+) -> Any:
     """Returns the jitted step, with explicit shardings; the state is donated.
 
     Args:
       train_step: from `make_train_step`.
       mesh: the devices.
       state_shardings: where the state lies: `partitioning.state_sharding`.
+      deterministic: sums on GPUs are made in a fixed order; on other devices they always are.
     """
     return jax.jit(
         on_mesh(train_step, mesh),
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options={"xla_gpu_deterministic_ops": True} if deterministic else None,
     )

@@ -174,7 +174,7 @@ def test_a_token_scale_leaves_values_and_carries_a_gradient(params: Any, video: 
 
 
 def test_execution_options_keep_predictions(params: Any, video: jax.Array) -> None:
-    other = helpers.autoencoder(remat=True, unroll=2)
+    other = helpers.autoencoder(remat="full", unroll=2)
     np.testing.assert_allclose(
         jax.jit(other.apply)({"params": params}, video, VISIBLE, MASKED),
         call(params, "__call__", video, VISIBLE, MASKED),

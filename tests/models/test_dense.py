@@ -53,3 +53,10 @@ def test_gradients_of_parameters_are_not_rounded() -> None:
     )
     np.testing.assert_allclose(found["bias"], gradient.sum((0, 1)), rtol=1e-5, atol=1e-5)
     assert layer.apply(params, X).dtype == jnp.bfloat16
+
+    layer = layer.clone(gradient_dtype=None)
+    rounded = jax.grad(loss)(params)["params"]
+    jax.tree.map(
+        lambda leaf: np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16)), rounded
+    )
+    assert not np.array_equal(rounded["kernel"], found["kernel"])

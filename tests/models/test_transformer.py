@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax.models.transformer import ExampleDropout, LayerNorm, Transformer, TransformerSpec
+from adamae_jax.benchmark.flops import matmul_flops
+from adamae_jax.models.attention import AttentionImplementation
+from adamae_jax.models.transformer import (
+    ExampleDropout,
+    LayerNorm,
+    Remat,
+    Transformer,
+    TransformerSpec,
+)
 from tests import helpers
 
 SPEC = TransformerSpec(width=12, depth=3, num_heads=3)
@@ -125,7 +133,9 @@ def scanned() -> Any:
     return value_and_grad({})
 
 
-@pytest.mark.parametrize("execution", [{"unroll": 99}, {"unroll": 2}, {"remat": True}])
+@pytest.mark.parametrize(
+    "execution", [{"unroll": 99}, {"unroll": 2}, {"remat": "full"}, {"remat": "elementwise"}]
+)
 def test_execution_options_change_neither_values_nor_gradients(
     scanned: Any, execution: dict[str, Any]
 ) -> None:
@@ -136,13 +146,24 @@ def test_execution_options_change_neither_values_nor_gradients(
     )
 
 
-def test_remat_is_in_the_program() -> None:
-    def program(spec: TransformerSpec) -> str:
-        params = parameters(spec)
-        return str(jax.make_jaxpr(jax.grad(lambda p: apply(spec, p, tokens()).sum()))(params))
+@pytest.mark.parametrize("attention", ["blockwise", "xla"])
+def test_remat_trades_work_for_memory(attention: AttentionImplementation) -> None:
+    """Norms and activations are kept or computed again; then products of matrices, too."""
+    deep = dataclasses.replace(SPEC, depth=16, attention_implementation=attention)
+    params = parameters(deep)
 
-    assert "remat" in program(dataclasses.replace(SPEC, remat=True))
-    assert "remat" not in program(SPEC)
+    def cost(remat: Remat) -> tuple[int, float]:
+        spec = dataclasses.replace(deep, remat=remat)
+        step = jax.jit(jax.grad(lambda p: apply(spec, p, tokens(4, 64)).sum())).trace(params)
+        memory = step.lower().compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes, matmul_flops(step.jaxpr)
+
+    (most, least), (less, same), (fewest, more) = cost("none"), cost("elementwise"), cost("full")
+    assert most > 1.5 * less and less > 1.5 * fewest
+    assert more > same
+    # jax's own attention is made of products, of which the scores are computed again.
+    assert same == least if attention == "blockwise" else least < same
 
 
 def test_a_stack_of_depth_zero_is_the_identity() -> None:

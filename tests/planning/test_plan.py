@@ -109,7 +109,7 @@ def test_the_job_says_in_one_line_that_it_does_not_fit() -> None:
     assert found["memory_total"] > found["memory_limit"] == 1_000_000
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: does not fit: a chip needs ")
-    assert "--config.optimizer.accumulation=2, or --config.model.remat=True" in error
+    assert "--config.optimizer.accumulation=2, or --config.model.remat=elementwise" in error
 
 
 def test_wrong_topologies_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def test_claiming_twice_with_other_execution_is_fine(tmp_path: Path) -> None:
     claim(tmp_path / "run", config)
     config.log_every = 7
     config.data.num_workers = 3
-    config.model.remat = True
+    config.model.remat = "full"
     config.eval.num_examples = 5
     config.mesh.fsdp = 2
     claim(tmp_path / "run", config)

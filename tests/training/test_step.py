@@ -103,6 +103,29 @@ class Run:
         return jax.device_put(helpers.batch(BATCH, seed), batch_sharding(self.mesh))
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_compiler_is_told_of_a_fixed_order(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an option that it knows, on a machine without GPUs too: another one would be refused."""
+    told, jit = list[Any](), jax.jit
+
+    def listening(function: Any, **options: Any) -> Any:
+        told.append(options.get("compiler_options"))
+        return jit(function, **options)
+
+    mesh = create_mesh({"data": -1}, jax.devices()[:1])
+    monkeypatch.setattr(jax, "jit", listening)
+    step = jit_train_step(
+        lambda state, batch: (state, dict(batch)),
+        mesh,
+        replicated(mesh),
+        deterministic=deterministic,
+    )
+    assert told == [{"xla_gpu_deterministic_ops": True} if deterministic else None]
+    assert step(jnp.ones(2), {"x": jnp.zeros(2)})[0].sum() == 2
+
+
 @pytest.fixture(scope="module")
 def recorded() -> Pretraining:
     """The tiny AdaMAE that records its masks."""
