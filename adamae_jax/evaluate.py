@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,8 +25,9 @@ from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, parse_views
 from adamae_jax.run_data import evaluation_batches, make_embedded
 from adamae_jax.scoring import Scores, score
+from adamae_jax.training import files
 from adamae_jax.training import scores as measures
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.partitioning import create_mesh
 
 METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.csv", "confusion.png"
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")
     make_embedded(data_dir)
     dataset = open_first(data_dir, values.split or loaded.config.data.validation_split)
-    output = Path(values.output or Path(values.checkpoint) / "evaluation")
-    if values.output is None and not Path(values.checkpoint).is_dir():
+    output = files.at(values.output or files.at(values.checkpoint) / "evaluation")
+    if values.output is None and not files.at(values.checkpoint).is_dir():
         raise UserError(f"--checkpoint={values.checkpoint} is a file: say where with --output=DIR")
     config = loaded.config.copy_and_resolve_references()
     config.eval.batch_size, config.eval.num_examples = values.batch_size, values.num_videos
@@ -105,7 +105,7 @@ def check_classes(loaded: Finetuned, dataset: Dataset) -> None:
 
 
 def evaluate(
-    loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: Path
+    loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: AnyPath
 ) -> dict[str, Any]:
     """Scores the videos of a dataset, and writes what was found; all processes call it.
 
@@ -140,28 +140,32 @@ def evaluate(
         try:
             write(output, figures, found, loaded.label_names)
         except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+            raise UserError(
+                f"--output={output} cannot be written: {files.reason(error)}"
+            ) from error
         logging.info("written: %s", output)
     return figures
 
 
-def writable(output: Path) -> None:
+def writable(output: AnyPath) -> None:
     """Makes the folder for the results; raises a `UserError` where that cannot be done."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        files.make_directory(output)
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output={output} cannot be written: {files.reason(error)}") from error
 
 
 def write(
-    output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
+    output: AnyPath, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
 ) -> None:
     """Writes accuracies, predictions and confusion."""
-    write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
-    write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
+    files.write(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
+    files.write(output / PREDICTIONS, predictions(found, label_names).encode())
     known = found.label >= 0
     counts = measures.confusion_matrix(found.scores[known], found.label[known])
-    confusion.draw(counts, label_names).save(output / CONFUSION)
+    picture = io.BytesIO()
+    confusion.draw(counts, label_names).save(picture, "PNG")
+    files.write(output / CONFUSION, picture.getvalue())
 
 
 def predictions(found: Scores, label_names: Sequence[str]) -> str:

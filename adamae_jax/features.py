@@ -24,7 +24,7 @@ from adamae_jax.data.records import INFO, Dataset
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Loaded
 from adamae_jax.prepare.folders import find_files
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files
 from adamae_jax.video_files import open_video, windows
 
 POOLINGS = ("mean", "none")
@@ -127,7 +127,7 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data.getvalue())
+    files.write(path, data.getvalue())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ with the same arguments, a run goes on from its newest checkpoint.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,8 +26,8 @@ from adamae_jax.initial import Initial
 from adamae_jax.loaded import parse_views
 from adamae_jax.run_data import open_training
 from adamae_jax.task import Variables
-from adamae_jax.training import partitioning, rundir, trainer
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files, partitioning, rundir, trainer
+from adamae_jax.training.files import AnyPath
 
 BEST_JSON, TEST = "best.json", "test"
 LOOKED_AT = 64  # videos, for their labels
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def finetune(
-    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+    config: ConfigDict, workdir: AnyPath, recipe: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Fine-tunes to the end, and tests what came of it in ``config.eval.views``.
 
@@ -105,10 +104,10 @@ def test(begun: job.Begun, views: Views) -> dict[str, Any]:
     return evaluate.evaluate(loaded, begun.data.validation, begun.mesh, views, output)
 
 
-def stored_figures(path: Path) -> dict[str, Any] | None:
+def stored_figures(path: AnyPath) -> dict[str, Any] | None:
     """Returns what a test has found before; None where there is no such thing."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(files.read(path))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "views" in found else None
@@ -177,14 +176,14 @@ class Best:
       license: of weights that it began with.
     """
 
-    directory: Path
+    directory: AnyPath
     config: ConfigDict
     label_names: tuple[str, ...]
     license: str
 
     def __post_init__(self) -> None:
         try:
-            found = json.loads((self.directory / BEST_JSON).read_text())
+            found = json.loads(files.read(self.directory / BEST_JSON))
             self._accuracy = float(found["eval_accuracy"])
         except (OSError, ValueError, KeyError, TypeError):
             self._accuracy = -1.0
@@ -207,7 +206,7 @@ class Best:
             about = (self.config, step, self.label_names, self.license)
             pretrained.save(self.directory, on_host, *about)
             said = {"step": step, **{name: figures[name] for name in sorted(figures)}}
-            write_atomically(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
+            files.write(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
         except OSError as error:  # a full disk, say: no reason to end a run
             logging.warning("step %d: the best model cannot be written: %s", step, error)
 

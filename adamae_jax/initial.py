@@ -6,7 +6,6 @@ that is taken; the step and the optimiser start fresh.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,8 @@ from adamae_jax.models import positions
 from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.task import Task
-from adamae_jax.training import rundir
+from adamae_jax.training import files, rundir
+from adamae_jax.training.files import AnyPath
 
 AUTOENCODER, MASKING, STATE = "params/autoencoder/", "params/masking/", "state/"
 PRETRAINED, ENCODER = f"{AUTOENCODER}encoder/", "params/encoder/"
@@ -137,7 +137,7 @@ def load(source: str) -> Loaded:
     Raises:
       UserError: where there is no model, or a part of one only.
     """
-    path = Path(source)
+    path = files.at(source)
     if _is_run(path) or (path / rundir.MODEL_JSON).is_file() or not path.exists():
         return pretrained.load(path)
     found = imports.convert(sources.read(path))
@@ -150,7 +150,7 @@ def load(source: str) -> Loaded:
     return pretrained.build(found.variables, found.config, *about)
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: AnyPath) -> bool:
     return (path / rundir.CONFIG).is_file() and not sources.is_hugging_face(path)
 
 
@@ -160,7 +160,7 @@ def read_source(source: str) -> Stored:
     Raises:
       UserError: where there is none, or its weights are not finite.
     """
-    path = Path(source)
+    path = files.at(source)
     if not path.exists():
         raise UserError(
             f"init_from={source} does not exist: give a run's workdir, a model directory, a file "
@@ -184,7 +184,7 @@ def read_source(source: str) -> Stored:
     return Stored(what, kind, arrays, loaded.config, loaded.license)
 
 
-def _read_foreign(path: Path, source: str) -> Stored:
+def _read_foreign(path: AnyPath, source: str) -> Stored:
     try:
         imported = imports.convert(sources.read(path))
     except UserError as error:
