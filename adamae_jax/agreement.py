@@ -10,7 +10,6 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +17,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from adamae_jax.errors import UserError
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 SEEN_S = 10.0  # a network file system may take a while to show a new file elsewhere
 MOST_NAMED = 5
 
 
-def check_shared(workdir: Path) -> None:
+def check_shared(workdir: AnyPath) -> None:
     """Raises a `UserError`, in all processes, where they do not share the workdir.
 
     Args:
@@ -35,10 +36,10 @@ def check_shared(workdir: Path) -> None:
     mark, reason = f".shared_{secrets.token_hex(8)}", ""
     if jax.process_index() == 0:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / mark).touch()
+            files.make_directory(workdir)
+            files.write(workdir / mark, b"")
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = files.reason(error)
     first = gathered({"workdir": str(workdir), "mark": mark, "reason": reason})[0]
     if first["reason"]:
         raise UserError(
@@ -50,7 +51,7 @@ def check_shared(workdir: Path) -> None:
     blind = [index for index, seen in enumerate(gathered(is_seen)) if not seen]
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
-            (workdir / mark).unlink()
+            files.remove(workdir / mark)
     if blind:
         raise UserError(
             f"{_named(blind)} cannot see in --workdir what process 0 has written in its own, "

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -11,8 +10,8 @@ from ml_collections import ConfigDict
 
 from adamae_jax import pretrained
 from adamae_jax.task import Variables
-from adamae_jax.training import partitioning
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files, partitioning
+from adamae_jax.training.files import AnyPath
 
 BEST_JSON = "best.json"
 
@@ -28,14 +27,14 @@ class Best:
       license: of weights that it began with.
     """
 
-    directory: Path
+    directory: AnyPath
     config: ConfigDict
     label_names: tuple[str, ...]
     license: str
 
     def __post_init__(self) -> None:
         try:
-            found = json.loads((self.directory / BEST_JSON).read_text())
+            found = json.loads(files.read(self.directory / BEST_JSON))
             self._accuracy = float(found["eval_accuracy"])
         except (OSError, ValueError, KeyError, TypeError):
             self._accuracy = -1.0
@@ -58,6 +57,6 @@ class Best:
             about = (self.config, step, self.label_names, self.license)
             pretrained.save(self.directory, on_host, *about)
             said = {"step": step, **{name: figures[name] for name in sorted(figures)}}
-            write_atomically(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
+            files.write(self.directory / BEST_JSON, (json.dumps(said) + "\n").encode())
         except OSError as error:  # a full disk, say: no reason to end a run
             logging.warning("step %d: the best model cannot be written: %s", step, error)

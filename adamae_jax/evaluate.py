@@ -8,7 +8,6 @@ accuracies, a table of all videos and the confusion of classes as a picture.
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, parse_views
 from adamae_jax.run_data import evaluation_batches, make_embedded
 from adamae_jax.scoring import score
-from adamae_jax.training import evaluation
+from adamae_jax.training import evaluation, files
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.partitioning import create_mesh
 
 
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("the model does not say which data it was trained on: give --data_dir=DIR")
     make_embedded(data_dir)
     dataset = open_first(data_dir, values.split or loaded.config.data.validation_split)
-    output = Path(values.output or Path(values.checkpoint) / "evaluation")
-    if values.output is None and not Path(values.checkpoint).is_dir():
+    output = files.at(values.output or files.at(values.checkpoint) / "evaluation")
+    if values.output is None and not files.at(values.checkpoint).is_dir():
         raise UserError(f"--checkpoint={values.checkpoint} is a file: say where with --output=DIR")
     config = loaded.config.copy_and_resolve_references()
     config.eval.batch_size, config.eval.num_examples = values.batch_size, values.num_videos
@@ -82,7 +82,7 @@ def load_classifier(path: str) -> Finetuned:
 
 
 def evaluate(
-    loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: Path
+    loaded: Finetuned, dataset: Dataset, mesh: Mesh, views: Views, output: AnyPath
 ) -> dict[str, Any]:
     """Scores the videos of a dataset, and writes what was found; all processes call it.
 
@@ -124,7 +124,9 @@ def evaluate(
         try:
             results.write(output, figures, found, loaded.label_names)
         except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+            raise UserError(
+                f"--output={output} cannot be written: {files.reason(error)}"
+            ) from error
         logging.info("written: %s", output)
     return figures
 

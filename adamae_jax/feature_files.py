@@ -16,7 +16,7 @@ import numpy as np
 
 from adamae_jax import plain_json
 from adamae_jax.errors import UserError
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files
 
 RECORD = "features.json"
 
@@ -60,7 +60,7 @@ def begin(output: Path, described: Mapping[str, Any], names: Iterable[str]) -> N
             raise UserError(f"--output={output} has files of videos, but no {RECORD}: {again}")
         try:
             output.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(described, indent=2) + "\n").encode())
+            files.write(path, (json.dumps(described, indent=2) + "\n").encode())
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
         return
@@ -80,4 +80,4 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data.getvalue())
+    files.write(path, data.getvalue())

@@ -8,7 +8,6 @@ with the same arguments, a run goes on from its newest checkpoint.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,7 +19,8 @@ from adamae_jax.data.temporal import Views
 from adamae_jax.initial import Initial
 from adamae_jax.loaded import parse_views
 from adamae_jax.run_data import open_training
-from adamae_jax.training import rundir, trainer
+from adamae_jax.training import files, rundir, trainer
+from adamae_jax.training.files import AnyPath
 
 TEST = "test"
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def finetune(
-    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+    config: ConfigDict, workdir: AnyPath, recipe: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Fine-tunes to the end, and tests what came of it in ``config.eval.views``.
 
@@ -96,10 +96,10 @@ def test(begun: job.Begun, views: Views) -> dict[str, Any]:
     return evaluate.evaluate(loaded, begun.data.validation, begun.mesh, views, output)
 
 
-def stored_figures(path: Path) -> dict[str, Any] | None:
+def stored_figures(path: AnyPath) -> dict[str, Any] | None:
     """Returns what a test has found before; None where there is no such thing."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(files.read(path))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "views" in found else None

@@ -7,7 +7,6 @@ that is taken; the step and the optimiser start fresh.
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,8 @@ from adamae_jax.models import positions
 from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.task import Task
-from adamae_jax.training import rundir
+from adamae_jax.training import files, rundir
+from adamae_jax.training.files import AnyPath
 
 AUTOENCODER, MASKING, STATE = "params/autoencoder/", "params/masking/", "state/"
 PRETRAINED, ENCODER = f"{AUTOENCODER}encoder/", "params/encoder/"
@@ -147,7 +147,7 @@ def load(source: str | os.PathLike[str], step: int | None = None) -> Loaded:
     Raises:
       UserError: where there is no model, or it does not fit its own description.
     """
-    path = Path(source)
+    path = files.at(source)
     ours = _is_run(path) or (path / rundir.MODEL_JSON).is_file()
     if ours or step is not None or not path.exists():
         return pretrained.load(path, step)
@@ -157,7 +157,7 @@ def load(source: str | os.PathLike[str], step: int | None = None) -> Loaded:
     return pretrained.build(found.variables, found.config, *about, encoder_alone=encoder_alone)
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: AnyPath) -> bool:
     return (path / rundir.CONFIG).is_file() and not sources.is_hugging_face(path)
 
 
@@ -167,7 +167,7 @@ def read_source(source: str) -> Stored:
     Raises:
       UserError: where there is none, or its weights are not finite.
     """
-    path = Path(source)
+    path = files.at(source)
     if not path.exists():
         raise UserError(
             f"init_from={source} does not exist: give a run's workdir, a model directory, a file "
@@ -191,7 +191,7 @@ def read_source(source: str) -> Stored:
     return Stored(what, kind, arrays, loaded.config, loaded.license)
 
 
-def _read_foreign(path: Path, source: str) -> Stored:
+def _read_foreign(path: AnyPath, source: str) -> Stored:
     try:
         imported = imports.convert(sources.read(path))
     except UserError as error:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,8 +29,9 @@ from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import RunData, open_validation
 from adamae_jax.task import Variables
-from adamae_jax.training import rundir, trainer
+from adamae_jax.training import files, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.partitioning import check_batch, create_mesh
 
 # Places may have other names on another host.
@@ -44,11 +44,14 @@ def define_flags() -> None:
     cli.define_config()
     distributed.define_flags()
     flags.DEFINE_string(
-        "workdir", None, "Where checkpoints, metrics and pictures go.", required=True
+        "workdir",
+        None,
+        "Where checkpoints, metrics and pictures go: a directory, or gs://BUCKET/DIRECTORY.",
+        required=True,
     )
 
 
-def run(train: Callable[[ConfigDict, Path, Mapping[str, Any] | None], dict[str, Any]]) -> None:
+def run(train: Callable[[ConfigDict, AnyPath, Mapping[str, Any] | None], dict[str, Any]]) -> None:
     """Trains as the flags say, and prints the summary and where everything is.
 
     Args:
@@ -56,7 +59,7 @@ def run(train: Callable[[ConfigDict, Path, Mapping[str, Any] | None], dict[str, 
     """
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is empty: give a directory, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = files.open_workdir(flags.FLAGS.workdir)
     with peers.ending_together(workdir):
         summary = train(flags.FLAGS.config, workdir, cli.recipe_values())
     if jax.process_index() == 0:
@@ -80,7 +83,7 @@ class Begun:
     """
 
     config: ConfigDict
-    workdir: Path
+    workdir: AnyPath
     mesh: Mesh
     data: RunData
     steps: list[int]
@@ -97,7 +100,7 @@ class Begun:
 
 def begin(
     config: ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     train: Dataset | MixedDataset,
     recipe: Mapping[str, Any] | None = None,
     views: Views | None = None,

@@ -2,14 +2,14 @@
 
 import contextlib
 import functools
-from pathlib import Path
 from typing import Any, Protocol
 
 from adamae_jax import config as configs
 from adamae_jax import masking, plain_json
 from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskingStrategy
-from adamae_jax.training import rundir
+from adamae_jax.training import files, rundir
+from adamae_jax.training.files import AnyPath
 
 UNKNOWN = "unknown"
 RECORD = "license"  # in the metadata of a run's checkpoints
@@ -49,10 +49,10 @@ def inherited(strategy: MaskingStrategy) -> str:
     Where the directory that it came from is gone or damaged, it is said that it is somebody's.
     """
     source = strategy.frozen_source()
-    return of(Path(source)) if source else ""
+    return of(files.at(source)) if source else ""
 
 
-def of(directory: Path) -> str:
+def of(directory: AnyPath) -> str:
     """The licence of the weights in a run or a model directory; "" where none is known.
 
     A run keeps it from when it read the weights, for its checkpoints have them however the
@@ -61,11 +61,11 @@ def of(directory: Path) -> str:
     try:
         for place in (directory, directory / rundir.MODEL):
             if (place / rundir.MODEL_JSON).is_file():
-                return _text(plain_json.parse((place / rundir.MODEL_JSON).read_text())["license"])
+                return _text(plain_json.parse(files.read(place / rundir.MODEL_JSON))["license"])
         recorded = _recorded(directory / rundir.CHECKPOINTS)
         if recorded is not None:
             return recorded
-        config = configs.from_json((directory / rundir.CONFIG).read_text())
+        config = configs.from_json(files.read(directory / rundir.CONFIG).decode())
         if config.init_from:
             return f"{UNKNOWN} (weights of {config.init_from})"
         fields = config.masking
@@ -74,7 +74,7 @@ def of(directory: Path) -> str:
         return f"{UNKNOWN} (weights of {directory})"
 
 
-def _recorded(checkpoints: Path) -> str | None:
+def _recorded(checkpoints: AnyPath) -> str | None:
     """What the newest readable checkpoint of a run says; None where none says anything."""
     from adamae_jax.training import checkpoint_files  # orbax is slow to import
 

@@ -14,7 +14,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -23,15 +22,16 @@ from jax.experimental import multihost_utils
 
 from adamae_jax import cli, links
 from adamae_jax.errors import PreemptedError, UserError
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 ENDED = ".ended"
-LOOK_S = 0.5
+LOOK_S, LOOK_IN_BUCKET_S = 0.5, 5.0  # a look into a bucket is a request, which is paid for
 GOING_S = 5.0  # what the others need to look and go, until JAX's coordinator ends with process 0
 
 
 @contextlib.contextmanager
-def ending_together(workdir: Path) -> Iterator[None]:
+def ending_together(workdir: AnyPath) -> Iterator[None]:
     """Ends all processes of the job when the block ends with an error in one of them.
 
     Args:
@@ -62,7 +62,7 @@ class _Job:
       say_done: tells the others that this process ends on its own; see `links.watch`.
     """
 
-    def __init__(self, word: Path) -> None:
+    def __init__(self, word: AnyPath) -> None:
         """Begins to listen.
 
         Args:
@@ -70,15 +70,16 @@ class _Job:
         """
         self.well = threading.Event()
         self._word = word
+        self._look_s = LOOK_IN_BUCKET_S if files.is_bucket(word) else LOOK_S
         self._name = f"process {jax.process_index()} of {jax.process_count()}"
         self._ending = threading.Lock()  # is held by the thread that ends this process
         self.say_done: Callable[[], None] = links.watch(self._lose)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        while not self.well.wait(LOOK_S):
+        while not self.well.wait(self._look_s):
             with contextlib.suppress(OSError), self._ending:
-                said = self._word.read_text()
+                said = files.read(self._word).decode()
                 self._end(f"{self._name} ends, since another one did: {said}", 1)
 
     def _lose(self, index: int) -> None:
@@ -95,7 +96,7 @@ class _Job:
         """Ends this process, and leaves word for the others."""
         if not isinstance(error, UserError):
             # It may come of another one's end, of which word is on its way.
-            threading.Event().wait(3 * LOOK_S)
+            threading.Event().wait(3 * self._look_s)
         with self._ending:
             if isinstance(error, UserError):
                 said, status = f"{self._name}: {error}", cli.USER_ERROR_STATUS
@@ -105,10 +106,11 @@ class _Job:
                 status = 1
             with contextlib.suppress(OSError):
                 workdir = self._word.parent
-                workdir.mkdir(parents=True, exist_ok=True)
-                for old in workdir.glob(f"{ENDED}_*"):
-                    old.unlink(missing_ok=True)
-                write_atomically(self._word, said.encode())
+                files.make_directory(workdir)
+                with files.os_errors(workdir):
+                    for old in workdir.glob(f"{ENDED}_*"):
+                        files.remove(old)
+                files.write(self._word, said.encode())
             self._end(said, status)
 
     def _end(self, said: str, status: int) -> NoReturn:

@@ -6,8 +6,8 @@ becomes a strip (rows of panels, one column per frame) and an animation (panels 
 
 import dataclasses
 import functools
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from adamae_jax.models.tubelets import ClipGeometry, from_tubelets, to_tubelets
 from adamae_jax.objectives import Pretraining
 from adamae_jax.targets import predicted_pixels
 from adamae_jax.task import Variables
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 # Arrays of a few clips, see `compute`.
 Panels = dict[str, np.ndarray]
@@ -140,7 +142,7 @@ def _arrays(
     return arrays
 
 
-def save(panels: Panels, directory: str | Path, prefix: str) -> list[Path]:
+def save(panels: Panels, directory: str | AnyPath, prefix: str) -> list[AnyPath]:
     """Writes ``PREFIX_0.png`` (a strip) and ``PREFIX_0.gif`` for the first clip, and so on.
 
     Images, clips of one frame, have no animation.
@@ -153,24 +155,29 @@ def save(panels: Panels, directory: str | Path, prefix: str) -> list[Path]:
     Returns:
       The files written.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    place = files.at(directory)
+    files.make_directory(place)
     written = []
     for index, clip in enumerate(clips(panels)):
-        picture, moving = (directory / f"{prefix}_{index}.{kind}" for kind in ("png", "gif"))
-        Image.fromarray(strip(clip)).save(picture)
+        picture, moving = (place / f"{prefix}_{index}.{kind}" for kind in ("png", "gif"))
+        drawn = io.BytesIO()
+        Image.fromarray(strip(clip)).save(drawn, "PNG")
+        files.write(picture, drawn.getvalue())
         written.append(picture)
         if len(clip["video"]) > 1:
-            save_animation(animation(clip), moving)
+            files.write(moving, animated(animation(clip)))
             written.append(moving)
     return written
 
 
-def save_animation(frames: Frames, path: Path) -> None:
-    """Writes an endless GIF, with one palette for all frames so that nothing flickers."""
+def animated(frames: Frames) -> bytes:
+    """Returns an endless GIF, with one palette for all frames so that nothing flickers."""
     palette = Image.fromarray(np.concatenate(frames)).quantize(256, Image.Quantize.FASTOCTREE)
     first, *others = (Image.fromarray(frame).quantize(palette=palette) for frame in frames)
-    first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    drawn = io.BytesIO()
+    timing = {"duration": FRAME_MILLISECONDS, "loop": 0}
+    first.save(drawn, "GIF", save_all=True, append_images=others, **timing)
+    return drawn.getvalue()
 
 
 def clips(panels: Panels) -> list[Panels]:

@@ -6,7 +6,6 @@ where it is complete.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from adamae_jax.objectives import Pretraining
 from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
 from adamae_jax.training import rundir, trainer
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.metrics import RunMetrics
 
 PICTURE_CLIPS = 4
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def pretrain(
-    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+    config: ConfigDict, workdir: AnyPath, recipe: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Pretrains to the end.
 
@@ -83,7 +83,7 @@ def pretrain(
 
 
 def drawing(
-    config: ConfigDict, workdir: Path, task: Pretraining, data: RunData
+    config: ConfigDict, workdir: AnyPath, task: Pretraining, data: RunData
 ) -> Callable[[RunMetrics, int, Variables, str | None], None]:
     """Returns what draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,8 +27,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, Loaded, Pretrained, PretrainedEncoder
 from adamae_jax.objectives import Pretraining
 from adamae_jax.probing import Probing
-from adamae_jax.training import rundir
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files, rundir
+from adamae_jax.training.files import AnyPath
 
 MODEL_JSON, MODEL_ARRAYS = rundir.MODEL_JSON, "model.safetensors"
 CONFIG_JSON = rundir.CONFIG
@@ -56,8 +55,8 @@ def save(
       label_names: of the classes in the data, by label.
       license: of imported weights, where known.
     """
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    path = files.at(directory)
+    files.make_directory(path)
     arrays = serialize(
         {
             name: np.asarray(jax.device_get(value), order="C")
@@ -69,8 +68,8 @@ def save(
         **describe(config, step, label_names, license),
         "sha256": hashlib.sha256(arrays).hexdigest(),
     }
-    write_atomically(path / MODEL_ARRAYS, arrays)
-    write_atomically(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
+    files.write(path / MODEL_ARRAYS, arrays)
+    files.write(path / MODEL_JSON, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def describe(
@@ -106,7 +105,7 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Loaded:
     Raises:
       UserError: where the directory is neither, or does not fit its own description.
     """
-    directory = Path(path)
+    directory = files.at(path)
     if (directory / MODEL_JSON).is_file():
         if step is not None:
             raise UserError(f"{directory} is a model directory, without steps: leave --step out")
@@ -131,12 +130,12 @@ def load_pretrained(path: str | os.PathLike[str], step: int | None = None) -> Pr
     return loaded
 
 
-def _load_model(directory: Path) -> Loaded:
+def _load_model(directory: AnyPath) -> Loaded:
     with _described_by(directory):
-        description = json.loads((directory / MODEL_JSON).read_text())
+        description = json.loads(files.read(directory / MODEL_JSON))
         if description["format"] != FORMAT:
             raise UserError(f"the format is {description['format']!r}: this reads {FORMAT!r}")
-        stored = (directory / MODEL_ARRAYS).read_bytes()
+        stored = files.read(directory / MODEL_ARRAYS)
         if hashlib.sha256(stored).hexdigest() != description["sha256"]:
             raise UserError(f"{MODEL_ARRAYS} is damaged: its SHA-256 is another")
         config, about = described_config(description), _about(description)
@@ -157,7 +156,7 @@ def _about(description: Mapping[str, Any]) -> tuple[int, tuple[str, ...], str]:
 
 
 @contextlib.contextmanager
-def _described_by(source: str | Path) -> Iterator[None]:
+def _described_by(source: str | AnyPath) -> Iterator[None]:
     """Names the model in what is raised inside; a damaged description may raise almost anything."""
     try:
         yield
@@ -170,14 +169,14 @@ def _described_by(source: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _load_run(directory: Path, step: int | None) -> Loaded:
+def _load_run(directory: AnyPath, step: int | None) -> Loaded:
     from adamae_jax.training import checkpoints  # orbax is slow to import
 
     place = directory / rundir.CHECKPOINTS
     step, variables = checkpoints.read_variables(place, step)
     metadata = checkpoints.read_metadata(place, step)
     with _described_by(directory / CONFIG_JSON):
-        config = configs.from_json((directory / CONFIG_JSON).read_text())
+        config = configs.from_json(files.read(directory / CONFIG_JSON).decode())
     about = (step, tuple(metadata.get("label_names", ())), licenses.of(directory))
     return build(variables, config, *about, str(directory), task=metadata["task"])
 

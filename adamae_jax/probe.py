@@ -7,7 +7,6 @@ arguments, a run goes on from its newest checkpoint, which holds the encoder too
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.initial import Initial
 from adamae_jax.run_data import open_training
 from adamae_jax.training import trainer
+from adamae_jax.training.files import AnyPath
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def probe(
-    config: ConfigDict, workdir: Path, recipe: Mapping[str, Any] | None = None
+    config: ConfigDict, workdir: AnyPath, recipe: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Trains probes to the end.
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,36 @@ import numpy as np
 from adamae_jax import confusion
 from adamae_jax.errors import UserError
 from adamae_jax.scoring import Scores
+from adamae_jax.training import files
 from adamae_jax.training import scores as measures
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training.files import AnyPath
 
 METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.csv", "confusion.png"
 TOP = 5  # classes that are listed of each video
 
 
-def writable(output: Path) -> None:
+def writable(output: AnyPath) -> None:
     """Makes the folder for the results; raises a `UserError` where that cannot be done."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        files.make_directory(output)
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output={output} cannot be written: {files.reason(error)}") from error
 
 
 def write(
-    output: Path, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
+    output: AnyPath, figures: Mapping[str, Any], found: Scores, label_names: Sequence[str]
 ) -> None:
     """Writes accuracies and predictions and, of videos with labels, the confusion."""
-    write_atomically(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
-    write_atomically(output / PREDICTIONS, predictions(found, label_names).encode())
+    files.write(output / METRICS, (json.dumps(figures, indent=2) + "\n").encode())
+    files.write(output / PREDICTIONS, predictions(found, label_names).encode())
     if not found.is_labelled:
-        (output / CONFUSION).unlink(missing_ok=True)  # of another evaluation
+        files.remove(output / CONFUSION)  # of another evaluation
         return
     known = found.label >= 0
     counts = measures.confusion_matrix(found.scores[known], found.label[known])
-    confusion.draw(counts, label_names).save(output / CONFUSION)
+    picture = io.BytesIO()
+    confusion.draw(counts, label_names).save(picture, "PNG")
+    files.write(output / CONFUSION, picture.getvalue())
 
 
 def predictions(found: Scores, label_names: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -26,6 +25,7 @@ from adamae_jax.prepare import embedded
 from adamae_jax.training import rundir
 from adamae_jax.training.checkpoints import read_metadata
 from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.partitioning import DATA, FSDP, batch_shard
 
 # To start a worker takes a second or two, as long as it takes to decode about so many videos; an
@@ -104,7 +104,7 @@ class RunData:
 
     config: ConfigDict
     mesh: Mesh
-    workdir: Path
+    workdir: AnyPath
     train: Dataset | MixedDataset
     validation: Dataset | None
     views: Views | None = None
@@ -132,7 +132,7 @@ class RunData:
             return "masks"
         return "motion" if self.config.data.num_frames > 1 else "none"
 
-    def check_trained_on(self, checkpoints: Path, step: int) -> None:
+    def check_trained_on(self, checkpoints: AnyPath, step: int) -> None:
         """Raises a `UserError` where a run was trained on another dataset than this."""
         try:
             stored = read_metadata(checkpoints, step)["data_fingerprint"]
@@ -205,7 +205,7 @@ class RunData:
 def evaluation_batches(
     config: ConfigDict,
     mesh: Mesh,
-    workdir: Path,
+    workdir: AnyPath,
     dataset: Dataset,
     *,
     most: int = 0,
@@ -257,7 +257,7 @@ def labels_of(dataset: Dataset | MixedDataset, config: ConfigDict) -> Callable[[
     return functools.partial(classes.check_batch, dataset, config.classifier.num_classes)
 
 
-def _listing(workdir: Path) -> Listing:
+def _listing(workdir: AnyPath) -> Listing:
     return Listing(workdir / rundir.damaged_name())
 
 

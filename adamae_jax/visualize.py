@@ -5,7 +5,6 @@ is the workdir of a run, finished or not, or a model directory.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 from absl import flags, logging
@@ -16,6 +15,7 @@ from adamae_jax.data.mixture import open_first
 from adamae_jax.errors import UserError
 from adamae_jax.run_data import make_embedded
 from adamae_jax.task import example_keys
+from adamae_jax.training import files
 
 
 def define_flags() -> None:
@@ -47,11 +47,11 @@ def main(argv: Sequence[str]) -> None:
     slot = jnp.asarray(batch["example_index"])
     keys = example_keys(values.seed, 0, slot)
     panels = pictures.compute(loaded.task, loaded.variables, batch["video"], keys)
-    output = values.output or Path(values.workdir) / "pictures"
+    output = values.output or files.at(values.workdir) / "pictures"
     try:
         written = pictures.save(panels, output, f"step_{loaded.step:07d}")
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output={output} cannot be written: {files.reason(error)}") from error
     for path in written:
         print(path)
 

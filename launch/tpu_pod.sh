@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bash launch/tpu_pod.sh [--dry_run] NAME ZONE JOB OPTIONS ...: a job, such as pretrain, on all hosts
 # of a TPU slice, which find each other. On each host lies this repository, set up, in ~/adamae-jax
-# (or DIRECTORY); the workdir is on a file system that all of them have mounted.
+# (or DIRECTORY); the workdir is in a bucket (gs://), or on a file system that all of them have
+# mounted.
 set -euo pipefail
 
 run=""

@@ -1,6 +1,8 @@
 """How tests run: on CPU, in full float32, with shapes checked, on eight virtual devices."""
 
 import os
+import zlib
+from collections.abc import Iterator
 
 import hypothesis
 import jax
@@ -8,6 +10,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from tests import typecheck
+from tests.object_store import ObjectStore, of_server, served
 
 # The older compiler of the CPU's loops takes half the time; JAX 0.11 and later have it no more, and
 # end at a flag that they do not know. Jobs in processes of their own have it too.
@@ -65,3 +68,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(interop)
         if "gpu" in marked and jax.default_backend() != "gpu":
             item.add_marker(gpu)
+
+
+@pytest.fixture(scope="session")
+def served_store() -> Iterator[ObjectStore]:
+    """A server of buckets, to which the libraries' own settings send them; started once."""
+    with served() as (store, url), pytest.MonkeyPatch.context() as patch:
+        for name, value in of_server(url).items():
+            patch.setenv(name, value)
+        pytest.importorskip("gcsfs")  # which reads them when it is imported
+        yield store
+
+
+@pytest.fixture
+def store(served_store: ObjectStore) -> Iterator[ObjectStore]:
+    """What the server holds; a test may have it refuse requests."""
+    yield served_store
+    served_store.refuse = lambda method, name: 0
+
+
+@pytest.fixture
+def bucket(store: ObjectStore, request: pytest.FixtureRequest) -> str:
+    """The address of a bucket of the test's own."""
+    del store
+    digest = zlib.crc32(request.node.nodeid.encode())
+    return f"gs://bucket-{digest:08x}"

@@ -18,7 +18,7 @@ TINY = Path("tests/configs/tiny.py")
 DEADLINE_S = 240.0
 
 
-def arguments(workdir: Path, data: Path, *options: str, config: Path = TINY) -> list[str]:
+def arguments(workdir: str | Path, data: Path, *options: str, config: Path = TINY) -> list[str]:
     """The arguments of a tiny run."""
     # Compiled programs are shared between the runs, as they are from one start to the next.
     cache = data.parent / "compiled"
@@ -28,7 +28,7 @@ def arguments(workdir: Path, data: Path, *options: str, config: Path = TINY) -> 
     ]
 
 
-def command(workdir: Path, data: Path, *options: str) -> list[str]:
+def command(workdir: str | Path, data: Path, *options: str) -> list[str]:
     """The command line of a tiny run."""
     return [sys.executable, "-m", "adamae_jax.pretrain", *arguments(workdir, data, *options)]
 

@@ -6,13 +6,14 @@ again in every epoch.
 """
 
 import enum
+import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from absl import logging
 
+from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 
 SHOWN = 10  # records named in a message
@@ -81,14 +82,15 @@ class Listing:
     file of a dataset, the first is logged: a damaged disk may hold thousands.
     """
 
-    def __init__(self, path: Path):
-        """Goes on with what the file holds, if there is one."""
-        self._path = path
+    def __init__(self, path: str | os.PathLike[str]):
+        """Goes on with what the file holds, if there is one; it may be in a bucket."""
+        self._path = os.fspath(path)
         self._failure: str | None = None
         try:
-            self._lines = set(path.read_text(encoding="utf-8").splitlines())
+            listed = storage.read_file(self._path).decode().splitlines()
         except (OSError, UnicodeDecodeError):
-            self._lines = set()
+            listed = []
+        self._lines = dict.fromkeys(listed)  # in their order
         self._files: set[str] = set()
 
     def add(self, records: Records, index: int, damage: Damage, consequence: str) -> None:
@@ -105,11 +107,9 @@ class Listing:
         line = described(records, index, damage)
         if line in self._lines:
             return
-        self._lines.add(line)
+        self._lines[line] = None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            self._write(f"{line}\n".encode())
         except OSError as error:
             self._failure = error.strerror
         path, _ = records.place(index)
@@ -117,6 +117,14 @@ class Listing:
             note = "others of this file are not logged"
             logging.warning("%s: %s; %s: %s", consequence, line, note, self)
         self._files.add(path)
+
+    def _write(self, line: bytes) -> None:
+        if storage.is_remote(self._path):  # nothing can be added to an object
+            storage.write_file(self._path, "".join(f"{each}\n" for each in self._lines).encode())
+            return
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        with open(self._path, "ab") as file:
+            file.write(line)
 
     def __str__(self) -> str:
         """Returns where the list is, in words."""

@@ -122,8 +122,8 @@ def write_file(path: str, data: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    system, name = _file_system(path)
-    with _os_errors(path):
+    system, name = file_system(path)
+    with os_errors(path):
         system.pipe_file(name, data)
 
 
@@ -206,9 +206,9 @@ def _local_state(status: os.stat_result) -> FileState:
 
 
 def _list_remote(directory: str) -> dict[str, FileState]:
-    system, name = _file_system(directory)
+    system, name = file_system(directory)
     try:
-        with _os_errors(directory):
+        with os_errors(directory):
             entries = system.ls(name, detail=True, refresh=True)
     except FileNotFoundError:
         return {}
@@ -224,8 +224,8 @@ def _version(entry: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _os_errors(path: str) -> Iterator[None]:
-    """Makes an `OSError` of what a remote file system raises: each has kinds of its own."""
+def os_errors(path: str) -> Iterator[None]:
+    """Makes an `OSError` of what a remote file system raises inside: each has kinds of its own."""
     try:
         yield
     except (OSError, UserError):
@@ -234,11 +234,16 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
 
 
-def _file_system(path: str) -> tuple[Any, str]:
-    """Returns fsspec's file system for an address, and the name in it."""
+def file_system(path: str) -> tuple[Any, str]:
+    """Returns fsspec's file system for an address, and the name in it.
+
+    Raises:
+        OSError: it cannot be reached.
+        UserError: nothing is installed for its protocol.
+    """
     import fsspec
 
-    with _os_errors(path):
+    with os_errors(path):
         try:
             return fsspec.core.url_to_fs(path)
         except (ImportError, ValueError) as error:
@@ -276,12 +281,12 @@ class _RemoteFile:
 
     def __init__(self, path: str):
         self._path = path
-        self._system, self._name = _file_system(path)
+        self._system, self._name = file_system(path)
 
     def read(self, offset: int = 0, count: int | None = None) -> bytes:
         """Returns the whole file, where no count is given."""
         end = None if count is None else offset + count
-        with _os_errors(self._path):
+        with os_errors(self._path):
             return bytes(self._system.cat_file(self._name, start=offset, end=end))
 
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save as serialize
 
 from adamae_jax import plain_json
 from adamae_jax.errors import UserError
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files as run_files
 
 # A PyTorch model's arrays under the names that its authors use.
 StateDict = dict[str, np.ndarray]
@@ -143,7 +143,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+        run_files.write(path, data)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): {len(data)} bytes are needed "

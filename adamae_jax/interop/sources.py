@@ -16,12 +16,14 @@ import numpy as np
 import yaml
 
 from adamae_jax import licenses, pretrained
+from adamae_jax.data import storage
 from adamae_jax.errors import UserError
 from adamae_jax.interop import files, huggingface
 from adamae_jax.interop.files import StateDict
 from adamae_jax.interop.huggingface import HuggingFaceModel
 from adamae_jax.interop.systems import DISCRIMINATOR, VIT
 from adamae_jax.interop.weight_reader import ImportOptions
+from adamae_jax.training.files import AnyPath
 
 # Where our exports keep the description: a string in a file, a file in a Hugging Face directory,
 # beside the weights that its classes have no place for.
@@ -52,7 +54,7 @@ class Source:
     hugging_face: HuggingFaceModel | None = None
 
 
-def read(path: str | Path, key: str | None = None) -> Source:
+def read(path: str | AnyPath, key: str | None = None) -> Source:
     """Reads a ``.safetensors`` file, a Hugging Face directory or, else, a PyTorch checkpoint.
 
     Args:
@@ -62,6 +64,11 @@ def read(path: str | Path, key: str | None = None) -> Source:
     Raises:
       UserError: where it cannot be read.
     """
+    if storage.is_remote(path):
+        raise UserError(
+            f"{path} holds no run and no model directory of ours, and weights of others are read "
+            "from local disks only: copy them to one"
+        )
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give a file of weights, or a directory of them")
@@ -85,10 +92,12 @@ def read(path: str | Path, key: str | None = None) -> Source:
     return _with_description(source, texts.get(DESCRIPTION), path)
 
 
-def is_hugging_face(path: Path) -> bool:
-    """Returns whether a directory is a Hugging Face model: its ``config.json`` names a class."""
+def is_hugging_face(path: AnyPath) -> bool:
+    """Returns whether a local directory is one: its ``config.json`` names a class."""
     config = path / huggingface.CONFIG
-    return config.is_file() and "architectures" in files.read_json(config)
+    return (
+        isinstance(config, Path) and config.is_file() and "architectures" in files.read_json(config)
+    )
 
 
 def config_digest(directory: Path) -> str:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from adamae_jax.errors import UserError
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 SHOWN = 16  # example ids in a message
 
@@ -51,7 +51,7 @@ class BadSteps:
         """Whether the run should end."""
         return self.streak >= self._most
 
-    def write(self, path: Path) -> None:
+    def write(self, path: AnyPath) -> None:
         """Writes which of this process's examples the skipped updates were made of.
 
         A line of JSON for each of them: ``{"step": 18, "examples": [5, 3]}``. Where the disk is
@@ -63,11 +63,11 @@ class BadSteps:
             if step <= self._seen
         )
         try:
-            write_atomically(path, "".join(lines).encode())
+            files.write(path, "".join(lines).encode())
         except OSError as error:
             logging.warning("%s cannot be written: %s", path, error)
 
-    def error(self, saved: int, listed: Path) -> UserError:
+    def error(self, saved: int, listed: AnyPath) -> UserError:
         """What is said then.
 
         Args:

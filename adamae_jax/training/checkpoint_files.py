@@ -15,38 +15,43 @@ from absl import logging
 from etils import epath
 
 from adamae_jax.errors import UserError
-from adamae_jax.training import digests
+from adamae_jax.training import digests, files
+from adamae_jax.training.files import AnyPath
 
 ITEM = "state"
 CORRUPT = ".corrupt"
+FINISHED = "commit_success.txt"  # orbax's, in buckets
 
 
-def checkpoint_steps(directory: str | Path) -> list[int]:
+def checkpoint_steps(directory: str | AnyPath) -> list[int]:
     """The steps of the finished checkpoints in a directory, ascending; none if it is not there."""
-    path = Path(directory)
-    if not path.is_dir():
-        return []
+    path = files.at(directory)
     return sorted(
-        int(entry.name)
-        for entry in path.iterdir()
-        if entry.is_dir() and entry.name.isascii() and entry.name.isdecimal()
+        int(name)
+        for name in files.names(path)
+        if name.isascii() and name.isdecimal() and _is_finished(path / name)
     )
 
 
-def read_metadata(directory: str | Path, step: int) -> dict[str, Any]:
+def _is_finished(entry: AnyPath) -> bool:
+    """In a bucket nothing is renamed: a file that orbax writes last says that all is there."""
+    return entry.is_dir() if isinstance(entry, Path) else FINISHED in files.names(entry)
+
+
+def read_metadata(directory: str | AnyPath, step: int) -> dict[str, Any]:
     """The metadata stored with a step of a run; its digest is checked, the arrays are not read.
 
     Raises:
       UserError: There is no such checkpoint, or its manifest is damaged.
     """
     try:
-        return digests.read_manifest(Path(directory) / str(step) / ITEM)["metadata"]
+        return digests.read_manifest(files.at(directory) / str(step) / ITEM)["metadata"]
     except digests.DamagedError as error:
         raise UserError(f"no intact checkpoint of step {step} in {directory}: {error}") from error
 
 
 def read_subtree(
-    directory: str | Path, prefix: str = "params", *, step: int | None = None
+    directory: str | AnyPath, prefix: str = "params", *, step: int | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Loads one part of a checkpoint as NumPy arrays on the host; needs no shardings.
 
@@ -62,7 +67,8 @@ def read_subtree(
     Raises:
       UserError: There is no (intact) checkpoint, or it has no arrays under ``prefix``.
     """
-    directory = Path(directory).absolute()
+    directory = files.absolute(directory)
+    files.check_orbax(directory)
     steps = checkpoint_steps(directory)
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {directory}: it has {steps}")
@@ -85,7 +91,7 @@ def read_subtree(
     return choice["step"], _nest({name.removeprefix(start): loaded[name] for name in arrays})
 
 
-def read_variables(directory: str | Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+def read_variables(directory: str | AnyPath, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Loads what a model consists of: ``params``, ``state`` and ``frozen``, as `read_subtree` does.
 
     Of a run that keeps moving averages of its parameters, those.
@@ -104,12 +110,12 @@ def read_variables(directory: str | Path, step: int | None = None) -> tuple[int,
     return step, variables
 
 
-def stored_arrays(directory: str | Path, step: int) -> list[str]:
+def stored_arrays(directory: str | AnyPath, step: int) -> list[str]:
     """The names of the arrays in a checkpoint."""
-    return list(digests.read_manifest(Path(directory) / str(step) / ITEM)["arrays"])
+    return list(digests.read_manifest(files.at(directory) / str(step) / ITEM)["arrays"])
 
 
-def choose(directory: Path, step: int | None = None) -> dict[str, Any] | None:
+def choose(directory: AnyPath, step: int | None = None) -> dict[str, Any] | None:
     """The newest intact checkpoint (or the given one), and the damaged ones passed over.
 
     Returns:
@@ -147,7 +153,7 @@ def _hear_orbax_warnings_only(record: python_logging.LogRecord) -> bool:
     return "/orbax/" not in record.pathname or record.levelno == python_logging.WARNING
 
 
-def _read_on_host(path: Path, arrays: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+def _read_on_host(path: AnyPath, arrays: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     loaded = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if not a.size}
     wanted = {name: array for name, array in arrays.items() if array.size}
     if not wanted:

@@ -16,19 +16,20 @@ Dictionary keys must not contain a slash. Random keys are kept as plain integers
 The digests are written into the checkpoint *before* orbax renames it to its final name: a finished
 checkpoint without digests cannot come about by a kill. orbax itself checks nothing (a flipped
 byte is restored silently). Two small files that orbax adds afterwards, ``_CHECKPOINT_METADATA`` and
-``commit_success.txt``, hold no state and are not read on restore.
+``commit_success.txt``, hold no state and are not read on restore. In a bucket nothing is renamed:
+there ``commit_success.txt``, which is written last, says that a checkpoint is finished.
 
 With several processes all of them call every method together; the directory is on a file system
 that all of them see. Process 0 verifies, decides and moves.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from adamae_jax.agreement import gathered
 from adamae_jax.errors import UserError
-from adamae_jax.training import digests
+from adamae_jax.training import digests, files
 from adamae_jax.training.checkpoint_files import (
     CORRUPT,
     ITEM,
@@ -51,6 +52,7 @@ from adamae_jax.training.checkpoint_files import (
     read_subtree,
     read_variables,
 )
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.named_arrays import describe, differences, flatten
 
 __all__ = ["RunCheckpoints", "checkpoint_steps", "read_metadata", "read_subtree", "read_variables"]
@@ -67,7 +69,7 @@ class RunCheckpoints:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | AnyPath,
         *,
         keep: int,
         keep_every: int = 0,
@@ -84,7 +86,7 @@ class RunCheckpoints:
         """
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints: expected at least 1")
-        self._directory = Path(directory).absolute()
+        self._directory = files.absolute(directory)
         stay = [LatestN(n=keep), *([EveryNSteps(interval_steps=keep_every)] if keep_every else [])]
         self._policy = AnyPreservationPolicy(stay)
         self._metadata = json.loads(json.dumps(metadata, allow_nan=False))
@@ -203,12 +205,18 @@ class RunCheckpoints:
         Raises:
           UserError: The save failed.
         """
+        manager = self._manager
+        if manager is None:
+            return
         try:
             self.wait()
-        finally:
-            manager, self._manager = self._manager, None
-            if manager is not None:
+        except UserError:
+            with contextlib.suppress(Exception):  # orbax says the same once more, in its words
                 manager.close()
+            raise
+        finally:
+            self._manager = None
+        manager.close()
 
     def _open_manager(self) -> tuple[ocp.CheckpointManager, "_DigestingHandler"]:
         if self._manager is not None and self._handler is not None:
@@ -224,11 +232,12 @@ class RunCheckpoints:
         )
         self._handler = _DigestingHandler()
         try:
-            self._manager = ocp.CheckpointManager(
-                self._directory, options=options, item_handlers={ITEM: self._handler}
-            )
+            with files.os_errors(self._directory):
+                self._manager = ocp.CheckpointManager(
+                    self._directory, options=options, item_handlers={ITEM: self._handler}
+                )
         except OSError as error:
-            reason = f"cannot keep checkpoints in {self._directory}: {error.strerror}"
+            reason = f"cannot keep checkpoints in {self._directory}: {files.reason(error)}"
             raise UserError(reason) from error
         return self._manager, self._handler
 
@@ -251,7 +260,7 @@ class _DigestingHandler(ocp.StandardCheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         """Called in process 0 when all processes have written all files of the item."""
         super().finalize(directory)
-        digests.write_manifest(Path(directory), self.content)
+        digests.write_manifest(files.at(directory), self.content)
 
 
 @ocp.args.register_with_handler(_DigestingHandler, for_save=True)
@@ -289,18 +298,19 @@ def _decided_by_first_process(decide: Callable[[], dict[str, Any] | None]) -> di
     return answer
 
 
-def _move_aside(directory: Path, damaged: Mapping[str, str], used: int) -> None:
+def _move_aside(directory: AnyPath, damaged: Mapping[str, str], used: int) -> None:
     for name, reason in damaged.items():
         source, target, count = directory / name, directory / (name + CORRUPT), 1
-        while target.exists():
-            count += 1
-            target = directory / f"{name}{CORRUPT}{count}"
         try:
-            source.rename(target)
+            with files.os_errors(directory):
+                while target.exists():
+                    count += 1
+                    target = directory / f"{name}{CORRUPT}{count}"
+                source.rename(target)
         except OSError as error:
             raise UserError(
                 f"checkpoint {source} is damaged ({reason}) and cannot be moved aside "
-                f"({error.strerror}): move it away by hand"
+                f"({files.reason(error)}): move it away by hand"
             ) from error
         logging.warning(
             "checkpoint %s is damaged (%s): moved to %s, going back to step %d",
@@ -309,7 +319,7 @@ def _move_aside(directory: Path, damaged: Mapping[str, str], used: int) -> None:
 
 
 def _require_same_arrays(
-    where: Path, stored: Mapping[str, list[Any]], wanted: Mapping[str, Any]
+    where: AnyPath, stored: Mapping[str, list[Any]], wanted: Mapping[str, Any]
 ) -> None:
     different = differences(stored, {name: describe(leaf) for name, leaf in wanted.items()})
     if different:

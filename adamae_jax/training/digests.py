@@ -11,16 +11,20 @@ have instructions for it (1.7 GiB/s on one core of an AMD EPYC, twice the rate o
 because ``sha256sum`` can check it by hand.
 """
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from adamae_jax import plain_json
+from adamae_jax.data import storage
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 MANIFEST_NAME = "digests.json"
+PART_BYTES = 32 << 20  # of an object that is read in one request
 _FORMAT = 1
 
 
@@ -28,42 +32,25 @@ class DamagedError(Exception):
     """A directory is not what its manifest says; the message names the file and what is wrong."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by a file that holds ``data``: a reader sees the old or the new, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk it would only be in the way
-        raise
-
-
-def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+def write_manifest(directory: AnyPath, content: Mapping[str, Any]) -> None:
     """Writes the manifest of all files now under ``directory``.
 
     Args:
       directory: A directory whose files are complete. Files added later are not covered.
       content: JSON-valid values to be kept, and protected, with the digests.
     """
-    files = {
-        path.relative_to(directory).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": _file_digest(path),
-        }
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
+    described = {
+        name: {"bytes": files.size(directory / name), "sha256": _file_digest(directory / name)}
+        for name in files.list_files(directory)
+        if name.rpartition("/")[2] != MANIFEST_NAME
     }
-    manifest = {"format": _FORMAT, "content": dict(content), "files": files}
+    manifest = {"format": _FORMAT, "content": dict(content), "files": described}
     manifest["sha256"] = _manifest_digest(manifest)
     data = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-    write_atomically(directory / MANIFEST_NAME, data.encode())
+    files.write(directory / MANIFEST_NAME, data.encode())
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """Returns the ``content`` of a directory's manifest, without checking the other files.
 
     Raises:
@@ -72,7 +59,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return _checked_manifest(directory)["content"]
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: AnyPath) -> dict[str, Any]:
     """Reads every file under ``directory`` and compares it with the manifest.
 
     Returns:
@@ -85,7 +72,7 @@ def verify(directory: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = directory / name
         try:
-            size = path.stat().st_size
+            size = files.size(path)
             if size != expected["bytes"]:
                 raise DamagedError(f"{path} has {size} bytes, not {expected['bytes']}")
             if _file_digest(path) != expected["sha256"]:
@@ -93,18 +80,18 @@ def verify(directory: Path) -> dict[str, Any]:
         except FileNotFoundError as error:
             raise DamagedError(f"{path} is missing") from error
         except OSError as error:
-            raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
+            raise DamagedError(f"{path} cannot be read ({files.reason(error)})") from error
     return manifest["content"]
 
 
-def _checked_manifest(directory: Path) -> dict[str, Any]:
+def _checked_manifest(directory: AnyPath) -> dict[str, Any]:
     path = directory / MANIFEST_NAME
     try:
-        manifest = plain_json.parse(path.read_bytes())
+        manifest = plain_json.parse(files.read(path))
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing") from error
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
+        raise DamagedError(f"{path} cannot be read ({files.reason(error)})") from error
     except ValueError as error:
         raise DamagedError(f"{path} is not JSON") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_digest(manifest):
@@ -119,6 +106,12 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_digest(path: AnyPath) -> str:
+    if not files.is_bucket(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, opened = hashlib.sha256(), storage.open_file(os.fspath(path))
+    for offset in range(0, files.size(path), PART_BYTES):
+        part = functools.partial(opened.read, offset, PART_BYTES)
+        digest.update(storage.retried(part, os.fspath(path)))
+    return digest.hexdigest()

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -20,6 +19,7 @@ from adamae_jax.training.bad_steps import BadSteps
 from adamae_jax.training.checkpoints import RunCheckpoints
 from adamae_jax.training.clock import CHECKPOINT, EVALUATION, Clock, device_memory
 from adamae_jax.training.evaluation import HostBatch
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import put_batch
@@ -86,7 +86,7 @@ class Run:
     """
 
     config: ConfigDict
-    workdir: Path
+    workdir: AnyPath
     task: Task
     optimizers: Mapping[str, Optimizer]
     mesh: Mesh

@@ -5,12 +5,12 @@ caller's names and the shortest digits that give the same float64 back. JSON has
 infinity: they are written as null, and the first one of each name is logged as a warning.
 
 Every line and event is handed to the operating system before `RunMetrics.write` returns
-(TensorFlow's writer flushes after each of clu's calls), so that a killed process loses none. For a
-resumed run to have the lines of an uninterrupted one, write all of step k before the checkpoint of
-step k is saved.
+(TensorFlow's writer flushes after each of clu's calls), so that a killed process loses none. In a
+bucket, where nothing can be added to an object, lines and events go into it once a minute and with
+`RunMetrics.flush`. For a resumed run to have the lines of an uninterrupted one, write all of step k
+and flush before the checkpoint of step k is saved.
 """
 
-import io
 import json
 import math
 import os
@@ -24,7 +24,8 @@ from absl import logging
 
 from adamae_jax import plain_json
 from adamae_jax.errors import UserError
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 if TYPE_CHECKING:
     from clu import metric_writers
@@ -46,7 +47,9 @@ class RunMetrics:
     other processes write nothing and import no TensorFlow.
     """
 
-    def __init__(self, workdir: str | Path, *, start_step: int, tensorboard: bool = True) -> None:
+    def __init__(
+        self, workdir: str | AnyPath, *, start_step: int, tensorboard: bool = True
+    ) -> None:
         """Args:
         workdir: Where ``metrics.jsonl`` and the event files are, or will be.
         start_step: The restored step; 0 for a run from the beginning, which removes the records
@@ -58,20 +61,22 @@ class RunMetrics:
           UserError: The directory cannot be written.
         """
         self._writer: metric_writers.SummaryWriter | None = None
-        self._file: io.FileIO | None = None
+        self._file: files.GrowingFile | None = None
+        self._events: files.GrowingDirectory | None = None
         self._warned: set[str] = set()
         if jax.process_index() != 0:
             return
-        self._path = Path(workdir) / FILE_NAME
+        self._path = files.at(workdir) / FILE_NAME
         last_kept = start_step if start_step > 0 else -1
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_directory(self._path.parent)
             truncate_lines(self._path, last_kept)
-            self._file = io.FileIO(self._path, "a")
+            self._file = files.growing(self._path)
         except OSError as error:
             raise self._unwritable(error) from error
         if tensorboard:
-            self._writer = _summary_writer(self._path.parent)
+            self._events = files.GrowingDirectory(self._path.parent)
+            self._writer = _summary_writer(self._events.local)
 
     def __enter__(self) -> "RunMetrics":
         """Returns itself; leaving the ``with`` block closes it."""
@@ -100,11 +105,9 @@ class RunMetrics:
         finite = {name: self._finite_or_none(step, name, n) for name, n in numbers.items()}
         line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
         try:
-            written = self._file.write(line.encode())
+            self._file.append(line.encode())
         except OSError as error:
             raise self._unwritable(error) from error
-        if written != len(line.encode()):  # the rest would follow only where there is room
-            raise UserError(f"{self._path} could not be written to its end: make room on the disk")
         if self._writer is not None:
             self._writer.write_scalars(int(step), {tag(name): n for name, n in numbers.items()})
 
@@ -133,16 +136,43 @@ class RunMetrics:
             self._writer.write_texts(int(step), texts)
 
     def flush(self) -> None:
-        """Forces ``metrics.jsonl`` to the disk itself; a kill needs no flush, a power cut does."""
+        """Makes what was written safe: on the disk itself (a power cut asks for that), or sent.
+
+        Raises:
+          UserError: ``metrics.jsonl`` cannot be written; of the events a warning tells.
+        """
+        self._send_events()
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Closes both files. May be called twice."""
+        """Closes both files. May be called twice.
+
+        Raises:
+          UserError: what was not safe yet cannot be written.
+        """
         if self._writer is not None:
             self._writer.close()
+        self._send_events()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                raise self._unwritable(error) from error
+
+    def _send_events(self) -> None:
+        """Brings the events into a bucket; that they are missing there ends no run."""
+        if self._events is not None:
+            try:
+                self._events.flush()
+            except OSError as error:
+                logging.warning("events cannot be written: %s", files.reason(error))
 
     def _finite_or_none(self, step: int, name: str, number: int | float) -> int | float | None:
         if math.isfinite(number):
@@ -153,7 +183,7 @@ class RunMetrics:
         return None
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write metrics to {self._path}: {error.strerror}")
+        return UserError(f"cannot write metrics to {self._path}: {files.reason(error)}")
 
 
 def tag(name: str) -> str:
@@ -163,16 +193,17 @@ def tag(name: str) -> str:
     return f"{'time' if name in TIMINGS else 'train'}/{name}"
 
 
-def truncate_lines(path: Path, last_step: int) -> None:
+def truncate_lines(path: AnyPath, last_step: int) -> None:
     """Removes the lines of a ``metrics.jsonl`` that belong to steps after ``last_step``.
 
     A last line without its end (the writer was killed, or the disk full) is removed silently;
     another line that is not a JSON object with a step is removed with a warning. The file is
     replaced at once or not at all; a missing one is left missing.
     """
-    if not path.exists():
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
         return
-    data = path.read_bytes()
     *lines, torn = data.split(b"\n")
     kept = []
     for number, line in enumerate(lines, start=1):
@@ -182,7 +213,7 @@ def truncate_lines(path: Path, last_step: int) -> None:
         elif found["step"] <= last_step:
             kept.append(line + b"\n")
     if torn or len(kept) < len(lines):
-        write_atomically(path, b"".join(kept))
+        files.write(path, b"".join(kept))
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:

@@ -1,18 +1,19 @@
 """A trace of some steps, which xprof and TensorBoard's profile plugin open."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
 from adamae_jax.errors import UserError
+from adamae_jax.training import files
+from adamae_jax.training.files import AnyPath
 
 
 class Trace:
     """Records the steps that a config names, in process 0; use it in a ``with`` block."""
 
-    def __init__(self, directory: Path, first: int, last: int) -> None:
+    def __init__(self, directory: AnyPath, first: int, last: int) -> None:
         """Args:
         directory: where ``plugins/profile/...`` is written.
         first: the first step that is recorded; 0 for none.
@@ -27,8 +28,8 @@ class Trace:
                 "one, such as (10, 13)"
             )
         self._directory, self._first, self._last = directory, first, last
+        self._written: files.GrowingDirectory | None = None
         self._wanted = first > 0 and jax.process_index() == 0
-        self._is_on = False
 
     def __enter__(self) -> "Trace":
         """Returns itself."""
@@ -42,17 +43,23 @@ class Trace:
         """Begins the trace where a step is its first, once ``pending`` arrays are there."""
         if self._wanted and step == self._first:
             jax.block_until_ready(pending)
-            jax.profiler.start_trace(str(self._directory))
-            self._is_on = True
+            self._written = files.GrowingDirectory(self._directory)
+            jax.profiler.start_trace(str(self._written.local))
 
     def after(self, step: int, results: Any) -> None:
         """Ends it behind the last one, once its results are there."""
-        if self._is_on and step >= self._last:
+        if self._written is not None and step >= self._last:
             jax.block_until_ready(results)
             self._stop()
 
     def _stop(self) -> None:
-        if self._is_on:
-            self._is_on = False
-            jax.profiler.stop_trace()
+        if self._written is None:
+            return
+        written, self._written = self._written, None
+        jax.profiler.stop_trace()
+        try:
+            written.flush()
             logging.info("the trace of the profiler is in %s", self._directory)
+        except OSError as error:  # no reason to end a run
+            logging.warning("the trace cannot be written to %s: %s", self._directory, error)
+        written.close()

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import logging
@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from adamae_jax import changes
 from adamae_jax import config as configs
 from adamae_jax.errors import UserError
-from adamae_jax.training import metrics
-from adamae_jax.training.digests import write_atomically
+from adamae_jax.training import files, metrics
+from adamae_jax.training.files import AnyPath
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", metrics.FILE_NAME
 CHECKPOINTS, PICTURES, MODEL, BEST = "checkpoints", "pictures", "model", "best"
@@ -38,47 +38,34 @@ def bad_steps_name() -> str:
     return f"{BAD_STEPS}_{jax.process_index()}.jsonl"
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
+def check(workdir: AnyPath, config: ConfigDict) -> None:
     """Raises a `UserError` where the workdir holds another run; changes nothing.
 
     Args:
       workdir: need not exist.
       config: the effective config.
     """
-    path, checkpoints = workdir / CONFIG, workdir / CHECKPOINTS
-    try:
-        os.stat(workdir)
-    except FileNotFoundError:
+    if isinstance(workdir, Path) and not _is_there(workdir):
         return
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be reached: {error.strerror}") from error
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a directory")
-    folders = dict.fromkeys((CHECKPOINTS, MODEL, PICTURES), Path.is_dir)
-    files = dict.fromkeys((CONFIG, METRICS, SUMMARY), Path.is_file)
-    for name, is_right in {**folders, **files}.items():
-        place = workdir / name
-        if os.path.lexists(place) and not is_right(place):
-            raise UserError(
-                f"{place} is not what a run keeps there (a link to a place that is not mounted?): "
-                "put it right, or give another --workdir"
-            )
-    if path.is_file():
+    path, checkpoints = workdir / CONFIG, workdir / CHECKPOINTS
+    if files.exists(path):
         try:
             # On today's tree of fields: a field that is newer than the run has its default.
-            stored = configs.from_json(path.read_text())
+            stored = configs.from_json(files.read(path).decode())
         except (OSError, ValueError, UserError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): put back the run's {CONFIG}, or give another "
                 "--workdir"
             ) from error
         last = max((line["step"] for line in read_metrics(workdir)), default=0)
-        are_there = checkpoints.is_dir() and any(checkpoints.iterdir())
+        are_there = bool(files.names(checkpoints))
         if last or are_there:
             changes.check_allowed(str(workdir), stored, config)
         # A run that was killed before its first checkpoint has an empty folder, and starts anew.
-        was_saved = last > stored.checkpoint_every or (workdir / SUMMARY).exists()
-        if last and not are_there and (was_saved or not checkpoints.is_dir()):
+        was_saved = last > stored.checkpoint_every or files.exists(workdir / SUMMARY)
+        # In a bucket there are no empty folders.
+        is_lost = was_saved or not (files.is_bucket(workdir) or checkpoints.is_dir())
+        if last and not are_there and is_lost:
             raise UserError(
                 f"{workdir / METRICS} has steps up to {last}, but {checkpoints} holds no "
                 f"checkpoint: put them back; to start from step 0, remove {METRICS} or give "
@@ -101,19 +88,40 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 )
 
 
-def config_of(workdir: Path) -> ConfigDict | None:
+def _is_there(workdir: Path) -> bool:
+    """Whether a local workdir is there, with files and folders where a run has such."""
+    try:
+        os.stat(workdir)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be reached: {error.strerror}") from error
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a directory")
+    are_folders = dict.fromkeys((CHECKPOINTS, MODEL, PICTURES), Path.is_dir)
+    are_files = dict.fromkeys((CONFIG, METRICS, SUMMARY), Path.is_file)
+    for name, is_right in {**are_folders, **are_files}.items():
+        place = workdir / name
+        if os.path.lexists(place) and not is_right(place):
+            raise UserError(
+                f"{place} is not what a run keeps there (a link to a place that is not mounted?): "
+                "put it right, or give another --workdir"
+            )
+    return True
+
+
+def config_of(workdir: AnyPath) -> ConfigDict | None:
     """Returns the config of the run in a workdir; None where none has begun."""
-    checkpoints = workdir / CHECKPOINTS
-    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+    if not files.names(workdir / CHECKPOINTS):
         return None
     try:
-        return configs.from_json((workdir / CONFIG).read_text())
+        return configs.from_json(files.read(workdir / CONFIG).decode())
     except (OSError, ValueError, UserError):
         return None  # `check` says what is wrong
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]:
+def claimed(workdir: AnyPath, config: ConfigDict, *, write: bool) -> Iterator[None]:
     """Makes the workdir this job's while the block runs, and writes its config.
 
     Args:
@@ -127,38 +135,49 @@ def claimed(workdir: Path, config: ConfigDict, *, write: bool) -> Iterator[None]
     if not write:
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
-    with lock:  # the kernel gives the lock back however the process ends
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is at work in {workdir}: wait for it, or give another --workdir"
-            ) from None
-        except OSError as error:  # some network file systems know no locks
-            logging.warning(
-                "%s cannot be locked (%s): see to it that no other process uses it", workdir, error
-            )
-        try:
-            write_atomically(workdir / CONFIG, configs.to_json(config).encode())
-            (workdir / CHECKPOINTS).mkdir(exist_ok=True)  # whose absence will tell that it is lost
+            files.make_directory(workdir)
+            if isinstance(workdir, Path):
+                # The kernel gives the lock back however the process ends.
+                lock = stack.enter_context(open(workdir / LOCK, "w"))
+                _lock(lock, workdir)
+            files.write(workdir / CONFIG, configs.to_json(config).encode())
+            files.make_directory(workdir / CHECKPOINTS)  # whose absence will tell that it is lost
         except OSError as error:
-            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+            reason = files.reason(error)
+            raise UserError(f"--workdir={workdir} cannot be written: {reason}") from error
         yield
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def _lock(lock: TextIO, workdir: Path) -> None:
+    """Locks a workdir by an open file in it; a bucket has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is at work in {workdir}: wait for it, or give another --workdir"
+        ) from None
+    except OSError as error:  # some network file systems know no locks
+        logging.warning(
+            "%s cannot be locked (%s): see to it that no other process uses it", workdir, error
+        )
+
+
+def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; what is none (a kill may tear the last) is passed over."""
-    path = workdir / METRICS
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else ()
+    return _lines_of(workdir / METRICS)
+
+
+def _lines_of(path: AnyPath) -> list[dict[str, Any]]:
+    try:
+        lines = files.read(path).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
     return [found for line in lines if (found := metrics.parse_line(line)) is not None]
 
 
-def clock_so_far(workdir: Path, step: int) -> dict[str, float]:
+def clock_so_far(workdir: AnyPath, step: int) -> dict[str, float]:
     """Returns a `Clock`'s ``seconds`` and ``computed`` at a step of a run, from its metrics."""
     found = {"seconds": 0.0, "computed": 0.0}
     for line in read_metrics(workdir):
@@ -168,7 +187,7 @@ def clock_so_far(workdir: Path, step: int) -> dict[str, float]:
     return found
 
 
-def note_start(workdir: Path, step: int) -> None:
+def note_start(workdir: AnyPath, step: int) -> None:
     """Adds a line to the run's starts: when, and from which step it goes on.
 
     Raises:
@@ -176,22 +195,20 @@ def note_start(workdir: Path, step: int) -> None:
     """
     line = json.dumps({"step": step, "time": time.time()}) + "\n"
     try:
-        with open(workdir / STARTS, "a") as file:
-            file.write(line)
+        files.append(workdir / STARTS, line.encode())
     except OSError as error:
-        raise UserError(f"{workdir / STARTS} cannot be written: {error.strerror}") from error
+        reason = files.reason(error)
+        raise UserError(f"{workdir / STARTS} cannot be written: {reason}") from error
 
 
-def goodput(workdir: Path, computed: float) -> dict[str, Any]:
+def goodput(workdir: AnyPath, computed: float) -> dict[str, Any]:
     """Returns how much of the time since the first start went into steps that count.
 
     Args:
       workdir: of the run.
       computed: the seconds of those steps; see `Clock`.
     """
-    path = workdir / STARTS
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else ()
-    starts = [found for line in lines if (found := metrics.parse_line(line)) and found.get("time")]
+    starts = [line for line in _lines_of(workdir / STARTS) if line.get("time")]
     since = max(time.time() - starts[0]["time"], computed) if starts else 0.0
     return {
         "starts": len(starts),
@@ -201,7 +218,7 @@ def goodput(workdir: Path, computed: float) -> dict[str, Any]:
 
 
 def summarize(
-    workdir: Path,
+    workdir: AnyPath,
     steps: int,
     headline: str,
     more: Callable[[Mapping[str, Any]], Mapping[str, Any]],
@@ -239,5 +256,5 @@ def summarize(
         **evaluated,
         **more(evaluated),
     }
-    write_atomically(workdir / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    files.write(workdir / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return summary

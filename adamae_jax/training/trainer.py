@@ -6,7 +6,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +18,9 @@ from ml_collections import ConfigDict
 
 from adamae_jax import plain_json
 from adamae_jax.errors import UserError
-from adamae_jax.training import partitioning, preemption, rundir
+from adamae_jax.training import files, partitioning, preemption, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.files import AnyPath
 from adamae_jax.training.loop import Loop, Run
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.profiling import Trace
@@ -74,11 +74,11 @@ def train(run: Run) -> dict[str, Any]:
         except OSError as error:
             raise UserError(
                 f"the run is complete, but what it leaves in {workdir} cannot be written "
-                f"({error.strerror}): put that right and start the same command again"
+                f"({files.reason(error)}): put that right and start the same command again"
             ) from error
 
 
-def finished(run_config: ConfigDict, workdir: Path, steps: list[int]) -> dict[str, Any] | None:
+def finished(run_config: ConfigDict, workdir: AnyPath, steps: list[int]) -> dict[str, Any] | None:
     """Returns the summary of a run that is complete; None where there is something left to do.
 
     Args:
@@ -90,7 +90,7 @@ def finished(run_config: ConfigDict, workdir: Path, steps: list[int]) -> dict[st
     if steps[-1:] != [run_config.steps]:
         return None
     try:
-        summary = plain_json.parse(path.read_text())
+        summary = plain_json.parse(files.read(path))
     except (OSError, ValueError):
         return None  # it is made anew
     if not isinstance(summary, dict):

@@ -14,6 +14,7 @@ from flax import struct
 
 from adamae_jax.training import digests
 from adamae_jax.training.checkpoints import RunCheckpoints
+from adamae_jax.training.files import AnyPath
 
 METADATA = {"data": "3f2a", "sizes": [1, 2.5, None]}
 
@@ -62,14 +63,14 @@ def assert_same(found: Any, expected: Any) -> None:
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
-def save_steps(directory: Path, *steps: int, keep: int = 5) -> None:
+def save_steps(directory: AnyPath, *steps: int, keep: int = 5) -> None:
     """Saves `make_state(step)` for every step."""
     with RunCheckpoints(directory, keep=keep, metadata=METADATA) as run:
         for step in steps:
             run.save(step, make_state(step))
 
 
-def restore(directory: Path, like: Any = None) -> Any:
+def restore(directory: AnyPath, like: Any = None) -> Any:
     """Restores into `make_state`'s structure."""
     with RunCheckpoints(directory, keep=5, metadata={}) as run:
         return run.restore(abstract(make_state()) if like is None else like)

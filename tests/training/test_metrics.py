@@ -1,6 +1,5 @@
 """metrics.jsonl byte for byte, TensorBoard events read back, and what a resume removes."""
 
-import io
 import json
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from adamae_jax.errors import UserError
-from adamae_jax.training import metrics
+from adamae_jax.training import files, metrics
 from adamae_jax.training.metrics import RunMetrics
 
 
@@ -114,9 +113,7 @@ class TestLines:
         with pytest.raises(UserError, match="cannot write metrics"):
             RunMetrics(tmp_path / "file", start_step=0, tensorboard=False)
         with RunMetrics(tmp_path, start_step=0, tensorboard=False) as run:
-            assert run._file is not None
-            run._file.close()
-            run._file = io.FileIO("/dev/full", "a")
+            run._file = files.growing(Path("/dev/full"))
             with pytest.raises(UserError, match="No space left on device"):
                 run.write(1, {"loss": 1.0})
 
