@@ -52,6 +52,7 @@ def pretrain(
     """
     task = experiment.pretraining(config)
     begun = job.begin(config, workdir, open_training(config), recipe)
+    check_foreground(task, begun.data)
     if begun.complete is not None:
         return begun.complete
     config, data = begun.config, begun.data
@@ -82,6 +83,26 @@ def pretrain(
     )
 
 
+def check_foreground(task: Pretraining, data: RunData) -> None:
+    """Raises a `UserError` where the strategy looks at a foreground that clips do not have."""
+    if not task.strategy.sees_foreground:
+        return
+    name, options = data.config.masking.name, data.config.data
+    splits = {options.train_split: data.train, options.validation_split: data.validation}
+    for split, dataset in splits.items():
+        if dataset is not None and not dataset.has_foreground:
+            raise UserError(
+                f"masking.name {name!r} looks at the foreground of clips, and split {split!r} of "
+                f"{options.dir} has no foreground masks: give data that has them, such as the "
+                "embedded moving objects, or choose another masking"
+            )
+    if options.rand_augment:
+        raise UserError(
+            f"masking.name {name!r} looks at the foreground of clips, which is not known of clips "
+            f"that data.rand_augment {options.rand_augment!r} changes: leave it ''"
+        )
+
+
 def drawing(
     config: ConfigDict, workdir: Path, task: Pretraining, data: RunData
 ) -> Callable[[RunMetrics, int, Variables, str | None], None]:
@@ -103,7 +124,7 @@ def drawing(
         if batch is None:
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
-        panels = pictures.compute(task, variables, batch["video"], keys)
+        panels = pictures.compute(task, variables, batch["video"], keys, **task.known(batch))
         strips = map(pictures.strip, pictures.clips(panels))
         metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:
