@@ -147,13 +147,30 @@ def pretraining(config: ConfigDict) -> Pretraining:
     of_others = [name for name, known in FIELDS.items() if known.classifier]
     refuse(config, of_others, "trains no classifier")
     model = autoencoder(config)
-    strategy = masking.create(
-        config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
-    )
-    strategy.check(model.geometry.grid, model.encoder_spec.width)
     decoding = Decoding(config.masking.decode_ratio, config.masking.decode_order)
-    decoding.check(strategy, model.geometry.grid)
-    return Pretraining(model, strategy, objective(config), config.eval.random_draws, decoding)
+    name, options = config.masking.name, dict(config.masking.options)
+    strategies = [masking.create(name, ratio, options) for ratio in mask_ratios(config)]
+    for strategy in strategies:
+        strategy.check(model.geometry.grid, model.encoder_spec.width)
+        decoding.check(strategy, model.geometry.grid)
+    return Pretraining(
+        model,
+        strategies[-1],
+        objective(config),
+        config.eval.random_draws,
+        decoding,
+        tuple(strategies[:-1]),
+    )
+
+
+def mask_ratios(config: ConfigDict) -> list[float]:
+    """The mask ratio of each stage of pretraining, evenly spaced to 4 decimals."""
+    options = config.masking
+    first, last, count = options.mask_ratio_start, options.mask_ratio, options.mask_ratio_stages
+    if first in (0.0, last):
+        return [last]
+    between = [first + (last - first) * stage / (count - 1) for stage in range(count - 1)]
+    return [*(round(ratio, 4) for ratio in between), last]
 
 
 def classification(config: ConfigDict) -> Classification:

@@ -80,6 +80,8 @@ class Pretraining(Task):
       objective: how it is judged.
       random_draws: random masks per clip that evaluation compares the strategy's with.
       decoding: which of the masked tokens are decoded.
+      earlier: strategies of the parts of the training before the last, where the mask ratio
+        changes.
     """
 
     model: Autoencoder
@@ -87,6 +89,7 @@ class Pretraining(Task):
     objective: Objective
     random_draws: int = 64
     decoding: Decoding = ALL_DECODED
+    earlier: tuple[MaskingStrategy, ...] = ()
 
     name = "pretraining"
     headline = "loss_reconstruction"
@@ -95,6 +98,12 @@ class Pretraining(Task):
     def groups(self) -> tuple[str, ...]:
         """An adversary, where the strategy has one, is updated before the model."""
         return (MODEL,) if self.strategy.adversary is None else (ADVERSARY, MODEL)
+
+    @property
+    def stages(self) -> tuple["Pretraining", ...]:
+        """One for each mask ratio."""
+        strategies = (*self.earlier, self.strategy)
+        return tuple(dataclasses.replace(self, strategy=one, earlier=()) for one in strategies)
 
     def group_of(self, path: str) -> str:
         """The strategy names the parameters of its adversary."""

@@ -23,6 +23,7 @@ from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
 from adamae_jax.training import rundir, trainer
 from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.program import stage_ends
 
 PICTURE_CLIPS = 4
 
@@ -55,6 +56,8 @@ def pretrain(
     check_foreground(task, begun.data)
     if begun.complete is not None:
         return begun.complete
+    if told := told_ratios(task, begun.config.steps):
+        logging.info("%s", told)
     config, data = begun.config, begun.data
     # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
     held, start = (
@@ -101,6 +104,14 @@ def check_foreground(task: Pretraining, data: RunData) -> None:
             f"masking.name {name!r} looks at the foreground of clips, which is not known of clips "
             f"that data.rand_augment {options.rand_augment!r} changes: leave it ''"
         )
+
+
+def told_ratios(task: Pretraining, steps: int) -> str:
+    """Says which mask ratio is trained with until when; "" where it does not change."""
+    ratios = [stage.strategy.mask_ratio for stage in task.stages]
+    *ends, _ = stage_ends(steps, len(ratios))
+    told = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
+    return f"mask_ratio {', '.join(told)}, then {ratios[-1]}" if told else ""
 
 
 def drawing(

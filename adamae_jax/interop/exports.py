@@ -41,6 +41,7 @@ from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 NOT_COMPUTED = (
     *(f"model.{name}" for name in ("initialization", "dtype", "remat", "unroll", "attention")),
     "masking.options.pretrained",
+    *("masking.mask_ratio_start", "masking.mask_ratio_stages"),
     # How a classifier is trained; what it is belongs to the model.
     *(name for name, field in FIELDS.items() if field.classifier and not field.model),
 )
