@@ -11,12 +11,18 @@ from adamae_jax.models.tubelets import ClipGeometry, Grid, pool_to_tokens
 from adamae_jax.task import Batch, fold
 
 
+def foreground_share(
+    foreground: UInt8[Array, "b T h w"], geometry: ClipGeometry
+) -> Float[Array, "b n"]:
+    """Returns what share of each token is foreground, from 0 to 1."""
+    return pool_to_tokens(foreground.astype(jnp.float32) / 255.0, geometry)
+
+
 def foreground_tokens(
     foreground: UInt8[Array, "b T h w"], geometry: ClipGeometry
 ) -> Bool[Array, "b n"]:
     """Marks the tokens of which at least half is foreground."""
-    coverage = pool_to_tokens(foreground.astype(jnp.float32) / 255.0, geometry)
-    return coverage >= 0.5
+    return foreground_share(foreground, geometry) >= 0.5
 
 
 def motion_tokens(video: UInt8[Array, "b T H W C"], geometry: ClipGeometry) -> Bool[Array, "b n"]:

@@ -1,4 +1,4 @@
-"""From a config to the objects it describes; everything a config can get wrong is met here."""
+"""From a config to the objects it describes; most of what a config can get wrong is met here."""
 
 import functools
 import re
@@ -26,14 +26,7 @@ from adamae_jax.objectives import ADVERSARY, Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.targets import Objective
 from adamae_jax.task import MODEL, Task
-from adamae_jax.training.optimizers import (
-    Optimizer,
-    Schedule,
-    adamw,
-    lars,
-    stacked,
-    warmup_cosine,
-)
+from adamae_jax.training.optimizers import Optimizer, Schedule, adamw, lars, stacked, warmup_cosine
 
 if TYPE_CHECKING:
     from adamae_jax.data.clips import ClipSpec
@@ -67,6 +60,7 @@ def transformer_spec(config: ConfigDict, name: str) -> TransformerSpec:
     """The blocks of the encoder or the decoder."""
     model = config.model
     part = model[name]
+    summed = model.dtype if model.gradient_dtype == "compute" else "float32"
     try:
         return TransformerSpec(
             width=part.width,
@@ -78,9 +72,7 @@ def transformer_spec(config: ConfigDict, name: str) -> TransformerSpec:
             layer_scale=model.layer_scale,
             initialization=model.initialization,
             dtype=jnp.dtype(model.dtype),
-            gradient_dtype=jnp.dtype(
-                model.dtype if model.gradient_dtype == "compute" else jnp.float32
-            ),
+            gradient_dtype=jnp.dtype(summed),
             remat=model.remat,
             unroll=model.unroll,
             attention_implementation=model.attention,
@@ -150,13 +142,30 @@ def pretraining(config: ConfigDict) -> Pretraining:
     of_others = [name for name, known in FIELDS.items() if known.classifier]
     refuse(config, of_others, "trains no classifier")
     model = autoencoder(config)
-    strategy = masking.create(
-        config.masking.name, config.masking.mask_ratio, dict(config.masking.options)
-    )
-    strategy.check(model.geometry.grid, model.encoder_spec.width)
     decoding = Decoding(config.masking.decode_ratio, config.masking.decode_order)
-    decoding.check(strategy, model.geometry.grid)
-    return Pretraining(model, strategy, objective(config), config.eval.random_draws, decoding)
+    name, options = config.masking.name, dict(config.masking.options)
+    strategies = [masking.create(name, ratio, options) for ratio in mask_ratios(config)]
+    for strategy in strategies:
+        strategy.check(model.geometry.grid, model.encoder_spec.width)
+        decoding.check(strategy, model.geometry.grid)
+    return Pretraining(
+        model,
+        strategies[-1],
+        objective(config),
+        config.eval.random_draws,
+        decoding,
+        tuple(strategies[:-1]),
+    )
+
+
+def mask_ratios(config: ConfigDict) -> list[float]:
+    """The mask ratio of each stage of pretraining, evenly spaced to 4 decimals."""
+    options = config.masking
+    first, last, count = options.mask_ratio_start, options.mask_ratio, options.mask_ratio_stages
+    if first in (0.0, last):
+        return [last]
+    between = [first + (last - first) * stage / (count - 1) for stage in range(count - 1)]
+    return [*(round(ratio, 4) for ratio in between), last]
 
 
 def classification(config: ConfigDict) -> Classification:

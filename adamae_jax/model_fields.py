@@ -107,7 +107,26 @@ MODEL_FIELDS: dict[str, Field] = {
         "([masking.md](masking.md)). Set it in a config file with `masking_config`, which brings "
         "the strategy's own fields, `masking.options`.",
     ),
-    "masking.mask_ratio": ModelField(0.95, "Share of tokens that is masked.", above=0, below=1),
+    "masking.mask_ratio": ModelField(
+        0.95,
+        "Share of tokens that is masked; where it changes in training, its last value, which "
+        "evaluation and the finished model have.",
+        above=0,
+        below=1,
+    ),
+    "masking.mask_ratio_start": Field(
+        0.0,
+        "The mask ratio at the start of training, from which it goes to `mask_ratio` "
+        "([masking.md](masking.md)). 0: it does not change.",
+        lowest=0,
+        below=1,
+    ),
+    "masking.mask_ratio_stages": Field(
+        3,
+        "How many mask ratios there are where they change, the first and the last included. Each "
+        "has an equal part of the training, and a program that is compiled.",
+        lowest=2,
+    ),
     "masking.decode_ratio": ModelField(
         1.0,
         "Share of the masked tokens that is decoded, rounded down; the losses are means over these "

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from adamae_jax.diagnostics import (
+    foreground_share,
     marked_tokens,
     mask_figures,
     random_visible_share,
@@ -79,6 +81,8 @@ class Pretraining(Task):
       objective: how it is judged.
       random_draws: random masks per clip that evaluation compares the strategy's with.
       decoding: which of the masked tokens are decoded.
+      earlier: strategies of the parts of the training before the last, where the mask ratio
+        changes.
     """
 
     model: Autoencoder
@@ -86,6 +90,7 @@ class Pretraining(Task):
     objective: Objective
     random_draws: int = 64
     decoding: Decoding = ALL_DECODED
+    earlier: tuple[MaskingStrategy, ...] = ()
 
     name = "pretraining"
     headline = "loss_reconstruction"
@@ -94,6 +99,12 @@ class Pretraining(Task):
     def groups(self) -> tuple[str, ...]:
         """An adversary, where the strategy has one, is updated before the model."""
         return (MODEL,) if self.strategy.adversary is None else (ADVERSARY, MODEL)
+
+    @property
+    def stages(self) -> tuple["Pretraining", ...]:
+        """One for each mask ratio."""
+        strategies = (*self.earlier, self.strategy)
+        return tuple(dataclasses.replace(self, strategy=one, earlier=()) for one in strategies)
 
     def group_of(self, path: str) -> str:
         """The strategy names the parameters of its adversary."""
@@ -155,7 +166,7 @@ class Pretraining(Task):
     ) -> TaskLoss:
         """The adversary's loss, or that of the autoencoder and the rest of the strategy."""
         video = batch["video"]
-        known = {name: batch[name] for name in (CONTEXT, PROGRESS) if name in batch}
+        known = self.known(batch)
         if group == ADVERSARY:
             loss, state = self.adversary_loss(variables, video, keys, train, **known)
             return TaskLoss(loss, jnp.ones_like(loss), {}, state)
@@ -171,7 +182,7 @@ class Pretraining(Task):
 
         Here each clip counts alike, whatever its decoded tokens weigh.
         """
-        output = self.forward(variables, batch["video"], keys, False)
+        output = self.forward(variables, batch["video"], keys, False, **self.known(batch))
         marked = marked_tokens(batch, self.model.geometry)
         shares = {
             "foreground": marked.astype(jnp.float32).mean(-1),
@@ -198,6 +209,14 @@ class Pretraining(Task):
             if visible is not None:
                 metrics[f"foreground_lift{kind}"] = visible / share
         return metrics
+
+    def known(self, batch: Mapping[str, Array | np.ndarray]) -> dict[str, Any]:
+        """What the strategy may look at beside the clips, as further fields of `MaskInputs`."""
+        known = {name: batch[name] for name in (CONTEXT, PROGRESS) if name in batch}
+        if self.strategy.sees_foreground and "foreground" in batch:
+            foreground = jnp.asarray(batch["foreground"])
+            known["foreground"] = foreground_share(foreground, self.model.geometry)
+        return known
 
     def context(self, frozen: Any, video: UInt8[Array, "b T H W C"]) -> Any:
         """What the strategy can say of clips before anything is updated; None for most."""
@@ -232,7 +251,7 @@ class Pretraining(Task):
           video: pixels.
           keys: one key per example.
           train: turns the strategy's dropout on.
-          known: further fields of `MaskInputs`: ``context``, ``progress``.
+          known: further fields of `MaskInputs`, as `known` gives them.
         """
         params = variables["params"]["autoencoder"]
         pixels = normalize_pixels(video, self.objective)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,7 @@ def compute(
     variables: Variables,
     video: UInt8[Array | np.ndarray, "b T H W C"],
     keys: ExampleKeys,
+    **known: Any,
 ) -> Panels:
     """Runs the model on a few clips, as in evaluation (no dropout).
 
@@ -79,6 +81,7 @@ def compute(
       variables: as `Pretraining.forward` takes them.
       video: the clips.
       keys: one key per clip, for the mask.
+      known: what else the strategy looks at, as `Pretraining.known` gives it.
 
     Returns:
       ``video`` and ``reconstruction`` uint8 ``[b, T, H, W, C]``; on the grid of tokens
@@ -89,7 +92,7 @@ def compute(
       not predicted (tokens that the strategy does not ask for, frames that the model leaves out)
       is grey.
     """
-    arrays = _arrays(pretraining, variables, jnp.asarray(video), keys)
+    arrays = _arrays(pretraining, variables, jnp.asarray(video), keys, known)
     return {"video": np.asarray(video), **{k: np.asarray(v) for k, v in arrays.items()}}
 
 
@@ -99,10 +102,11 @@ def _arrays(
     variables: Variables,
     video: UInt8[Array, "b T H W C"],
     keys: ExampleKeys,
+    known: dict[str, Any],
 ) -> dict[str, Array]:
     model = pretraining.model
     geometry, target = model.geometry, model.target_geometry
-    outcome = pretraining.forward(variables, video, keys, False)
+    outcome = pretraining.forward(variables, video, keys, False, **known)
     mask, shape = outcome.mask, (video.shape[0], geometry.num_tokens)
     rows = jnp.arange(video.shape[0])[:, None]
     valid = True if mask.visible_valid is None else mask.visible_valid

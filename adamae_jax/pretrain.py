@@ -23,6 +23,7 @@ from adamae_jax.task import Variables, example_keys
 from adamae_jax.training import rundir, trainer
 from adamae_jax.training.files import AnyPath
 from adamae_jax.training.metrics import RunMetrics
+from adamae_jax.training.program import stage_ends
 
 PICTURE_CLIPS = 4
 
@@ -52,8 +53,11 @@ def pretrain(
     """
     task = experiment.pretraining(config)
     begun = job.begin(config, workdir, open_training(config), recipe)
+    check_foreground(task, begun.data)
     if begun.complete is not None:
         return begun.complete
+    if told := told_ratios(task, begun.config.steps):
+        logging.info("%s", told)
     config, data = begun.config, begun.data
     # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
     held, start = (
@@ -82,6 +86,34 @@ def pretrain(
     )
 
 
+def check_foreground(task: Pretraining, data: RunData) -> None:
+    """Raises a `UserError` where the strategy looks at a foreground that clips do not have."""
+    if not task.strategy.sees_foreground:
+        return
+    name, options = data.config.masking.name, data.config.data
+    splits = {options.train_split: data.train, options.validation_split: data.validation}
+    for split, dataset in splits.items():
+        if dataset is not None and not dataset.has_foreground:
+            raise UserError(
+                f"masking.name {name!r} looks at the foreground of clips, and split {split!r} of "
+                f"{options.dir} has no foreground masks: give data that has them, such as the "
+                "embedded moving objects, or choose another masking"
+            )
+    if options.rand_augment:
+        raise UserError(
+            f"masking.name {name!r} looks at the foreground of clips, which is not known of clips "
+            f"that data.rand_augment {options.rand_augment!r} changes: leave it ''"
+        )
+
+
+def told_ratios(task: Pretraining, steps: int) -> str:
+    """Says which mask ratio is trained with until when; "" where it does not change."""
+    ratios = [stage.strategy.mask_ratio for stage in task.stages]
+    *ends, _ = stage_ends(steps, len(ratios))
+    told = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
+    return f"mask_ratio {', '.join(told)}, then {ratios[-1]}" if told else ""
+
+
 def drawing(
     config: ConfigDict, workdir: AnyPath, task: Pretraining, data: RunData
 ) -> Callable[[RunMetrics, int, Variables, str | None], None]:
@@ -103,7 +135,7 @@ def drawing(
         if batch is None:
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
-        panels = pictures.compute(task, variables, batch["video"], keys)
+        panels = pictures.compute(task, variables, batch["video"], keys, **task.known(batch))
         strips = map(pictures.strip, pictures.clips(panels))
         metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:

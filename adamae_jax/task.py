@@ -68,6 +68,15 @@ class Task:
         """
         return (MODEL,)
 
+    @property
+    def stages(self) -> tuple["Task", ...]:
+        """What is trained one after the other, for equal parts of the run: a program for each.
+
+        They share groups and variables, and differ in what a program is compiled for, such as how
+        many tokens are seen. All that is not training is this task's.
+        """
+        return (self,)
+
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Returns initial variables: ``params``, ``state`` and ``frozen``, nested dicts."""
         raise NotImplementedError

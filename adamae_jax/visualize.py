@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     # The keys of no step: pictures of several checkpoints differ by the model alone.
     slot = jnp.asarray(batch["example_index"])
     keys = example_keys(values.seed, 0, slot)
-    panels = pictures.compute(loaded.task, loaded.variables, batch["video"], keys)
+    known = loaded.task.known(batch)
+    panels = pictures.compute(loaded.task, loaded.variables, batch["video"], keys, **known)
     output = values.output or files.at(values.workdir) / "pictures"
     try:
         written = pictures.save(panels, output, f"step_{loaded.step:07d}")

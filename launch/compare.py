@@ -31,6 +31,8 @@ METHODS = {
     "random": "configs/adamae_demo.py:random",
     "tube": "configs/adamae_demo.py:tube",
     "frame": "configs/adamae_demo.py:frame",
+    "oracle": "configs/oracle_demo.py",
+    "oracle_masked": "configs/oracle_demo.py:masked",
 }
 DEFAULT_METHODS, DEFAULT_SEEDS = (SCRATCH, "adaptive", "random", "tube"), (0,)
 FULL_METHODS, FULL_SEEDS = tuple(METHODS), (0, 1, 2)

@@ -12,7 +12,8 @@ usage: bash launch/compare.sh [--accelerator=...] [OPTIONS]
 Pretrains, fine-tunes and probes on the embedded moving objects, cell by cell, in runs/compare; the
 figures go to docs/comparison.json, and the tables and the plot of docs/results.md are made of them.
 
-  --methods=none,adaptive,random,tube   what to compare; also frame, or NAME=CONFIG for another
+  --methods=none,adaptive,random,tube   what to compare; also frame, oracle,
+                                        oracle_masked, or NAME=CONFIG for another
   --seeds=0                             of each
   --full                                all methods and seeds 0, 1 and 2
   --stages=pretrain,finetune,probe      what to run of each

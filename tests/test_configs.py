@@ -253,6 +253,11 @@ def test_masking() -> None:
     }
     assert names == {name: kinds.get(name.rpartition("_")[0], "random") for name in names}
     assert dict(resolved("videomae_v2_hybrid").masking.options) == {"decoder_mask_ratio": 0.5}
+    weights = {"seen": 4.0, "masked": 0.25, "tiny": 4.0}
+    for argument, weight in weights.items():
+        assert dict(module("oracle_demo").get_config(argument).masking.options) == {
+            "foreground_weight": weight
+        }
 
 
 def test_four_crops_of_the_same_frames() -> None:

@@ -120,11 +120,36 @@ def test_a_strategy_is_one_config_away() -> None:
 
 
 @pytest.mark.parametrize(
+    ("start", "stages", "ratios"),
+    [
+        (0.0, 3, [0.9]),
+        (0.9, 3, [0.9]),  # from 0.9 to 0.9
+        (0.7, 3, [0.7, 0.8, 0.9]),
+        (0.95, 2, [0.95, 0.9]),
+        (0.5, 4, [0.5, 0.6333, 0.7667, 0.9]),
+    ],
+)
+def test_a_mask_ratio_changes_evenly(start: float, stages: int, ratios: list[float]) -> None:
+    own = config_lib.default_config()
+    with own.unlocked():
+        own.masking = config_lib.masking_config("tube", 0.9)
+    own.masking.mask_ratio_start, own.masking.mask_ratio_stages = start, stages
+    task = experiment.pretraining(own)
+    assert [stage.strategy for stage in task.stages] == [
+        tube.Strategy(mask_ratio=ratio) for ratio in ratios
+    ]
+    assert task.strategy.mask_ratio == 0.9 and not task.stages[0].earlier
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"objective.loss": "huber"}, "objective.loss is 'huber': it must be one of 'mse', 'l1'"),
         ({"masking.mask_ratio": 0.9999}, "mask_ratio 0.9999 leaves no visible token of the 1568"),
         ({"masking.mask_ratio": 1e-17}, "mask_ratio 1e-17 leaves no masked token of the 1568"),
+        ({"masking.mask_ratio_start": 0.9999}, "mask_ratio 0.9999 leaves no visible token"),
+        ({"masking.mask_ratio_start": 1.0}, "masking.mask_ratio_start is 1.0: it must be"),
+        ({"masking.mask_ratio_stages": 1}, "masking.mask_ratio_stages is 1: it must be"),
         ({"masking.name": "tubes"}, "masking.name 'tubes' is unknown"),
         ({"masking.name": "tube"}, "masking.options.[a-z_]+ is unknown to masking 'tube'"),
         ({"masking.options.network": "conv"}, "masking.options.network 'conv' is unknown"),

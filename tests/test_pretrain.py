@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 import adamae_jax
 from adamae_jax import pretrain
+from adamae_jax.config import masking_config
 from adamae_jax.errors import UserError
 from adamae_jax.training import rundir
 from tests.configs import tiny
@@ -237,6 +238,33 @@ def test_bad_values_are_refused_with_nothing_written(
     message = refused(tmp_path / "run", **changes)
     assert all(word in message for word in words), message
     assert "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("with_masks", "changes", "words"),
+    [
+        (False, {}, ["masking.name 'oracle'", "split 'train'", "no foreground masks"]),
+        (
+            True,
+            {"data__rand_augment": "rand-m7-n4"},
+            ["'oracle'", "data.rand_augment 'rand-m7-n4'"],
+        ),
+    ],
+    ids=["no masks", "clips that are changed"],
+)
+def test_a_foreground_that_is_not_known_is_refused(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    with_masks: bool,
+    changes: dict[str, Any],
+    words: list[str],
+) -> None:
+    splits = {split: fixtures.small_records(8, with_masks) for split in ("train", "validation")}
+    data = fixtures.write_dataset(tmp_path / "data", splits, with_masks=with_masks)
+    masking = masking_config("oracle", mask_ratio=0.75)
+    message = refused(tmp_path / "run", data__dir=str(data), masking=masking, **changes)
+    assert all(word in message for word in words), message
     assert not (tmp_path / "run").exists()
 
 

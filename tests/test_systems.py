@@ -78,6 +78,7 @@ SYSTEMS = {
     "videomae_demo": System(VIDEO, 8, 144),
     "videomae_v2_demo": System(VIDEO, 8, 144),
     "everest_demo": System(VIDEO, 8, 144),
+    "oracle_demo": System(VIDEO, 8, 144),
     "mae_st_demo": System(VIDEO, 8, 144),
     "mae_demo": System(IMAGE, 1, 144),
     "adamae_image_demo": System(IMAGE, 1, 144, ("loss_sampling",)),

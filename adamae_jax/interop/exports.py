@@ -42,6 +42,7 @@ NOT_COMPUTED = (
     *(f"model.{name}" for name in ("initialization", "dtype", "gradient_dtype", "remat")),
     *("model.unroll", "model.attention"),
     "masking.options.pretrained",
+    *("masking.mask_ratio_start", "masking.mask_ratio_stages"),
     # How a classifier is trained; what it is belongs to the model.
     *(name for name, field in FIELDS.items() if field.classifier and not field.model),
 )

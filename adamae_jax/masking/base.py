@@ -36,6 +36,8 @@ class MaskInputs(struct.PyTreeNode):
       context: what `MaskingStrategy.context` gave for these clips; None where it was not asked.
       progress: steps done over the steps of the run, from 0 and below 1; the same for all clips of
         a batch. Wherever nothing is trained it is 1: evaluation always sees the end of a schedule.
+      foreground: the share of each token that is foreground, from 0 to 1, for strategies that
+        look at it (`MaskingStrategy.sees_foreground`); None where the clips have no masks.
     """
 
     video: Float[Array, "b T H W C"]
@@ -47,6 +49,7 @@ class MaskInputs(struct.PyTreeNode):
     )
     context: Any = None
     progress: Float[Array, "b"] | float = 1.0
+    foreground: Float[Array, "b n"] | None = None
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -104,12 +107,15 @@ class MaskingStrategy:
     Attributes:
       mask_ratio: the share of tokens that is masked, strictly between 0 and 1.
       sees_positions: whether ``MaskInputs.tokens`` carry positions.
+      sees_foreground: whether the strategy looks at ``MaskInputs.foreground``; training then needs
+        a dataset with foreground masks.
       adversary: the key of the strategy's parameters that an optimiser of their own trains,
         against `adversary_loss`; None where there is no adversary.
     """
 
     mask_ratio: float
     sees_positions: ClassVar[bool] = False
+    sees_foreground: ClassVar[bool] = False
     adversary: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from adamae_jax.models.transformer import ExampleKeys
 
 # Where PyTorch's Categorical clamps probabilities: float32's epsilon from 0 and from 1.
 PROBABILITY_FLOOR = float(jnp.finfo(jnp.float32).eps)
+# Sums of a million such numbers are still finite in float32.
+LARGEST_LOGIT = 1e30
 
 
 def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]:
@@ -38,6 +40,15 @@ def sample_without_replacement(
     return base.marks(draw_in_order(rng, log_probs, count), log_probs.shape[1])
 
 
+def finite(logits: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Returns float32 logits cut to +-`LARGEST_LOGIT`; no gradient flows where they are cut.
+
+    The difference of two infinities is not a number, nor is then the gradient of whatever is
+    computed from it.
+    """
+    return jnp.clip(logits.astype(jnp.float32), -LARGEST_LOGIT, LARGEST_LOGIT)
+
+
 def draw_log_prob(logits: Float[Array, "b n"], order: Int[Array, "b v"]) -> Float[Array, "b"]:
     """Log-probability of an ordered draw without replacement (Plackett and Luce).
 
@@ -46,9 +57,16 @@ def draw_log_prob(logits: Float[Array, "b n"], order: Int[Array, "b v"]) -> Floa
 
     Args:
       logits: of the distribution that each draw is from; any constant may be added to a row.
+        Minus infinity is for tokens that cannot be drawn; a draw of one has a very low
+        result, not an infinite one.
       order: the places drawn, the first one first; fewer than there are.
     """
+    logits = finite(logits)
     drawn = jnp.take_along_axis(logits, order, axis=1)
+    # A constant that all logits share would take away the digits in which they differ. The first
+    # draws and what is left may lie far from the rest; the draw in the middle lies among it.
+    centre = jax.lax.stop_gradient(drawn[:, order.shape[1] // 2, None])
+    drawn, logits = drawn - centre, logits - centre
     left = jnp.where(base.marks(order, logits.shape[1]), -jnp.inf, logits)
     left = jax.nn.logsumexp(left, axis=1, keepdims=True)
     before = jax.lax.cumlogsumexp(jnp.concatenate([drawn, left], axis=1), axis=1, reverse=True)
@@ -57,5 +75,5 @@ def draw_log_prob(logits: Float[Array, "b n"], order: Int[Array, "b v"]) -> Floa
 
 def entropy_share(logits: Float[Array, "b n"]) -> Float[Array, "b"]:
     """Entropy of ``softmax(logits)`` over that of the even distribution, ``log n``: 0 to 1."""
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    log_probs = jax.nn.log_softmax(finite(logits), axis=-1)
     return -(jnp.exp(log_probs) * log_probs).sum(-1) / jnp.log(logits.shape[1])

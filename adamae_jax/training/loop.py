@@ -24,6 +24,7 @@ from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import put_batch
 from adamae_jax.training.profiling import Trace
+from adamae_jax.training.program import Program
 from adamae_jax.training.progress import Progress
 from adamae_jax.training.state import TrainState
 
@@ -106,14 +107,14 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        train_step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Any]]],
+        program: Program,
         checkpoints: RunCheckpoints,
         metrics: RunMetrics,
         progress: Progress,
         trace: Trace,
     ) -> None:
         """Compiles nothing yet."""
-        self._job, self._train_step = run, train_step
+        self._job, self._program = run, program
         self._checkpoints, self._metrics, self._progress = checkpoints, metrics, progress
         self._trace = trace
         self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
@@ -148,21 +149,25 @@ class Loop:
             if batch is None:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
+            stage = self._program.stage(step)
+            is_changed = step > start + 1 and stage != self._program.stage(step - 1)
+            if is_changed:
+                self._progress.message(f"compiling stage {stage + 1} of the training")
             placed = put_batch(notice.told(batch), self._job.mesh)
             self._trace.before(step, previous)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = self._train_step(state, placed)
+                state, metrics = self._program.steps[stage](state, placed)
             self._trace.after(step, metrics)
             # The host runs one step ahead of the devices, and no more.
             jax.block_until_ready(previous)
             if previous is not None:
                 bad.see(step - 1, int(previous["skipped"]))
             before, previous = previous, metrics
-            is_first, is_logged = (
-                step == start + 1,
+            is_compiled, is_logged = (
+                step == start + 1 or is_changed,
                 step % config.log_every == 0 or step in (1, last),
             )
-            if is_first:
+            if is_compiled:
                 jax.block_until_ready(metrics)
                 self._progress.message(f"compiled and ran step {step}")
                 if not is_logged:
@@ -179,7 +184,7 @@ class Loop:
                     if held_out and self._job.evaluated is not None:
                         self._job.evaluated(step, held_out, state.result)
             if is_logged:
-                figures |= clock.read(compiled=is_first) | device_memory()
+                figures |= clock.read(compiled=is_compiled) | device_memory()
             if figures or held_out:
                 self._log(step, figures | held_out)
             if config.pictures_every and step % config.pictures_every == 0 and step != last:

@@ -1,5 +1,6 @@
 """What is compiled of a run: how its state begins, where it lies, and the step that changes it."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +33,29 @@ class Program:
       create: makes the state before the first step; to be jitted.
       abstract: shapes and types of the state, and where its arrays lie.
       shardings: the latter alone.
-      step: the jitted step: ``(state, batch) -> (state, metrics)``.
+      steps: the jitted step of each of the task's stages: ``(state, batch) -> (state, metrics)``.
+      ends: the last update of each stage, as `stage_ends` gives them.
     """
 
     create: Callable[[], TrainState]
     abstract: TrainState
     shardings: TrainState
-    step: Any
+    steps: tuple[Any, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def step(self) -> Any:
+        """The step of the last stage; most tasks have one stage alone."""
+        return self.steps[-1]
+
+    def stage(self, update: int) -> int:
+        """Which of the steps makes an update; the first update is 1."""
+        return bisect.bisect_left(self.ends, update)
+
+
+def stage_ends(updates: int, stages: int) -> tuple[int, ...]:
+    """Returns the last update of each stage: parts of the run that are equal but for rounding."""
+    return tuple(-(-updates * (stage + 1) // stages) for stage in range(stages))
 
 
 def program(
@@ -62,16 +79,27 @@ def program(
         shapes,
         shardings,
     )
-    step = make_train_step(
-        task,
-        optimizers,
-        seed=config.seed,
-        steps=config.steps,
-        accumulation=config.optimizer.accumulation,
-        average_decay=config.optimizer.average_decay,
+    steps = [
+        make_train_step(
+            stage,
+            optimizers,
+            seed=config.seed,
+            steps=config.steps,
+            accumulation=config.optimizer.accumulation,
+            average_decay=config.optimizer.average_decay,
+        )
+        for stage in task.stages
+    ]
+    jitted = (
+        jit_train_step(step, mesh, shardings, deterministic=config.deterministic) for step in steps
     )
-    jitted = jit_train_step(step, mesh, shardings, deterministic=config.deterministic)
-    return Program(create, abstract, shardings, jitted)
+    return Program(
+        create,
+        abstract,
+        shardings,
+        tuple(jitted),
+        stage_ends(config.steps, len(steps)),
+    )
 
 
 def abstract_batch(

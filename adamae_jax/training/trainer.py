@@ -60,7 +60,7 @@ def train(run: Run) -> dict[str, Any]:
         # Loop: evaluation, metrics, pictures and checkpoints, each when it is due
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
             trace = Trace(workdir / rundir.PROFILE, *config.profile.steps)
-            loop = Loop(run, planned.step, checkpoints, metrics, progress, trace)
+            loop = Loop(run, planned, checkpoints, metrics, progress, trace)
             with preemption.Notice() as notice, run.data.train_batches(start) as batches, trace:
                 state = loop.run(start, state, batches, notice)
         checkpoints.wait()

@@ -7,10 +7,12 @@ import dataclasses
 import itertools
 from typing import Any
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from jaxtyping import Array, Float
 
 from adamae_jax.errors import UserError
@@ -18,7 +20,7 @@ from adamae_jax.masking import MaskInputs, TokenMask
 from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.masking.base import Variables
 from adamae_jax.masking.decoding import Decoding
-from adamae_jax.masking.distribution import draw_in_order, draw_log_prob
+from adamae_jax.masking.distribution import draw_in_order, draw_log_prob, entropy_share
 from adamae_jax.objectives import ForwardOutput
 from adamae_jax.task import fold
 from tests import helpers
@@ -199,6 +201,71 @@ def test_the_log_probability_of_a_draw_of_unlikely_tokens_is_finite() -> None:
     found, slope = jax.value_and_grad(lambda z: draw_log_prob(z, order)[0])(logits)
     assert found == pytest.approx(-600.0)
     close(slope, [[-2.0, 1.0, 1.0]])
+
+
+def by_draws(order: Any, logits: Numbers) -> tuple[float, Numbers]:
+    """The log-probability of an ordered draw and its slope, in float64, one draw after another.
+
+    ``d log P / d z_j`` is, summed over the draws, ``[j is drawn] - P_j`` among what is left.
+    """
+    left, value, slope = logits.astype(np.float64), 0.0, np.zeros(len(logits))
+    for token in order:
+        shares = np.exp(left - left.max())
+        value += left[token] - left.max() - np.log(shares.sum())
+        slope -= shares / shares.sum()
+        slope[token] += 1.0
+        left[token] = -np.inf
+    return value, slope
+
+
+valued = jax.jit(jax.value_and_grad(lambda z, order: draw_log_prob(z[None], order[None])[0]))
+EXTREMES = {
+    "a constant in common": [1e6 + 1, 1e6 + 2, 1e6, 1e6 - 1, 1e6 + 3],
+    "ties, far from 0": [-1e9] * 5,
+    "one peak": [0.5, 0.0, 1e6, -1.0, 0.25],
+    "most cannot be drawn": [0.5, -np.inf, -np.inf, 0.25, -1.0],
+    "only the drawn ones can be": [-np.inf, -0.5, -np.inf, 1.0, -np.inf],
+    "one alone can be": [-np.inf, -np.inf, -np.inf, 1.0, -np.inf],
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("logits", EXTREMES.values(), ids=EXTREMES)
+def test_extreme_logits_have_their_log_probability_and_slope(logits: Any, dtype: Any) -> None:
+    given = jnp.asarray(logits, dtype)
+    order = np.argsort(-np.asarray(given, np.float32), kind="stable")
+    order = order[: max(1, min(3, int(np.isfinite(logits).sum())))]
+    value, slope = valued(given, jnp.asarray(order))
+    expected = by_draws(order, np.asarray(given.astype(jnp.float32)))
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-5)
+    rounded = 2.0**-8 if dtype == jnp.bfloat16 else 1e-6  # a slope has the logits' type
+    np.testing.assert_allclose(np.asarray(slope, np.float64), expected[1], atol=3 * rounded)
+
+
+@hypothesis.given(data=st.data())
+def test_no_logits_make_a_draw_that_is_not_finite(data: st.DataObject) -> None:
+    number = st.floats(width=32, allow_nan=False)
+    near = st.floats(-30, 30, width=32)
+    logits = np.asarray(
+        data.draw(st.lists(st.one_of(near, number), min_size=TOKENS, max_size=TOKENS)), np.float32
+    )
+    order = data.draw(st.permutations(range(TOKENS)))[:VISIBLE]
+    value, slope = valued(jnp.asarray(logits), jnp.asarray(order))
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    if np.abs(logits).max() <= 30:
+        expected = by_draws(order, logits)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(slope, expected[1], atol=1e-5)
+
+
+def test_the_entropy_of_a_distribution_with_tokens_that_cannot_be_drawn() -> None:
+    logits = jnp.asarray([[0.0, -jnp.inf, np.log(3.0), -jnp.inf]])
+    found, slope = jax.value_and_grad(lambda z: entropy_share(z)[0])(logits)
+    p = np.asarray([0.25, 0.75])
+    entropy = -(p * np.log(p)).sum()
+    assert found == pytest.approx(entropy / np.log(4))
+    close(slope[0, ::2], -p * (np.log(p) + entropy) / np.log(4))
+    close(slope[0, 1::2], np.zeros(2))
 
 
 @pytest.mark.parametrize("reward", ["masked", "visible"])
