@@ -3,38 +3,53 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from adamae_jax import cli
 from adamae_jax.cli import INTERRUPTED_STATUS, USER_ERROR_STATUS
+from adamae_jax.errors import UserError
+from tests.jobs import Ended, ended, run
 
 ROOT = Path(__file__).parent.parent
 TINY = "--config=tests/configs/tiny.py"
 
-JOB = """
-from absl import flags
 
-from adamae_jax import cli
-from adamae_jax.errors import UserError
-
-def main(argv):
+def main(argv: Sequence[str]) -> None:
+    """Prints what the file had of the fields that are set, and three fields."""
     config = flags.FLAGS.config
     if config.seed < 0:
         raise UserError(f"seed {config.seed} is negative")
+    print(cli.recipe_values())
     print(config.batch_size, config.data.image_size, config.model.projection_bias)
 
-cli.define_config()
-cli.run(main)
-"""
+
+def interrupted(argv: Sequence[str]) -> None:
+    raise KeyboardInterrupt
 
 
-def start(*arguments: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
-    """A job that prints three fields of its config; warnings about old Python are errors."""
+def job(main: Callable[[Sequence[str]], None] = main) -> None:
+    cli.define_config()
+    cli.run(main)
+
+
+def start(*arguments: str) -> Ended:
+    return ended(job, *arguments)
+
+
+def process(
+    *arguments: str, code: str = "job()", cwd: Path = ROOT, platform: str = "cpu"
+) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, where warnings about old Python are errors."""
+    # The repository comes last on the path.
+    code = f"import sys; sys.path.append({str(ROOT)!r})\nfrom tests.test_cli import *\n{code}"
     return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-c", job, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", code, *arguments],
+        cwd=cwd,
+        env={**os.environ, "JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -43,23 +58,17 @@ def start(*arguments: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
 
 
 def test_fields_are_set_on_the_command_line() -> None:
+    """And a job knows what the file had."""
     done = start(
         *("--config", "tests/configs/tiny.py", "--config.batch_size=6", "--noconfig.eval.knn"),
         *("--config.data.image_size=(8,12)", "--config.model.projection_bias"),
     )
-    assert done.stdout == "6 (8, 12) True\n", done.stderr
-    assert done.returncode == 0
-
-
-def test_a_job_knows_what_the_file_had(tmp_path: Path) -> None:
-    """Beside what the command line has set."""
-    line = "    print(config.batch_size, "
-    job = JOB.replace(line, f"    print(cli.recipe_values())\n{line}")
-    done = start(TINY, "--config.steps=20", "--config.data.image_size=(8,12)", job=job)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first == "{'steps': 60, 'data.image_size': [16, 24]}"
-    assert second == "8 (8, 12) False"
+    had, has = done.out.splitlines()
+    assert had == (
+        "{'batch_size': 8, 'eval.knn': True, 'data.image_size': [16, 24], "
+        "'model.projection_bias': False}"
+    )
+    assert (has, done.status, done.err) == ("6 (8, 12) True", 0, "")
 
 
 def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
@@ -75,22 +84,8 @@ def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
         "    config.batch_size = neighbour.SEED\n"
         "    return config\n".format(package="configs")
     )
-    done = subprocess.run(
-        # The repository comes last on the path: its own configs are not the ones that are meant.
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.append({str(ROOT)!r})\n{JOB}",
-            f"--config={recipe}",
-        ],
-        cwd=tmp_path / "configs",
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.startswith("3 "), done.stderr
+    done = process(f"--config={recipe}", cwd=tmp_path / "configs")
+    assert done.stdout.startswith("{}\n3 "), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,27 +112,19 @@ def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> None:
-    done = start(*arguments)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-    assert done.returncode == USER_ERROR_STATUS
-    assert done.stdout == ""
+    assert message in start(*arguments).refusal
+
+
+def test_a_mistake_ends_a_process() -> None:
+    done = process(TINY, "step")
+    assert done.stderr == "error: unexpected argument 'step': options are given as --name=value\n"
+    assert (done.returncode, done.stdout) == (USER_ERROR_STATUS, "")
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 def test_a_platform_that_is_not_there_is_one_line(platform: str) -> None:
     """A machine with a GPU, or with JAX for one, would have it."""
-    code = f"import jax\nfrom adamae_jax import cli\ncli.run(lambda argv: print('ran'), {['job']})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = process(TINY, platform=platform)
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and f"JAX_PLATFORMS={platform}: JAX cannot use it here" in said[0]
     assert (done.returncode, done.stdout) == (USER_ERROR_STATUS, "")
@@ -165,10 +152,7 @@ def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> N
         "from adamae_jax.config import default_config, masking_config\n\n"
         f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
     )
-    done = start(f"--config={file}")
-    (printed,) = done.stderr.splitlines()
-    assert message in printed
-    assert done.returncode == USER_ERROR_STATUS
+    assert message in start(f"--config={file}").refusal
 
 
 @pytest.mark.parametrize(
@@ -180,20 +164,13 @@ def test_mistakes_in_a_config_file(tmp_path: Path, line: str, message: str) -> N
     ],
 )
 def test_help_lists_the_options_of_a_job(job: str, shown: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *f"adamae_jax.{job} --help".split()],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert shown in done.stdout, done.stdout + done.stderr
-    assert "absl.app" not in done.stdout and done.returncode == 0
+    name, *words = job.split()
+    done = run(f"adamae_jax.{name}", *words, "--help")
+    assert shown in done.out, done
+    assert "absl.app" not in done.out and done.status == 0
 
 
 def test_an_interrupted_job_says_so_in_a_line() -> None:
-    job = JOB.replace("print(config", "raise KeyboardInterrupt\n    print(config")
-    done = subprocess.run(
-        [sys.executable, "-c", job, TINY],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = process(TINY, code="job(interrupted)")
     assert done.returncode == INTERRUPTED_STATUS
     assert done.stderr == "\ninterrupted: the same command goes on from what is finished\n"
