@@ -1,18 +1,19 @@
 """How processes find each other: what flags and schedulers say, and what is said of errors."""
 
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import pytest
 
-from adamae_jax import distributed
-from adamae_jax.cli import LOST_STATUS, USER_ERROR_STATUS
+from adamae_jax import cli, distributed
+from adamae_jax.cli import LOST_STATUS
 from adamae_jax.errors import UserError
+from tests import jobs
 from tests.runs import ROOT, environment
 
 SLURM = {
@@ -45,6 +46,16 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def begun(*words: str) -> jobs.Ended:
+    """The same in this process, which has computed with JAX."""
+
+    def job() -> None:
+        distributed.define_flags()
+        cli.run(lambda argv: print(jax.process_index(), jax.process_count()))
+
+    return jobs.ended(job, *words)
 
 
 def free_port() -> int:
@@ -130,41 +141,42 @@ def test_two_processes_under_slurm_meet() -> None:
         assert out == f"{index} 2\n", errors
 
 
-def test_a_process_that_is_alone_trains_alone() -> None:
-    for job in (start(), start("--distributed=off", more=SLURM)):
-        out, errors = job.communicate(timeout=120)
-        assert out == "0 1\n", errors
+@pytest.mark.parametrize(
+    ("flags", "variables"), [((), {}), (("--distributed=off",), SLURM)], ids=("nothing", "off")
+)
+def test_a_process_that_is_alone_trains_alone(
+    flags: tuple[str, ...], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert begun(*flags) == jobs.Ended(0, "0 1\n", "")
 
 
-def test_processes_that_do_not_come_in_time() -> None:
-    """One line for each, and no pages of JAX's."""
-    port, taken = free_port(), free_port()
-    flags = ("--num_processes=3", f"--coordinator=127.0.0.1:{port}")
-    first = start(*flags, "--process_id=0", seconds=12)
-    second = start(*flags, "--process_id=1", seconds=8)
-    third = start(
-        "--num_processes=3", "--process_id=2", f"--coordinator=127.0.0.1:{taken}", seconds=5
-    )
-    for job, expected in (
-        (third, f"process 2 of 3 has waited 5 s: process 0 cannot be reached at --coordinator="
-         f"127.0.0.1:{taken} (Connection refused)"),
-        (second, "process 1 of 3 has waited 8 s: not all processes have come to"),
-        (first, "process 0 of 3 has waited 12 s: not all processes have come to"),
-    ):  # fmt: skip
-        errors = job.communicate(timeout=120)[1]
-        assert errors.startswith(f"error: {expected}"), errors
-        assert len(errors.splitlines()) == 1
-        assert job.returncode == LOST_STATUS
+def test_processes_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "START_S", 12.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given = {"coordinator": f"127.0.0.1:{server.getsockname()[1]}", "num_processes": 3}
+        for index in (0, 1):
+            assert distributed.missing({**given, "process_id": index}).startswith(
+                f"process {index} of 3 has waited 12 s: not all processes have come to"
+            )
+
+
+def test_a_process_whose_coordinator_is_not_there_ends() -> None:
+    """With one line, and no pages of JAX's."""
+    where = f"127.0.0.1:{free_port()}"
+    job = start("--num_processes=3", "--process_id=2", f"--coordinator={where}", seconds=3)
+    errors = job.communicate(timeout=120)[1]
+    assert errors.startswith(
+        "error: process 2 of 3 has waited 3 s: process 0 cannot be reached at "
+        f"--coordinator={where} (Connection refused)"
+    ), errors
+    assert len(errors.splitlines()) == 1
+    assert job.returncode == LOST_STATUS
 
 
 def test_a_config_that_has_computed_with_jax() -> None:
-    code = START.format(seconds=60).replace("import jax, sys", "import jax, sys; jax.devices()")
-    flags = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--process_id=0")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags],
-        cwd=ROOT, env={**os.environ, **environment()}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == USER_ERROR_STATUS
-    assert "a config file must not compute anything with JAX" in done.stderr
-    assert "Traceback" not in done.stderr
+    jax.devices()
+    where = f"--coordinator=127.0.0.1:{free_port()}"
+    refusal = begun(where, "--num_processes=2", "--process_id=0").refusal
+    assert "a config file must not compute anything with JAX" in refusal

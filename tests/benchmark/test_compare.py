@@ -1,32 +1,19 @@
 """The comparison with PyTorch: what it refuses, and a whole one of a tiny model."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from adamae_jax import cli
 from adamae_jax.benchmark import compare
 from adamae_jax.config import masking_config
 from adamae_jax.errors import UserError
+from tests import jobs
 from tests.configs import tiny
+from tests.runs import ROOT, environment
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "adamae_jax.benchmark", "compare", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+TINY = "--config=tests/configs/tiny.py"
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -44,15 +31,19 @@ def test_what_pytorchs_side_has_not_got_is_refused() -> None:
 
 
 def test_a_form_that_there_is_not_is_one_line() -> None:
-    done = start("--config=tests/configs/tiny.py", "--forms=fast")
-    assert done.returncode == cli.USER_ERROR_STATUS
-    (line,) = done.stderr.splitlines()
-    assert line == "error: --forms names fast: there are published, fused, compiled"
+    done = jobs.run("adamae_jax.benchmark", "compare", TINY, "--forms=fast")
+    assert done.refusal == "--forms names fast: there are published, fused, compiled"
 
 
 def test_both_run() -> None:
     pytest.importorskip("torch")
-    done = start("--config=tests/configs/tiny.py", "--forms=fused", "--rounds=2", "--warmup=1")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "adamae_jax.benchmark", "compare", TINY),
+            *("--forms=fused", "--rounds=2", "--warmup=1"),
+        ],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours, theirs = json.loads(done.stdout.splitlines()[-1])
     assert (ours["name"], ours["ratio"], theirs["name"]) == ("adamae_jax", 1.0, "fused")

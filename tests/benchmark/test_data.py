@@ -1,9 +1,6 @@
-"""The benchmark of reading as users start it, small; and what its peers see."""
+"""The benchmark of reading, small; and what its peers see."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from adamae_jax import cli
 from adamae_jax.benchmark import data, data_peers
 from adamae_jax.benchmark.data import _numbers, _prepare, timed
 from adamae_jax.benchmark.data_peers import PeerClips, read_with_pyav
@@ -21,32 +17,20 @@ from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import TrainClips, train_stream
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.video_file import VideoFile
+from tests import jobs
 from tests.data.videos import make_video
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "adamae_jax.benchmark", "data", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def test_it_measures_codecs_and_says_what_is_not_there(tmp_path: Path) -> None:
     for number in range(3):
         make_video(tmp_path / f"{number}.mp4", codec="libx264")
-    done = start(
-        f"--source={tmp_path}", "--codecs=jpeg,original", "--peers=decord", "--workers=0",
+    done = jobs.run(
+        *("adamae_jax.benchmark", "data", f"--source={tmp_path}"),
+        *("--codecs=jpeg,original", "--peers=decord", "--workers=0"),
         "--image_sizes=32", "--num_frames=4", "--batch_size=2", "--batches=2", "--step_seconds=0.5",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *lines, figures = done.stdout.splitlines()
+    assert done.status == 0, done.err
+    *lines, figures = done.out.splitlines()
     found = json.loads(figures)
     jpeg, original = found["codecs"]
     assert (jpeg["codec"], original["codec"]) == ("jpeg", "original")
@@ -73,10 +57,8 @@ def test_it_measures_codecs_and_says_what_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_flags_are_one_line(flag: str, message: str) -> None:
-    done = start(flag, "--num_videos=2", "--peers=")
-    assert done.returncode == cli.USER_ERROR_STATUS
-    (line,) = done.stderr.splitlines()
-    assert message in line
+    done = jobs.run("adamae_jax.benchmark", "data", flag, "--num_videos=2", "--peers=")
+    assert message in done.refusal
 
 
 def test_numbers_have_a_least_value() -> None:

@@ -1,21 +1,19 @@
 """The step benchmark as users start it: what it prints, needs and refuses."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from adamae_jax import cli
-from adamae_jax.benchmark import __main__ as benchmark
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.training.partitioning import create_mesh
+from tests import jobs
+from tests.runs import ROOT, environment
 
-ROOT = Path(__file__).parent.parent.parent
+TINY = "--config=tests/configs/tiny.py"
 
 # What a machine without the data libraries is like.
 WITHOUT_DATA_LIBRARIES = """
@@ -33,29 +31,13 @@ runpy.run_module("adamae_jax.benchmark", run_name="__main__", alter_sys=True)
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The benchmark in a process of its own, on one CPU device."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_DATA_LIBRARIES, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @pytest.mark.smoke
 def test_it_runs_without_the_data_libraries() -> None:
-    done = start(
-        "step", "--config=tests/configs/tiny.py", "--batch_size=2", "--steps=3", "--warmup=1"
-    )
+    words = ("step", TINY, "--batch_size=2", "--steps=3", "--warmup=1")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DATA_LIBRARIES, *words],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     line, figures = done.stdout.splitlines()
     report = json.loads(figures)
@@ -76,16 +58,8 @@ def test_it_runs_without_the_data_libraries() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_one_line() -> None:
-    done = start(
-        "step",
-        "--config=tests/configs/tiny.py",
-        "--batch_size=3",
-        "--config.optimizer.accumulation=2",
-    )
-    assert done.returncode == cli.USER_ERROR_STATUS
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: batch_size 3 ")
+    words = ("step", TINY, "--batch_size=3", "--config.optimizer.accumulation=2")
+    assert jobs.run("adamae_jax.benchmark", *words).refusal.startswith("batch_size 3 ")
 
 
 @pytest.mark.parametrize(
@@ -95,17 +69,8 @@ def test_a_batch_that_does_not_divide_is_one_line() -> None:
         (["stp"], "'stp' is not a command"),
     ],
 )
-def test_unknown_commands(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run_command(benchmark.COMMANDS)
-    assert exit_.value.code == cli.USER_ERROR_STATUS
-    assert message in capsys.readouterr().err
+def test_unknown_commands(arguments: list[str], message: str) -> None:
+    assert message in jobs.run("adamae_jax.benchmark", *arguments).refusal
 
 
 def test_a_random_batch_is_sharded_over_the_devices() -> None:
