@@ -1,7 +1,8 @@
 """The unmodified step drives a strategy that it has never heard of.
 
 The strategy has all that the contract allows: an adversary with an optimiser of its own, a token
-scale, auxiliary losses, state, a frozen network, padded visible tokens, and a subset to decode.
+scale, log-probabilities, auxiliary losses, state, a frozen network, padded visible tokens, a subset
+to decode, and weights of what is decoded, which make the loss one quotient of the update's batch.
 Two steps are computed a second time by hand, in the order that the contract promises.
 """
 
@@ -18,7 +19,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs, TokenMask, base
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import ADVERSARY, Pretraining
+from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
 from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import batch_sharding, create_mesh, replicated
@@ -26,7 +27,7 @@ from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import jit_train_step, make_train_step
 from tests import helpers
 
-BATCH, SEED, PADDING = 8, 3, 2
+BATCH, SEED, PADDING, STEPS = 8, 3, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Fake(base.MaskingStrategy):
                 "critic_noise": zero,
                 "generator_noise": zero,
                 "critic_seen": jnp.zeros(count),
+                "progress": zero,
             },
             "frozen": {"offset": jnp.linspace(0.0, 1.0, count)},
         }
@@ -78,11 +80,16 @@ class Fake(base.MaskingStrategy):
         fields = base.mask_from_visible(marks, count)
         visible, masked = fields["visible"], fields["masked"]
         valid = jnp.arange(count + PADDING) < count
+        # A third of the tokens weigh nothing, nor does a black clip; nothing flows through weights.
+        weight = jnp.take_along_axis(soft, masked[:, ::2], axis=1)
+        weight = weight.at[:, ::3].set(0.0) * (inputs.video.mean((1, 2, 3, 4)) > -1.9)[:, None]
         return TokenMask(
             visible=jnp.pad(visible, ((0, 0), (0, PADDING))),
             masked=masked,
             visible_valid=jnp.broadcast_to(valid, (len(visible), count + PADDING)),
             decode=masked[:, ::2],
+            decode_weight=weight,
+            log_probs=jnp.log(soft),
             token_scale=0.5 + soft,
             aux={
                 "fooling": self.aux_weight * jnp.square(soft @ critic - 1.0),
@@ -93,6 +100,7 @@ class Fake(base.MaskingStrategy):
                 "generator_calls": state["generator_calls"] + 1,
                 "generator_noise": noise[0, 0],
                 "critic_seen": critic,
+                "progress": jnp.asarray(inputs.progress, jnp.float32).mean(),
             },
         )
 
@@ -124,7 +132,7 @@ def new_state(task: Pretraining) -> TrainState:
 @pytest.fixture(scope="module")
 def task() -> Pretraining:
     """The tiny autoencoder with the fake strategy."""
-    return helpers.pretraining(Fake(mask_ratio=0.75))
+    return helpers.pretraining(Fake(mask_ratio=0.75), Objective(sampling_loss_weight=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +142,10 @@ def initial(task: Pretraining) -> TrainState:
 
 
 def batch(step: int) -> dict[str, np.ndarray]:
-    """The batch of a step."""
-    return helpers.batch(BATCH, seed=step)
+    """The batch of a step; its first clip is black."""
+    made = helpers.batch(BATCH, seed=step)
+    made["video"][0] = 0
+    return made
 
 
 History = list[tuple[TrainState, dict[str, Any]]]
@@ -145,7 +155,7 @@ def run(task: Pretraining, initial: TrainState, devices: int, accumulation: int)
     """Two steps of the real train step; states and metrics after each, on the host."""
     mesh = create_mesh({"data": -1}, jax.devices()[:devices])
     step = jit_train_step(
-        make_train_step(task, OPTIMIZERS, seed=SEED, accumulation=accumulation),
+        make_train_step(task, OPTIMIZERS, seed=SEED, steps=STEPS, accumulation=accumulation),
         mesh,
         replicated(mesh),
     )
@@ -177,9 +187,21 @@ def by_hand(task: Pretraining, initial: TrainState) -> History:
         loss, state = task.adversary_loss(variables, data["video"], keys, True)
         return loss.mean(), state
 
-    def model_loss(params: Any, rest: Any, data: Any, keys: Any) -> Any:
-        outcome = task.forward({"params": params, **rest}, data["video"], keys, True)
-        return outcome.loss.mean(), outcome
+    def model_loss(params: Any, rest: Any, data: Any, keys: Any, progress: Any) -> Any:
+        variables = {"params": params, **rest}
+        outcome = task.forward(variables, data["video"], keys, True, progress=progress)
+        mask, error = outcome.mask, outcome.token_error
+        assert mask.decode_weight is not None and mask.log_probs is not None
+        weight = jax.lax.stop_gradient(mask.decode_weight)
+        reward = jnp.take_along_axis(mask.log_probs, mask.queries, 1) * jax.lax.stop_gradient(error)
+        clip = weight.sum(1)
+        terms = {
+            "loss_reconstruction": (error * weight).sum() / weight.sum(),
+            "loss_sampling": -(reward * weight).sum() / weight.sum(),
+            **{f"loss_{k}": (aux * clip).sum() / clip.sum() for k, aux in mask.aux.items()},
+        }
+        loss = sum(terms.values())
+        return loss, ({"loss": loss, **terms}, mask.state, clip)
 
     critic_gradient = jax.jit(jax.value_and_grad(critic_loss, has_aux=True))
     model_gradient = jax.jit(jax.value_and_grad(model_loss, has_aux=True))
@@ -194,12 +216,13 @@ def by_hand(task: Pretraining, initial: TrainState) -> History:
         critic = descend(critic, grads, 0.3 * (1.0 + number))
         params = {**params, "masking": {**params["masking"], "critic": critic}}
         rest = {"state": state, "frozen": frozen}
-        (loss, outcome), grads = model_gradient(params, rest, data, keys)
+        progress = jnp.full(BATCH, number / STEPS)
+        (_, (terms, state, weight)), grads = model_gradient(params, rest, data, keys, progress)
+        # A mean of the clips' means would be something else.
+        assert weight[0] == 0 and weight.max() > 1.3 * weight[1:].min()
         params = descend(params, grads, 0.1 * (1.0 + number))
         params = {**params, "masking": {**params["masking"], "critic": critic}}
-        state = outcome.mask.state
-        terms = {name: value.mean() for name, value in outcome.terms.items()}
-        metrics = {"loss": loss, "loss_adversary": adversary, **terms}
+        metrics = {"loss_adversary": adversary, **terms}
         found.append((initial.replace(params=params, model_state=state), metrics))
     return found
 
@@ -262,11 +285,10 @@ def test_everything_that_should_move_moves_and_nothing_else(
 
 def test_auxiliary_losses_add_up_and_are_reported(history: History) -> None:
     for _, metrics in history:
-        parts = ("loss_reconstruction", "loss_fooling", "loss_constant")
-        assert metrics["loss_constant"] == 0.25
+        parts = [f"loss_{name}" for name in ("reconstruction", "sampling", "fooling", "constant")]
+        assert metrics["loss_constant"] == pytest.approx(0.25)
         assert metrics["loss_fooling"] > 0
         assert metrics["loss"] == pytest.approx(sum(float(metrics[p]) for p in parts), rel=1e-5)
-        assert "loss_sampling" not in metrics
         assert metrics["grad_norm_adversary"] > 0
 
 
@@ -287,7 +309,7 @@ def test_the_token_scale_alone_moves_the_generator(initial: TrainState) -> None:
             return super().__call__(*arguments).replace(token_scale=None)
 
     def generator_gradient(strategy: Fake) -> np.ndarray:
-        task = helpers.pretraining(strategy)
+        task = helpers.pretraining(strategy, Objective(sampling_loss_weight=0.0))
 
         def loss(weight: Any) -> jax.Array:
             masking = {**initial.params["masking"], "generator": {"weight": weight}}

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from adamae_jax.diagnostics import motion_tokens
+from adamae_jax.masking import MaskInputs, TokenMask, base
 from adamae_jax.masking import random as random_masking
+from adamae_jax.masking.base import Variables
+from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import ClipGeometry
 from adamae_jax.objectives import Pretraining
 from adamae_jax.task import MODEL, Task
@@ -147,3 +150,23 @@ def test_a_clip_that_cannot_be_read_is_wrong_in_accuracies_alone() -> None:
         "eval_examples": 2.0,
         "eval_unreadable": 1.0,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Late(base.MaskingStrategy):
+    """Its auxiliary loss is how far training has come."""
+
+    def __call__(
+        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+    ) -> TokenMask:
+        marks = base.random_subset(rng, inputs.tokens.shape[1], 6)
+        progress = jnp.broadcast_to(jnp.asarray(inputs.progress), len(rng))
+        return TokenMask(**base.mask_from_visible(marks, 6), aux={"progress": progress})
+
+
+def test_progress_is_one_where_nothing_is_trained(state: TrainState) -> None:
+    """In training it is steps over steps: see test_contract."""
+    task = helpers.pretraining(Late(mask_ratio=0.75))
+    without = state.replace(params={**state.params, "masking": {}})
+    figures = evaluate(task, without, batches(np.arange(CLIPS), 16, **clips()))
+    assert figures["eval_loss_progress"] == 1.0

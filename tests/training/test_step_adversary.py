@@ -156,24 +156,6 @@ def test_the_model_meets_the_adversary_that_has_just_learned(
     assert abs(met - after) < 0.1 * abs(before - after)
 
 
-@pytest.mark.full
-def test_accumulation_keeps_masks_and_losses(run: list[tuple[TrainState, Any]]) -> None:
-    """The attention that both updates share goes to its own examples."""
-    step = jax.jit(make_train_step(TASK, OPTIMIZERS, seed=SEED, accumulation=2))
-    state, metrics = step(initial_state(), helpers.batch(BATCH, 0, IMAGE))
-    expected_state, expected = run[1]
-    assert metrics["loss_reconstruction"] == pytest.approx(
-        float(expected["loss_reconstruction"]), rel=1e-5
-    )
-    ours, theirs = (
-        helpers.named(given.opt_state[MODEL][0].mu["autoencoder"])
-        for given in (state, expected_state)
-    )
-    for name, value in theirs.items():
-        error = np.linalg.norm(np.asarray(ours[name]) - np.asarray(value))
-        assert error <= 1e-4 * np.linalg.norm(value) + 1e-8, name
-
-
 def test_without_the_adversary_s_optimizer_there_is_no_step() -> None:
     with pytest.raises(UserError, match=r"\['model'\] are given, \['adversary', 'model'\]"):
         make_train_step(TASK, {MODEL: OPTIMIZERS[MODEL]}, seed=0)
