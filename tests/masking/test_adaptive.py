@@ -44,24 +44,20 @@ def inputs() -> MaskInputs:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"depth": 2, "norm_epsilon": 0.1},
-        {"width": 8, "depth": 2},
-        {"network": "mlp"},
-    ],
-    ids=["released", "deep", "narrow", "mlp"],
+    [{"width": 8, "depth": 2, "norm_epsilon": 0.1}, {"network": "mlp"}],
+    ids=["narrow and deep", "mlp"],
 )
-def test_every_variant_agrees_with_numpy(inputs: MaskInputs, options: dict[str, Any]) -> None:
+def test_variants_of_ours_agree_with_blocks_written_a_second_time(
+    inputs: MaskInputs, options: dict[str, Any]
+) -> None:
     strategy = dataclasses.replace(STRATEGY, **options)
     params = network_parameters(strategy, inputs)
-    own = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    x = np.asarray(inputs.tokens, np.float64) + own["position_table"]
+    x = inputs.tokens + params["position_table"]
     if "width" in options:
-        x = x @ own["projection"]["kernel"] + own["projection"]["bias"]
+        x = x @ params["projection"]["kernel"] + params["projection"]["bias"]
     x = stack_by_hand(strategy.module(WIDTH).spec, params["transformer"], x)
-    logits = (x @ own["head"]["kernel"] + own["head"]["bias"])[..., 0]
-    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    head = params["head"]
+    expected = jax.nn.log_softmax((x @ head["kernel"] + head["bias"])[..., 0])
     found = log_probs(strategy, params, inputs, helpers.example_keys(4), train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

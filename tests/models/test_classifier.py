@@ -13,7 +13,7 @@ from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.transformer import TransformerSpec
 from tests import helpers
 from tests.models.test_encoder import pixels
-from tests.models.test_transformer import norm_by_hand
+from tests.parity import reference
 
 SPEC = TransformerSpec(width=16, depth=1, num_heads=2, initialization="classifier")
 
@@ -66,7 +66,8 @@ def check_logits(choices: dict[str, Any], pool: Callable[[np.ndarray], np.ndarra
     assert latents.shape == (2, 24 + class_token, 16)
     pooled = pool(np.asarray(latents, np.float64))
     norm, head = jax.tree.map(np.asarray, (params["norm"], params["head"]))
-    y = norm_by_hand(pooled, norm["scale"], norm["bias"], choices.get("norm_epsilon", 1e-6))
+    weights = {"norm.weight": norm["scale"], "norm.bias": norm["bias"]}
+    y = reference.layer_norm(weights, "norm", pooled, choices.get("norm_epsilon", 1e-6))
     expected = y @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert logits.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""The decoder: which class token reaches the predictions, positions, padding, visible tokens."""
+"""The decoder: its class token, parameters and padding. What it computes: tests/parity."""
 
 import functools
 from typing import Any
@@ -11,7 +11,6 @@ import pytest
 from adamae_jax.models.decoder import CLASS_TOKENS, Decoder
 from adamae_jax.models.transformer import TransformerSpec
 from tests import helpers
-from tests.models.test_transformer import norm_by_hand, stack_by_hand
 
 GRID = (2, 2, 3)
 SPEC = TransformerSpec(width=12, depth=1, num_heads=3, attention_bias="qkv")
@@ -37,7 +36,7 @@ def parameters(module: Decoder) -> Any:
     return helpers.filled(shapes["params"])
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="predict_visible")
+@functools.partial(jax.jit, static_argnums=0)
 def decode(module: Decoder, params: Any, *arguments: Any, **named: Any) -> jax.Array:
     """Predictions."""
     return module.apply({"params": params}, *arguments, **named)
@@ -64,34 +63,6 @@ def test_parameters(kind: str) -> None:
     assert {name: s for name, s in shapes.items() if not name.startswith("trans")} == expected
     biased = parameters(decoder(kind, projection_bias=True))
     assert biased["projection"]["bias"].shape == (12,)
-
-
-def by_hand(kind: str, params: Any, latents: np.ndarray) -> np.ndarray:
-    """Predictions for visible tokens and queries, in float64."""
-    projection, table = params["projection"], np.asarray(params["positions"]["table"])
-    x = latents @ np.asarray(projection["kernel"]) + projection.get("bias", 0.0)
-    first = x[:, :0]
-    if kind != "none":
-        token = x[:, :1] if kind == "shared" else np.broadcast_to(params["class_token"], (2, 1, 12))
-        first, x, table = token + table[0], x[:, 1:], table[1:]
-    x = x + table[np.asarray(VISIBLE)]
-    asked = np.asarray(params["mask_token"]) + table[np.asarray(QUERIES)]
-    x = stack_by_hand(SPEC, params["transformer"], np.concatenate([first, x, asked], axis=1))
-    norm = params["norm"]
-    x = norm_by_hand(x, np.asarray(norm["scale"]), np.asarray(norm["bias"]), SPEC.norm_epsilon)
-    x = x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
-    return x[:, first.shape[1] :]
-
-
-@pytest.mark.parametrize("kind", CLASS_TOKENS)
-def test_predictions_are_those_of_numpy(kind: str) -> None:
-    module, latents = decoder(kind, projection_bias=True), latents_for(kind)
-    params = parameters(module)
-    expected = by_hand(kind, params, np.asarray(latents))
-    found = decode(module, params, latents, VISIBLE, QUERIES, predict_visible=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    found = decode(module, params, latents, VISIBLE, QUERIES)
-    np.testing.assert_allclose(found, expected[:, 3:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["shared", "separate"])
