@@ -1,3 +1,5 @@
+"""Which frames a clip has; VideoMAE's are compared with its loaders in test_parity_frames."""
+
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from adamae_jax.data.temporal import (
     FRAME_SAMPLINGS,
     dense_frames,
-    segment_frames,
     stretched_frames,
     time_scaled_frames,
     view_frames,
@@ -71,14 +72,6 @@ def test_positions_advance_as_the_authors_say(
         position += rate if position + rate < available else 0
 
 
-def test_every_start_is_as_likely_as_any_other() -> None:
-    rng = np.random.default_rng(0)
-    starts = [int(dense_frames(12, 4, 2, rng)[0]) for _ in range(5000)]
-    counts = np.bincount(starts)
-    assert len(counts) == 5
-    assert np.abs(counts - 1000).max() < 4 * np.sqrt(1000 * 0.8)
-
-
 def test_center() -> None:
     assert dense_frames(12, 4, 2, None).tolist() == [2, 4, 6, 8]
     assert dense_frames(13, 4, 2, None).tolist() == [2, 4, 6, 8]
@@ -92,6 +85,7 @@ def test_one_frame_may_be_any_frame() -> None:
     assert {int(frame[0]) for frame in frames} == set(range(5))
     assert dense_frames(5, 1, 1, None).tolist() == [2]
     assert dense_frames(1, 1, 4, rng).tolist() == [0]
+    assert stretched_frames(5, 1, 1, Last()).tolist() == [3]  # type: ignore[arg-type]
 
 
 # frames in the video, its frame rate, share of the way from the first start to the last (None: the
@@ -178,35 +172,6 @@ def test_a_slower_video_gives_the_same_seconds() -> None:
     assert half[-1] == 127
 
 
-# frames in the video, frames in the clip, rate -> frame numbers of the last possible start, worked
-# out by hand: positions 64/15 apart, less whatever is behind the point.
-STRETCHED = {
-    (128, 16, 4): [63, 67, 71, 75, 80, 84, 88, 92, 97, 101, 105, 109, 114, 118, 122, 126],
-    (65, 16, 4): [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63],
-    (64, 16, 4): [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63],
-    # 15 positions 63 / 14 = 4.5 apart, then the last frame.
-    (63, 16, 4): [0, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 49, 54, 58, 62, 62],
-    (20, 16, 4): [0, 5, 10, 15, *[19] * 12],
-    (11, 16, 4): [0, *[10] * 15],
-    (7, 16, 4): [0, *[6] * 15],
-    (3, 16, 4): [2] * 16,
-    (1, 16, 4): [0] * 16,
-    (5, 1, 1): [3],
-}
-
-
-@pytest.mark.parametrize(("case", "expected"), STRETCHED.items(), ids=str)
-def test_stretched_table(case: tuple[int, int, int], expected: list[int]) -> None:
-    assert stretched_frames(*case, Last()).tolist() == expected  # type: ignore[arg-type]
-
-
-def test_stretched_starts() -> None:
-    rng = np.random.default_rng(0)
-    starts = {int(stretched_frames(70, 16, 4, rng)[0]) for _ in range(200)}
-    assert starts == set(range(6))  # the start 6 would fit too, but the authors leave it out
-    assert stretched_frames(70, 16, 4, None)[0] == 3
-
-
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32))
 def test_stretched_clips_run_forwards_inside_the_video(
     available: int, num_frames: int, rate: int, seed: int
@@ -219,90 +184,12 @@ def test_stretched_clips_run_forwards_inside_the_video(
         assert frames[-1] - frames[0] < num_frames * rate
 
 
-class Choice:
-    """Instead of a generator: always the same share of the choices."""
-
-    def __init__(self, share: float):
-        self.share = share
-
-    def integers(self, choices: int, size: int) -> np.ndarray:
-        return np.full(size, int(self.share * (choices - 1)))
-
-
-# frames in the video, share of the way through each segment (None: the middle) -> 8 frames.
-SEGMENTS = {
-    (80, 0.0): [0, 10, 20, 30, 40, 50, 60, 70],
-    (80, 1.0): [9, 19, 29, 39, 49, 59, 69, 79],
-    (87, 1.0): [9, 19, 29, 39, 49, 59, 69, 79],  # what is left over is never taken
-    (8, 0.5): [0, 1, 2, 3, 4, 5, 6, 7],
-    (15, 1.0): [0, 1, 2, 3, 4, 5, 6, 7],
-    (16, 1.0): [1, 3, 5, 7, 9, 11, 13, 15],
-    (7, 1.0): [0, 0, 0, 0, 0, 0, 0, 0],
-    (1, 0.0): [0, 0, 0, 0, 0, 0, 0, 0],
-    (80, None): [5, 15, 25, 35, 45, 55, 65, 75],
-    (20, None): [1, 3, 5, 7, 9, 11, 13, 15],
-    (15, None): [0, 1, 2, 3, 4, 5, 6, 7],
-    (4, None): [0, 0, 0, 0, 0, 1, 2, 3],  # the first one until the others fill the clip
-    (1, None): [0, 0, 0, 0, 0, 0, 0, 0],
-}
-
-
-@pytest.mark.parametrize(("case", "expected"), SEGMENTS.items(), ids=str)
-def test_segment_table(case: tuple[int, float | None], expected: list[int]) -> None:
-    available, share = case
-    rng: Any = None if share is None else Choice(share)
-    assert segment_frames(available, 8, rng).tolist() == expected
-
-
-def test_every_frame_of_a_segment_is_as_likely_and_segments_choose_for_themselves() -> None:
-    rng = np.random.default_rng(0)
-    draws = np.stack([segment_frames(15, 3, rng) for _ in range(2000)]) - [0, 5, 10]
-    assert draws.min() == 0 and draws.max() == 4
-    counts = np.stack([np.bincount(column, minlength=5) for column in draws.T])
-    assert np.abs(counts - 400).max() < 4 * np.sqrt(400 * 0.8)
-    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.1
-
-
-# Frames in the video -> first frames of the 5 views of VideoMAE on Kinetics: 16 frames at rate 4,
-# L = ceil(n / 4) are taken, and view k starts at number int(k (L - 16) / 4) of those.
-DENSE = {
-    300: [0, 56, 116, 176, 236],  # L = 75, 14.75 apart
-    250: [0, 44, 92, 140, 188],  # L = 63, 11.75 apart
-    65: [0, 0, 0, 0, 4],  # L = 17
-    64: [0, 0, 0, 0, 0],
-    20: [0, 0, 0, 0, 0],
-}
-
-
-@pytest.mark.parametrize(("available", "starts"), DENSE.items())
-@pytest.mark.parametrize("sampling", ["dense", "stretched"])
-def test_views_on_kinetics(available: int, starts: list[int], sampling: str) -> None:
-    frames = view_frames(sampling, available, 16, 4, 5, fps=30.0, target_fps=30.0)
-    last = (available - 1) // 4 * 4
-    expected = [[min(start + 4 * k, last) for k in range(16)] for start in starts]
-    assert frames.tolist() == expected
-
-
-# Of 4 frames each: the sorted numbers int(tick x) and int(tick / 2 + tick x), taken in turns.
-SEGMENT_VIEWS = {
-    40: [[0, 10, 20, 30], [5, 15, 25, 35]],
-    10: [[0, 2, 5, 7], [1, 3, 6, 8]],
-    4: [[0, 1, 2, 3], [0, 1, 2, 3]],
-    3: [[0, 0, 1, 2], [0, 1, 1, 2]],
-    1: [[0, 0, 0, 0], [0, 0, 0, 0]],
-}
-
-
-def test_three_views_on_something_something() -> None:
-    """As VideoMAE V2's: int(tick k / 3 + tick x), sorted, in turns."""
-    frames = view_frames("segments", 10, 4, 4, 3, fps=30.0, target_fps=30.0)
-    assert frames.tolist() == [[0, 2, 5, 7], [0, 3, 5, 8], [1, 4, 6, 9]]
-
-
-@pytest.mark.parametrize(("available", "expected"), SEGMENT_VIEWS.items())
-def test_views_on_something_something(available: int, expected: list[list[int]]) -> None:
-    frames = view_frames("segments", available, 4, 4, 2, fps=30.0, target_fps=30.0)
-    assert frames.tolist() == expected
+def test_views_of_dense_clips_are_those_of_stretched_ones() -> None:
+    found, expected = (
+        view_frames(sampling, 250, 16, 4, 5, fps=30.0, target_fps=30.0)
+        for sampling in ("dense", "stretched")
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_views_of_mae_st() -> None:
