@@ -251,15 +251,8 @@ def test_array_record(source: Path, tmp_path: Path, codec: str) -> None:
         (["--list=train=bad.txt"], "bad.txt, line 2: '../x.mp4' lies outside of --source"),
         (["--list=train=a.txt", "--labels=names.txt"], "line 1: the label '7' is not among"),
         (["--list=train=a.txt"], "only 0 of the 1 file that the lists name are in --source="),
-        (["--list=train=few.txt"], "only 1 of the 2 files that the lists name are in --source="),
-        (["--list=train=a.txt", "--validation_fraction=0.2"], "means nothing with --list"),
         (["--labels=names.txt"], "nothing has a label"),
-        (["--images", "--codec=h264"], "--codec=h264 must be one of"),
         (["--codec=original", "--short_side=64"], "--short_side means nothing with --codec=or"),
-        (["--codec=gif"], "--codec=gif must be one of"),
-        (["--shard_mb=0"], "--shard_mb=0 must be"),
-        (["--file_format=zip"], "--file_format=zip must be one of"),
-        (["--tfds=x"], "give either --source"),
     ],
 )
 def test_bad_arguments(
@@ -270,12 +263,8 @@ def test_bad_arguments(
     Path("a.txt").write_text("walk/v0.mp4 7\n")
     Path("bad.txt").write_text("walk/v0.mp4 7\n../x.mp4 8\n")
     Path("names.txt").write_text("walk\n")
-    Path("few.txt").write_text("walk/v 0.mp4 7\nwalk/v 9.mp4 8\n")
-    images = source / "p.png"
-    Image.new("RGB", (80, 60)).save(images)
     with pytest.raises(UserError) as caught:
         run(f"--source={source}", "--output=output", *arguments)
-    images.unlink()
     assert message in str(caught.value)
     assert not Path("output").exists() and not Path(".output.unfinished").exists()
 

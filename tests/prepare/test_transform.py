@@ -221,7 +221,6 @@ def test_images_of_tfds(tmp_path: Path) -> None:
         ({"codec": "original", "stored": StoredFeatures("a", None, False)}, "of: jpeg, h264$"),
         ({"codec": "original", "frame_folders": FrameFolders()}, "of: jpeg, h264$"),
         ({"min_frames": 0}, "--min_frames=0"),
-        ({"short_side": 8}, "--short_side=8"),
     ],
 )
 def test_bad_recipes(options: dict[str, Any], message: str) -> None:
