@@ -1,6 +1,5 @@
 """The fine-tuning recipes: every number that a reader would compare with paper and scripts."""
 
-import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +10,12 @@ from ml_collections import ConfigDict
 
 from adamae_jax import experiment, initial
 from adamae_jax.classification import Classification
-from adamae_jax.errors import UserError
 from adamae_jax.initial import Stored
 from adamae_jax.mixing import Mixing
 from adamae_jax.training.optimizers import decay_mask
 from tests import recipes
 from tests.helpers import named
-from tests.recipes import module, resolved
+from tests.recipes import resolved
 
 
 class Expected(NamedTuple):
@@ -111,7 +109,6 @@ RECIPES: dict[str, Expected] = {
     "automae_imagenet_finetune": MAE_B._replace(group=64),
 }
 # fmt: on
-SIZED = [name for name in recipes.names("finetune") if hasattr(module(name), "EXTRAPOLATED")]
 CLASSES = {"k400": 400, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "imagenet": 1000}
 
 
@@ -307,26 +304,3 @@ def test_the_demo_leaves_its_labels_true() -> None:
 
 def test_every_recipe_is_tested() -> None:
     assert set(recipes.names("finetune")) == {name.partition(":")[0] for name in RECIPES}
-
-
-@pytest.mark.parametrize("name", SIZED)
-def test_sizes_beyond_the_authors_are_marked(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = module(name)
-    sizes = {*recipe.PUBLISHED, *recipe.EXTRAPOLATED}
-    tested = {key.partition(":")[2] or "B" for key in RECIPES if key.partition(":")[0] == name}
-    assert sizes == tested
-    text = " ".join((recipe.__doc__ or "").split())
-    assert ("extrapolated" in text) == bool(recipe.EXTRAPOLATED)
-    assert ("All of it is extrapolated" in text) == (not recipe.PUBLISHED)
-    for size in sizes:
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "absl"):
-            recipe.get_config(size)
-        marked = size in recipe.EXTRAPOLATED
-        assert (f"{name}.py:{size} is extrapolated" in caplog.text) == marked
-        assert ("published no script" in caplog.text) == (not recipe.PUBLISHED)
-
-
-def test_an_unknown_size_is_refused() -> None:
-    with pytest.raises(UserError, match=r"hmdb51_finetune.py has no size 'XL': use one of B, S"):
-        module("videomae_hmdb51_finetune").get_config("XL")
