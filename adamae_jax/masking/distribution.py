@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from adamae_jax.masking import base
 from adamae_jax.models.transformer import ExampleKeys
@@ -29,13 +29,6 @@ def draw_in_order(
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(rng)
     return base.largest_first(log_probs + noise, count)
-
-
-def sample_without_replacement(
-    rng: ExampleKeys, log_probs: Float[Array, "b n"], count: int
-) -> Bool[Array, "b n"]:
-    """Marks the places that `draw_in_order` draws."""
-    return base.marks(draw_in_order(rng, log_probs, count), log_probs.shape[1])
 
 
 def draw_log_prob(logits: Float[Array, "b n"], order: Int[Array, "b v"]) -> Float[Array, "b"]:

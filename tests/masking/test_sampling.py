@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jaxtyping import Array, Bool, Float
 
-from adamae_jax.masking.distribution import sample_without_replacement
+from adamae_jax.masking import base
+from adamae_jax.masking.distribution import draw_in_order
+from adamae_jax.models.transformer import ExampleKeys
 from tests import helpers
 
 DRAWS = 40_000
@@ -33,6 +36,13 @@ def subset_probabilities(probabilities: list[float], count: int) -> dict[int, fl
         pattern = sum(1 << place for place in order)
         exact[pattern] = exact.get(pattern, 0.0) + chance
     return exact
+
+
+def sample_without_replacement(
+    keys: ExampleKeys, log_probs: Float[Array, "b n"], count: int
+) -> Bool[Array, "b n"]:
+    """Marks of the places drawn."""
+    return base.marks(draw_in_order(keys, log_probs, count), log_probs.shape[1])
 
 
 def draw(probabilities: np.ndarray, count: int, draws: int, seed: int = 0) -> np.ndarray:
