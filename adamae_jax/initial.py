@@ -19,7 +19,7 @@ from adamae_jax import config as configs
 from adamae_jax import experiment, pretrained
 from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
-from adamae_jax.interop import imports, sources, transfer
+from adamae_jax.interop import imports, resizing, sources
 from adamae_jax.interop.exports import NOT_COMPUTED
 from adamae_jax.interop.systems import Kind, dialect_of
 from adamae_jax.loaded import Loaded
@@ -35,6 +35,8 @@ PRETRAINED, ENCODER = f"{AUTOENCODER}encoder/", "params/encoder/"
 DECODER, NORM, HEAD = f"{AUTOENCODER}decoder/", "params/norm/", "params/head/"
 FROZEN = "frozen/encoder/"
 FIXED = ("sincos_1d", "sincos_2d")
+# What all take from a pretrained encoder; of its last norm, see `_keeps_norm`.
+TAKEN = ("embedding", "class_token", "positions", "transformer")
 # Fields of the decoder, of which an encoder alone and a classifier say nothing.
 OF_DECODER = (
     *("model.decoder.", "model.decoder_norm_epsilon", "model.projection_bias"),
@@ -103,6 +105,19 @@ def read(task: Task, config: ConfigDict) -> Initial:
     if not config.init_from:
         return Initial()
     stored = read_source(config.init_from)
+    taken, lines = take(stored, task, config)
+    license = f", license {stored.license}" if stored.license else ""
+    report = [f"init_from={stored.what}{license}", *lines, "step, optimiser: fresh"]
+    variables = traverse_util.unflatten_dict(taken, sep="/")
+    return Initial(variables, stored.license, "\n  ".join(report))
+
+
+def take(stored: Stored, task: Task, config: ConfigDict) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns what a task takes of a source, by path, and what became of each part, for people.
+
+    Raises:
+      UserError: where the source does not fit the task.
+    """
     fresh = fresh_parts(stored, task, config)
     tree = jax.eval_shape(task.init, jax.random.key(0))
     if not isinstance(task, Probing):
@@ -115,7 +130,7 @@ def read(task: Task, config: ConfigDict) -> Initial:
     }
     renamed, left = rename(stored, task, config)
     old, new = (experiment.geometry(each).grid for each in (stored.config, config))
-    fitted = transfer.resize_tables(renamed, old, new)
+    fitted = resizing.resize_tables(renamed, old, new)
     differing = different_fields(stored, task, config)
     check_same_model(fitted, wanted, differing, config.init_from)
     taken = {name: np.asarray(fitted[name]) for name in wanted}
@@ -127,9 +142,8 @@ def read(task: Task, config: ConfigDict) -> Initial:
         if name.endswith(SAID) or name.startswith(("masking.", "classifier."))
     ]
     remarks += [f"left in the source: {', '.join(left)}"] if left else []
-    report = table(stored, taken, fresh, {name: leaf.size for name, leaf in shapes.items()})
-    variables = traverse_util.unflatten_dict(taken, sep="/")
-    return Initial(variables, stored.license, "\n  ".join([*report, *remarks]))
+    sizes = {name: leaf.size for name, leaf in shapes.items()}
+    return taken, [*table(taken, fresh, sizes), *remarks]
 
 
 def load(source: str | os.PathLike[str], step: int | None = None) -> Loaded:
@@ -287,7 +301,7 @@ def _name_in_classifier(path: str, stored: Stored, config: ConfigDict) -> str | 
     if not path.startswith(PRETRAINED):
         return None
     part = path.removeprefix(PRETRAINED)
-    if part.startswith(transfer.TAKEN):
+    if part.startswith(TAKEN):
         return f"{ENCODER}{part}"
     return f"params/{part}" if part.startswith("norm/") and _keeps_norm(stored, config) else None
 
@@ -296,7 +310,7 @@ def _name_in_probing(path: str, stored: Stored, config: ConfigDict) -> str | Non
     del config
     parts = (ENCODER, "params/") if stored.kind == "classifier" else (PRETRAINED,)
     part = next((path.removeprefix(each) for each in parts if path.startswith(each)), "")
-    return f"{FROZEN}{part}" if part.startswith((*transfer.TAKEN, "norm/")) else None
+    return f"{FROZEN}{part}" if part.startswith((*TAKEN, "norm/")) else None
 
 
 def _fixed_table(config: ConfigDict) -> np.ndarray:
@@ -371,10 +385,7 @@ def _text(value: Any) -> str:
 
 
 def table(
-    stored: Stored,
-    taken: Mapping[str, np.ndarray],
-    fresh: Mapping[str, str],
-    sizes: Mapping[str, int],
+    taken: Mapping[str, np.ndarray], fresh: Mapping[str, str], sizes: Mapping[str, int]
 ) -> list[str]:
     """Returns the lines of a table: parts of the model, their values, taken or fresh and why."""
     rows: dict[tuple[str, str], list[int]] = {}
@@ -382,12 +393,10 @@ def table(
         reason = next((why for part, why in fresh.items() if name.startswith(part)), "")
         told = "taken" if name in taken else f"fresh: {reason}"
         rows.setdefault((_group(name), told), []).append(size)
-    lines = [
+    return [
         f"{group:<24} {len(values):>4} arrays {sum(values):>13,} values  {told}"
         for (group, told), values in rows.items()
     ]
-    license = f", license {stored.license}" if stored.license else ""
-    return [f"init_from={stored.what}{license}", *lines, "step, optimiser: fresh"]
 
 
 def _group(path: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import jax
@@ -35,6 +36,28 @@ hypothesis.settings.register_profile(
     "adamae_jax", derandomize=True, deadline=None, database=None, max_examples=20
 )
 hypothesis.settings.load_profile("adamae_jax")
+
+_TRACED: dict[Any, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """Traces each tiny model once: tests of weights ask for its variables again and again."""
+    from adamae_jax.task import Task
+
+    original = jax.eval_shape
+
+    def eval_shape(function: Any, *arguments: Any, **options: Any) -> Any:
+        task = getattr(function, "__self__", None)
+        if not isinstance(task, Task) or function.__name__ != "init":
+            return original(function, *arguments, **options)
+        if task not in _TRACED:
+            _TRACED[task] = original(function, *arguments, **options)
+        return jax.tree.map(lambda leaf: leaf, _TRACED[task])  # dicts of the caller's own
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "eval_shape", eval_shape)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,6 +26,7 @@ from tests.helpers import named
 from tests.interop.convert_cases import LABELS, LICENSE, config_of, loaded, written
 from tests.runs import moving_waves
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 STILL = {"optimizer.learning_rate": 0.0, "optimizer.min_learning_rate": 0.0}
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from absl import flags
 
 from adamae_jax import licenses, pretrained
+from adamae_jax.convert.classifier import into_classifier
 from adamae_jax.convert.output import check_new, whole
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
-from adamae_jax.interop import architecture, imports, sources, transfer
+from adamae_jax.interop import architecture, imports, resizing, sources
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.sources import Source
 from adamae_jax.interop.systems import GENERATOR, VIT
@@ -87,9 +88,9 @@ def convert(values: Any) -> Imported:
     imported = imports.convert(source)
     if values.to_num_frames or values.to_image_size:
         size = image_size(values.to_image_size, "to_image_size")
-        imported = transfer.resize(imported, values.to_num_frames, size)
+        imported = resizing.resize(imported, values.to_num_frames, size)
     if values.num_classes:
-        imported = transfer.into_classifier(imported, values.num_classes, values.seed)
+        imported = into_classifier(imported, values.num_classes, values.seed)
     elif imported.kind == "encoder":
         raise encoder_alone(values.source, imported)
     if values.label_names:

@@ -41,8 +41,6 @@ class Inferred:
       system: one of `SYSTEMS`.
       kind: which part of it there is.
       config: the experiment it would be.
-      needed: the options that made a difference: without them another model, or none, would have
-        been inferred.
       remarks: what was taken from the published models, for the user to know.
       clip_remarks: likewise, how clips are cut.
     """
@@ -50,7 +48,6 @@ class Inferred:
     system: str
     kind: Kind
     config: ConfigDict
-    needed: dict[str, Any]
     remarks: tuple[str, ...]
     clip_remarks: tuple[str, ...]
 
@@ -112,9 +109,7 @@ def infer(state: StateDict, options: ImportOptions) -> Inferred:
         read_options = _MASKING_OPTIONS.get(system.masking)
         fields = read_options(reader, config) if read_options else {}
         config.masking = masking_config(system.masking, ratio, **fields)
-    return Inferred(
-        *(name, kind, config, reader.needed, tuple(reader.remarks), tuple(clip_remarks))
-    )
+    return Inferred(name, kind, config, tuple(reader.remarks), tuple(clip_remarks))
 
 
 def _check_options(name: str, system: System, kind: Kind, options: ImportOptions) -> None:

@@ -1,24 +1,22 @@
 """From our models to other people's files.
 
 Under the authors' names there is one of the authors' models, or no export. What the weights do not
-say stands in the description beside them, and remarks tell the user what that is.
+say stands in the description beside them.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from adamae_jax import experiment, pretrained
 from adamae_jax.config import FAMILIES
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
-from adamae_jax.interop import architecture, authors, files, huggingface
+from adamae_jax.interop import authors, files, huggingface
 from adamae_jax.interop.files import StateDict
 from adamae_jax.interop.huggingface import CLASSES, ClassKind
 from adamae_jax.interop.huggingface_weights import KEEPING_BIASES, LOSING_BIASES
@@ -33,7 +31,6 @@ from adamae_jax.interop.sources import (
     model_card,
 )
 from adamae_jax.interop.systems import DISCRIMINATOR, SYSTEMS, VIT, Dialect, dialect_of
-from adamae_jax.interop.weight_reader import ImportOptions, option_text
 from adamae_jax.pretrained import Finetuned, Loaded, Pretrained
 
 # Fields that change no number, or by rounding only: how a model starts and is executed, and where
@@ -45,21 +42,6 @@ NOT_COMPUTED = (
     *("masking.mask_ratio_start", "masking.mask_ratio_stages"),
     # How a classifier is trained; what it is belongs to the model.
     *(name for name, field in FIELDS.items() if field.classifier and not field.model),
-)
-# Fields that a classifier has no use for.
-_NOT_CLASSIFYING = (
-    *("model.decoder", "model.projection_bias", "model.predicted_frames", "masking"),
-    *("model.decoder_norm_epsilon", "objective.loss", "objective.normalize_targets"),
-    *("objective.target_pixels", "objective.sampling_loss_weight"),
-)
-# Fields that are no part of the network that the weights make up: only the description says them.
-_ONLY_DESCRIBED = (
-    *("objective", "model.norm_epsilon", "model.decoder_norm_epsilon", "classifier.norm_epsilon"),
-    *("masking.name", "masking.mask_ratio", "masking.decode_ratio", "masking.decode_order"),
-    "masking.options.dropout",
-    *("masking.options.norm_epsilon", "masking.options.vit_norm_epsilon"),
-    *("masking.options.mask_factor", "masking.options.adversarial_weight"),
-    *("masking.options.gumbel_tau", "masking.options.decoder_mask_ratio"),
 )
 
 
@@ -98,7 +80,7 @@ def write_authors(loaded: Loaded, path: Path) -> list[str]:
         written.
     """
     state, description = to_authors(loaded), json.dumps(description_of(loaded))
-    remarks = description_remarks(loaded, state, ImportOptions())
+    remarks = [description_remark(path.name)]
     if path.suffix == ".safetensors":
         license = {"license": loaded.license} if loaded.license else {}
         files.write_safetensors(path, state, {DESCRIPTION: description, **license})
@@ -130,10 +112,7 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
         names = authors.masking_table(loaded.task).names
         beside = {name: state.pop(name) for name in names}
     huggingface.write(directory, kind, state, loaded.config, loaded.label_names)
-    remarks = _class_remarks(kind, loaded)
-    options = huggingface.read(directory).options
-    epsilons = ("model.decoder_norm_epsilon", "classifier.norm_epsilon")
-    remarks += description_remarks(loaded, state | beside, options, covered=epsilons)
+    remarks = [*_class_remarks(kind, loaded), description_remark(DESCRIPTION_FILE)]
     if beside:
         files.write_safetensors(directory / MASKING_FILE, beside)
         remarks.append(f"{CLASSES[kind]} has no place for {MASKING_FILE}: it is beside")
@@ -141,6 +120,15 @@ def write_hugging_face(loaded: Loaded, directory: Path) -> list[str]:
     files.write_file(directory / DESCRIPTION_FILE, (json.dumps(description) + "\n").encode())
     files.write_file(directory / MODEL_CARD, model_card(loaded.license).encode())
     return remarks
+
+
+def description_remark(place: str) -> str:
+    """Returns what the user should know of the description beside the weights."""
+    return (
+        f"{place} holds the model's description, by which an import knows it: keep it with the "
+        "weights, of which alone an import has to be told sizes (--num_heads, --image_size, ...) "
+        "and takes loss, masks and epsilons for the authors'"
+    )
 
 
 # Which models the authors have.
@@ -202,95 +190,6 @@ def _classifier_fields(loaded: Loaded, dialect: Dialect) -> dict[str, bool]:
             has_class or classifier.skip_first_patch == dialect.skips_first_patch
         ),
     }
-
-
-# What only the description says.
-
-
-def import_options(loaded: Loaded) -> ImportOptions:
-    """Returns all that the flags of an import can say of a model."""
-    config, is_classifier = loaded.config, isinstance(loaded, Finetuned)
-    masking = config.masking
-    is_adaptive = not is_classifier and masking.name == "adaptive"
-    return ImportOptions(
-        num_frames=config.data.num_frames,
-        image_size=experiment.image_size(config),
-        num_heads=config.model.encoder.num_heads,
-        decoder_num_heads=None if is_classifier else config.model.decoder.num_heads,
-        sampler_num_heads=masking.options.num_heads if is_adaptive else None,
-        mask_ratio=None if is_classifier else masking.mask_ratio,
-        norm_epsilon=config.model.norm_epsilon,
-    )
-
-
-def description_remarks(
-    loaded: Loaded, state: StateDict, beside: ImportOptions, covered: Iterable[str] = ()
-) -> list[str]:
-    """Returns what an import of the weights has to be told, and what no flag can tell it.
-
-    Args:
-      loaded: the model.
-      state: its weights under the authors' names.
-      beside: what other files beside the weights say.
-      covered: fields of the config that other remarks are about.
-
-    Raises:
-      UserError: where the weights would be taken for another network.
-    """
-    known = {
-        **vars(import_options(loaded)),
-        **{n: v for n, v in vars(beside).items() if v is not None},
-    }
-    inferred = architecture.infer(state, ImportOptions(**known))
-    flags = [
-        f"--{name}={option_text(value)}"
-        for name, value in inferred.needed.items()
-        if getattr(beside, name) is None
-    ]
-    remarks = [f"without the description beside the weights, give {' '.join(flags)}"] * bool(flags)
-    own, found = (_computed(each, loaded) for each in (loaded.config, inferred.config))
-    # Options of another strategy than the one that would be assumed are not compared one by one.
-    names = sorted(n for n in own.keys() & found.keys() - set(covered) if own[n] != found[n])
-    network = [name for name in names if not _is_among(name, _ONLY_DESCRIBED)]
-    if network:
-        listed = ", ".join(f"{name} {found[name]!r} for {own[name]!r}" for name in network)
-        raise UserError(f"under the authors' names these weights are another model, of {listed}")
-    if names:
-        listed = ", ".join(f"{name} {own[name]!r} (otherwise {found[name]!r})" for name in names)
-        only = f"{'even with these flags, ' * bool(flags)}only the description beside the weights"
-        remarks.append(f"{only} says: {listed}")
-    return remarks
-
-
-def _computed(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
-    """Returns the fields that say what a model computes, by path, alike where that is the same."""
-    model, is_classifier = config.model, isinstance(loaded, Finetuned)
-    parts = ("model", "objective", "classifier" if is_classifier else "masking")
-    left_out = NOT_COMPUTED + _NOT_CLASSIFYING * is_classifier
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in traverse_util.flatten_dict(
-            {name: config[name].to_dict() for name in parts}, sep="."
-        ).items()
-        if not _is_among(name, left_out)
-    }
-    stacks = ("encoder",) if is_classifier else ("encoder", "decoder")
-    fields["clip"] = experiment.geometry(config)
-    fields["model.layer_scale"] = bool(model.layer_scale)  # where it starts no longer matters
-    fields["model.mlp_ratio"] = tuple(int(model[each].width * model.mlp_ratio) for each in stacks)
-    if is_classifier:
-        fields["model.class_token"] = has_class = model.class_token != "none"
-        fields["classifier.skip_first_patch"] = has_class or config.classifier.skip_first_patch
-    else:
-        fields["model.predicted_frames"] = model.predicted_frames or config.data.num_frames
-    if "masking.options.width" in fields:  # of a sampler; 0 is the tokens'
-        fields["masking.options.width"] = config.masking.options.width or model.encoder.width
-    return fields
-
-
-def _is_among(name: str, fields: Iterable[str]) -> bool:
-    """Returns whether a field is one of these, or a part of one."""
-    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 # Hugging Face's classes.

@@ -44,9 +44,6 @@ _IGNORED_CLASSES = (
     "numpy.ndarray",
 )
 
-# Of a file; shared weights have two or three names, and the smallest numbers a byte.
-_MOST_VALUES_PER_BYTE = 16
-
 
 class _Ignored:
     """Stands for a value that is not read."""
@@ -281,27 +278,11 @@ def _load(torch: Any, path: Path) -> Any:
             f"{path} cannot be read ({error.strerror or error}): copy or download it again"
         ) from error
     except Exception as error:  # damaged bytes raise whatever the parser stumbles over
-        with open(path, "rb") as file:
-            foreign = _unsafe_classes(torch, file)
-        if foreign:
-            raise UserError(
-                f"{path} holds objects of {', '.join(foreign)}, which are no tensors and are not "
-                "loaded, for they could run any code: load the file where it was made and save its "
-                "state dict alone"
-            ) from None  # PyTorch's own advice is to run the code, by weights_only=False
         raise UserError(
-            f"{path} is no whole PyTorch checkpoint ({type(error).__name__}): copy or download it "
-            "again, or save its state dict alone where it was made"
-        ) from None
-
-
-def _unsafe_classes(torch: Any, file: Any) -> list[str]:
-    """Returns the classes in a checkpoint that PyTorch's restricted reader does not load."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # the older format, or damaged bytes
-        return []
-    return sorted(set(names) - set(_IGNORED_CLASSES))
+            f"{path} is damaged, or holds other objects than tensors ({type(error).__name__}), "
+            "which are not loaded, for they could run any code: copy or download it again, or save "
+            "its state dict alone where it was made"
+        ) from None  # PyTorch's own advice is to run the code, by weights_only=False
 
 
 def _find_state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Any]:
@@ -310,20 +291,11 @@ def _find_state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, 
         if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
             raise UserError(f"{path} holds no state dict {key!r}: it holds {_listing(content)}")
         content = content[key]
-    for _ in range(8):  # deeper, a dict holds itself
-        inner = [
-            name
-            for name in WRAPPERS
-            if isinstance(content, Mapping)
-            and isinstance(content.get(name), Mapping)
-            and content[name]
-        ]
+    while inner := _wrapped(content):
         if len(inner) > 1:
             raise UserError(
                 f"{path} holds several state dicts, {', '.join(inner)}: say which with --key"
             )
-        if not inner:
-            break
         content = content[inner[0]]
     if (
         not isinstance(content, Mapping)
@@ -337,13 +309,18 @@ def _find_state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, 
     return content
 
 
+def _wrapped(content: Any) -> list[str]:
+    """Returns the `WRAPPERS` under which something lies in a dict."""
+    fields = content if isinstance(content, Mapping) else {}
+    return [name for name in WRAPPERS if isinstance(fields.get(name), Mapping) and fields[name]]
+
+
 def _listing(content: Any) -> str:
     """Returns what a file holds, in few words."""
     if not isinstance(content, Mapping):
         return f"one {type(content).__name__}"
-    # Of other names, such as tuples of tuples, the text may have no end.
-    names = [str(n)[:80] if isinstance(n, str | int) else type(n).__name__ for n in content]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "") or "nothing"
+    names = [str(name) for name in content]
+    return ", ".join(names[:8]) + ", ..." * bool(names[8:]) or "nothing"
 
 
 def _arrays(torch: Any, tensors: Mapping[str, Any], path: Path) -> StateDict:
@@ -354,13 +331,6 @@ def _arrays(torch: Any, tensors: Mapping[str, Any], path: Path) -> StateDict:
             f"{path} holds a state dict in which {len(strange)} value(s) are no tensors, first "
             f"{strange[0]!r} ({type(tensors[strange[0]]).__name__}): give a file or a key that "
             "holds weights only"
-        )
-    # Tensors may repeat values, and share them: a small file must not fill the memory.
-    count = sum(tensor.numel() for tensor in tensors.values())
-    if count > _MOST_VALUES_PER_BYTE * path.stat().st_size:
-        raise UserError(
-            f"{path} holds tensors that repeat the same values, {count} in all: save them as plain "
-            "tensors, such as by tensor.clone()"
         )
     return {name: _as_array(torch, name, tensor) for name, tensor in tensors.items()}
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -82,11 +83,22 @@ def convert(source: Source) -> Imported:
             huggingface.check_config(found.config, found.kind, config)
         table, shapes = table_of(config, kind), pretrained.expected_shapes(config)
     check_finite(source.state)
-    variables = table.from_authors(source.state, shapes)
+    variables = _with_state(table.from_authors(source.state, shapes), config, shapes)
     imported = Imported(
         *(kind, variables, config, step, (), source.license, remarks, clip_remarks, source.options)
     )
     return with_label_names(imported, source.label_names)
+
+
+def _with_state(
+    variables: dict[str, Any], config: ConfigDict, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Returns variables with the state that no author keeps, such as a mean of rewards, fresh."""
+    if "state" in variables or not any(name.startswith("state/") for name in shapes):
+        return variables
+    task = experiment.pretraining(config)
+    state = jax.jit(lambda key: task.init(key)["state"])(jax.random.key(0))
+    return {**variables, "state": jax.tree.map(np.asarray, state)}
 
 
 def check_finite(state: Mapping[str, np.ndarray]) -> None:

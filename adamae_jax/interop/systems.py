@@ -89,11 +89,6 @@ class Dialect:
         """Returns the prefix of the encoder's names in a state dict of a kind."""
         return self.encoder_prefix if kind == "pretraining" else ""
 
-    @property
-    def keeps_norm(self) -> bool:
-        """Whether a classifier takes the encoder's last norm over from pretraining."""
-        return self.classifier_norms["mean"] == "norm"
-
 
 def _kind_without_prefix(has: HasPrefix) -> Kind | None:
     """Returns the kind of a state dict whose encoder has no prefix."""

@@ -55,13 +55,11 @@ class WeightReader:
       state: the weights under the authors' names.
       options: what is known beside them; it goes before what would be taken from published models.
       remarks: what was taken from published models.
-      needed: options that say something else than would have been taken.
     """
 
     def __init__(self, state: StateDict, options: ImportOptions):
         self.state, self.options = state, options
         self.remarks: list[str] = []
-        self.needed: dict[str, Any] = {}
 
     def has(self, *prefixes: str) -> bool:
         """Returns whether any name begins with one of these."""
@@ -85,8 +83,6 @@ class WeightReader:
             if source:
                 self.remarks.append(f"{name} {option_text(assumed)}: {source}")
             return assumed
-        if given != assumed:
-            self.needed[name] = given
         return given
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
@@ -189,14 +185,12 @@ class WeightReader:
             patches, rest = divmod(places, max(1, frames // tubelet))
             if rest or frames % tubelet:
                 raise contradiction(f"--num_frames={frames}", table, places)
-            self.needed["num_frames"] = frames
             return frames, _square_size(table, patches, patch)
         patches = (size[0] // patch) * (size[1] // patch)
         found = frames or places // max(1, patches) * tubelet
         if found // tubelet * patches != places:
             flag = f"--num_frames={frames} " if frames else ""
             raise contradiction(f"{flag}--image_size={option_text(size)}", table, places)
-        self.needed["image_size"] = size  # the number of frames follows from it
         return found, size
 
 

@@ -109,19 +109,6 @@ WRITERS: dict[str, Callable[[Path], RecordWriter]] = {
 }
 
 
-def payloads(path: Path, file_format: str) -> Iterator[bytes]:
-    """All records of a file in their order, up to the first that is damaged.
-
-    Raises:
-        BadRecordError: a record is damaged, or the file ends inside one.
-        OSError: the file cannot be read.
-    """
-    for payload in records(path, file_format):
-        if isinstance(payload, BadRecordError):
-            raise payload
-        yield payload
-
-
 def records(path: Path, file_format: str) -> Iterator[bytes | BadRecordError]:
     """All records of a file in their order, every checksum checked, and what stands for damage.
 

@@ -67,8 +67,8 @@ def read_subtree(
     Raises:
       UserError: There is no (intact) checkpoint, or it has no arrays under ``prefix``.
     """
-    directory = files.absolute(directory)
     files.check_orbax(directory)
+    directory = files.absolute(directory)
     steps = checkpoint_steps(directory)
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {directory}: it has {steps}")

@@ -140,6 +140,16 @@ def config_of(name: str, fine_tuned: bool = False) -> ConfigDict:
     return config
 
 
+def changed(config: ConfigDict, **fields: Any) -> ConfigDict:
+    """The config with fields set otherwise, two _ for a dot; of masking, all options are new."""
+    new = config.copy_and_resolve_references()
+    with new.unlocked():
+        if name := fields.pop("masking__name", None):
+            new.masking = masking_config(name, new.masking.mask_ratio)
+        new.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
+    return new
+
+
 @functools.cache
 def loaded(name: str, fine_tuned: bool = False) -> Loaded:
     """A tiny model with random weights."""

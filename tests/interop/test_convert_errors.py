@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from tests.interop.convert_cases import (
     written,
 )
 
-ROOT = Path(__file__).parent.parent.parent
 State = dict[str, np.ndarray]
 
 
@@ -41,109 +39,46 @@ def refused(directory: Path, state: State, message: str, *arguments: str) -> Non
     assert sorted(path.name for path in directory.iterdir()) == ["file.safetensors"]
 
 
-def changed(state: State, **changes: np.ndarray | None) -> State:
-    """The same with arrays replaced, added or, for None, left out; dots are written as two _."""
-    new = {name.replace("__", "."): array for name, array in changes.items()}
-    return {name: array for name, array in {**state, **new}.items() if array is not None}
+def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
+    state = theirs("videomae") | {"x": np.zeros(1), "decoder.norm.bias": np.zeros(4)}
+    del state["mask_token"]
+    message = "missing mask_token; not used x; misshapen decoder.norm.bias"
+    refused(tmp_path, state, message, *given("videomae"))
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "message"),
+    ("name", "flag", "message"),
     [
-        ("videomae", {"encoder__norm__bias": None}, "missing encoder.norm.bias; not used none"),
-        ("videomae", {"encoder__pos_embed": np.zeros(1)}, "not used encoder.pos_embed"),
-        (
-            "videomae",
-            {"decoder__head__bias": np.zeros(5)},
-            r"misshapen decoder.head.bias .*: \(5,\), expected \(96,\)",
-        ),
-        (
-            "videomae",
-            {"decoder__blocks__0__attn__qkv__weight": np.zeros((7, 12))},
-            r"misshapen decoder.blocks.0.attn.qkv.weight \(7, 12\)",
-        ),
-        (
-            "videomae",
-            {"encoder__patch_embed__proj__weight": np.zeros((16, 3, 2, 5, 4))},
-            "misshapen encoder.patch_embed.proj.weight",
-        ),
-        ("videomae", {"encoder__blocks__1__norm1__weight": None}, "missing encoder.blocks.1.norm1"),
-        ("videomae", {"encoder_to_decoder__weight": None}, "missing encoder_to_decoder.weight"),
-        ("adamae", {"encoder__pos_embed_probs": None}, "missing encoder.pos_embed_probs"),
-        ("mae", {"decoder_pred__weight": None}, "missing decoder_pred.weight"),
-        ("mae", {"cls_token": None}, "missing cls_token"),
-        ("mae", {"pos_embed": np.ones((1, 5, 16))}, "pos_embed is not the fixed table"),
-        ("mae_st", {"decoder_cls_token": None}, "missing decoder_cls_token"),
-        ("mae_st", {"mask_token": np.zeros(3)}, "misshapen mask_token"),
-        ("automae", {"discriminator__conv1__0__weight_u": None}, "missing discriminator.conv1.0"),
-        ("automae", {"scorer_pred__main__2__bias": None}, "missing scorer_pred.main.2.bias"),
+        ("videomae", "--num_heads", "16 could have any number of .* give --num_heads"),
+        ("videomae", "--num_frames", "how many frames a clip has: give --num_frames"),
+        ("videomae", "--image_size", "how large frames are: give --image_size"),
+        ("adamae", "--image_size", "has 96 places.*: give --num_frames or --image_size"),
     ],
 )
-def test_every_tensor_is_accounted_for(
-    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+def test_what_the_weights_do_not_say_is_asked_for(
+    tmp_path: Path, name: str, flag: str, message: str
 ) -> None:
-    flags = given(name)
-    if name == "adamae" and "encoder__pos_embed_probs" in changes:
-        flags = (*flags, "--num_frames=8")  # which that table tells
-    refused(tmp_path, changed(theirs(name), **changes), message, *flags)
-
-
-def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
-    wrong = {"mask_token": None, "x": np.zeros(1), "decoder__norm__bias": np.zeros(4)}
-    message = r"missing mask_token; not used x; misshapen decoder.norm.bias"
-    refused(tmp_path, changed(theirs("videomae"), **wrong), message, *given("videomae"))
-
-
-WITHOUT = {
-    "heads": ("videomae", "--num_heads", "16 could have any number of .* give --num_heads"),
-    "decoder": ("videomae", "--decoder_num_heads", "give --decoder_num_heads"),
-    "frames": ("videomae", "--num_frames", "how many frames a clip has: give --num_frames"),
-    "size": ("videomae", "--image_size", "how large frames are: give --image_size"),
-    "either": ("adamae", "--image_size", "has 96 places.*: give --num_frames or --image_size"),
-    "joint": ("mae_st_joint", "--image_size", "has 48 places.*--num_frames or --image_size"),
-    "not_square": ("mae_st", "--image_size", "has 24 places, which are no square: give --image"),
-}
-
-
-@pytest.mark.parametrize("case", WITHOUT)
-def test_what_the_weights_do_not_say_is_asked_for(tmp_path: Path, case: str) -> None:
-    name, flag, message = WITHOUT[case]
     flags = [word for word in given(name) if not word.startswith(flag)]
     refused(tmp_path, theirs(name), message, *flags)
 
 
-CONTRADICTIONS = {
-    "heads": ("videomae", ["--num_heads=3"], "3 attention heads do not divide the width 16"),
-    "size": ("mae_st", ["--image_size=8,12"], "--image_size=8,12 does not fit pos_embed_spatial"),
-    "image": ("mae", ["--image_size=16,4"], None),
-    "frames": ("mae_st", ["--num_frames=4"], "--num_frames=4 does not fit pos_embed_temporal"),
-    "places": ("adamae", ["--image_size=16,20"], "size=16,20 does not fit encoder.pos_embed_probs"),
-    "both": ("adamae", ["--num_frames=4"], "--num_frames=4 --image_size=16,24 does not fit"),
-    "part": ("mae_st_joint", ["--num_frames=10"], "--num_frames=10 .* does not fit pos_embed"),
-    "odd": ("videomae", ["--num_frames=5"], "num_frames 5 is not a positive multiple"),
-    "still": ("mae", ["--num_frames=4"], "--num_frames=4 says nothing of this model"),
-    "rate": ("mae", ["--sampling_rate=2"], "--sampling_rate=2 says nothing of this model .mae."),
-    "other": ("videomae", ["--sampler_num_heads=4"], "--sampler_num_heads=4 says nothing of this"),
-    "ratio": ("adamae", ["--mask_ratio=0.999"], "mask_ratio 0.999 leaves no visible token"),
-    "zero": ("videomae", ["--mask_ratio=0"], r"mask_ratio is 0.0: it must be a finite number"),
-    "images": ("mae", ["--to_num_frames=2"], "--to_num_frames=2: the model is one of images"),
-    "words": ("videomae", ["--image_size=big"], "--image_size=big should be height,width"),
-    "vit": (
-        "mae",
-        ["--pretrained_vit=x"],
-        "the source is no AutoMAE: leave --pretrained_vit=x out",
-    ),
-    "two": ("automae", ["--pretrained_vit=x"], "has a frozen ViT already: leave --pretrained_vit"),
-    "key": ("mae", ["--key=model_ema"], "--key=model_ema is for PyTorch checkpoints"),
-}
-
-
-@pytest.mark.parametrize("case", CONTRADICTIONS)
-def test_what_is_given_must_fit(tmp_path: Path, case: str) -> None:
-    name, flags, message = CONTRADICTIONS[case]
-    if message is None:  # it fits: 4 x 1 patches are as many as 2 x 2, but the table is another
-        message = "pos_embed is not the fixed table"
-    refused(tmp_path, theirs(name), message, *given(name), *flags)
+@pytest.mark.parametrize(
+    ("name", "flag", "message"),
+    [
+        ("videomae", "--num_heads=3", "3 attention heads do not divide the width 16"),
+        ("mae_st", "--image_size=8,12", "--image_size=8,12 does not fit pos_embed_spatial"),
+        ("mae_st", "--num_frames=4", "--num_frames=4 does not fit pos_embed_temporal"),
+        ("adamae", "--num_frames=4", "--num_frames=4 --image_size=16,24 does not fit"),
+        ("mae_st_joint", "--num_frames=10", "--num_frames=10 .* does not fit pos_embed"),
+        ("mae", "--num_frames=4", "--num_frames=4 says nothing of this model"),
+        ("videomae", "--image_size=big", "--image_size=big should be height,width"),
+        ("mae", "--pretrained_vit=x", "the source is no AutoMAE: leave --pretrained_vit=x out"),
+        ("automae", "--pretrained_vit=x", "has a frozen ViT already: leave --pretrained_vit"),
+        ("mae", "--key=model_ema", "--key=model_ema is for PyTorch checkpoints"),
+    ],
+)
+def test_what_is_given_must_fit(tmp_path: Path, name: str, flag: str, message: str) -> None:
+    refused(tmp_path, theirs(name), message, *given(name), flag)
 
 
 def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
@@ -156,7 +91,6 @@ def test_automae_without_its_vit_asks_for_it(tmp_path: Path) -> None:
     [
         ("videomae", False, "videomae .pretraining."),
         ("mae", True, "mae .classifier."),
-        ("automae", False, "automae .pretraining."),
     ],
 )
 def test_another_model_is_no_frozen_vit(
@@ -170,13 +104,7 @@ def test_another_model_is_no_frozen_vit(
         bring(tmp_path / "automae.safetensors", tmp_path / "ours", flag, *given("automae"))
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [
-        *("--num_classes=99999999999", "--seed=99999999999999999999", "--norm_epsilon=inf"),
-        *("--num_heads=0", "--sampling_rate=0", "--frame_sampling=fast", "--mask_ratio=2"),
-    ],
-)
+@pytest.mark.parametrize("flag", ["--num_classes=99999999999", "--norm_epsilon=inf"])
 def test_what_no_model_can_have_is_no_flag(tmp_path: Path, flag: str) -> None:
     """Nor may it fill the memory."""
     with pytest.raises(absl_flags.Error, match=flag.removeprefix("--").partition("=")[0]):
@@ -240,7 +168,7 @@ def test_a_description_that_is_stale_is_refused(tmp_path: Path) -> None:
     assert ours.label_names == ("crawling", *LABELS[1:])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", "{}", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_description_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "file.safetensors"
     files.write_safetensors(file, theirs("mae"), {sources.DESCRIPTION: text})

@@ -19,7 +19,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, files
 from tests import helpers
 from tests.data import fixtures
-from tests.interop.convert_cases import bring, config_of, given, loaded, run, written
+from tests.interop.convert_cases import bring, changed, config_of, given, loaded, run, written
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "weights.md").read_text()
@@ -63,9 +63,7 @@ def test_load_gives_model_parameters_features_and_logits(tmp_path: Path) -> None
 
 def test_automae_holds_an_imported_mae_frozen(tmp_path: Path) -> None:
     """masking.options.pretrained names the model directory."""
-    config = config_of("mae")
-    with config.unlocked():
-        config.data.image_size = (48, 48)
+    config = changed(config_of("mae"), data__image_size=(48, 48))
     model = experiment.pretraining(config)
     variables = helpers.variables(model)
     whole = pretrained.build(variables, config, 0, (), "", "x")

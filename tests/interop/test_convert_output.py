@@ -19,8 +19,6 @@ from tests.interop.convert_cases import (
     written,
 )
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "file.safetensors"
@@ -80,23 +78,18 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
     monkeypatch.setattr(os, "replace", limited)
 
 
-@pytest.mark.parametrize("allowed", (0, 1, 4))
-def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
-) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file.safetensors"
     exports.write_authors(loaded("mae"), file)
     ours = written(tmp_path / "ours", "mae")
-    jobs: list[tuple[int, Callable[[], Path]]] = [
-        (3, lambda: bring(file, tmp_path / "new")),
-        (2, lambda: export(ours, tmp_path / "new.safetensors")),
-        (6, lambda: export(ours, tmp_path / "theirs", "--format=huggingface")),
+    jobs: list[Callable[[], Path]] = [
+        lambda: bring(file, tmp_path / "new"),
+        lambda: export(ours, tmp_path / "new.safetensors"),
+        lambda: export(ours, tmp_path / "theirs", "--format=huggingface"),
     ]
-    for needed, job in jobs:
-        if allowed >= needed:
-            continue
+    for job in jobs:
         with monkeypatch.context() as patch:
-            full_disk(patch, allowed)
+            full_disk(patch, allowed=1)
             with pytest.raises(UserError, match=rf"{tmp_path}/\w.*No space left on device"):
                 job()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file.safetensors", "ours"]

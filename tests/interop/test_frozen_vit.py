@@ -10,19 +10,10 @@ from adamae_jax import experiment, pretrained
 from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, files, sources
 from tests import helpers
-from tests.interop.convert_cases import bring, config_of, given, loaded
+from tests.interop.convert_cases import bring, changed, config_of, given, loaded
 
-FORMS = pytest.mark.parametrize("form", ["huggingface", "described"])
-
-
-def image_mae(**changes: Any) -> ConfigDict:
-    """An image MAE of 12 x 12 patches and one block, with fields of its config set otherwise."""
-    config = config_of("mae")
-    with config.unlocked():
-        config.data.image_size = (48, 48)
-        config.model.encoder.depth = 1
-    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in changes.items()})
-    return config
+# Of 12 x 12 patches and one block, as AutoMAE's frozen ViT.
+IMAGE_MAE = changed(config_of("mae"), data__image_size=(48, 48), model__encoder__depth=1)
 
 
 def import_with(directory: Path, config: ConfigDict, form: str) -> pretrained.Loaded:
@@ -45,9 +36,9 @@ def import_with(directory: Path, config: ConfigDict, form: str) -> pretrained.Lo
     )
 
 
-@FORMS
+@pytest.mark.parametrize("form", ["huggingface", "described"])
 def test_what_its_file_says_goes_along(tmp_path: Path, form: str) -> None:
-    found = import_with(tmp_path, image_mae(model__norm_epsilon=1e-3), form)
+    found = import_with(tmp_path, changed(IMAGE_MAE, model__norm_epsilon=1e-3), form)
     assert found.config.masking.options.vit_norm_epsilon == 1e-3
     assert found.config.model.norm_epsilon == 1e-6
 
@@ -69,5 +60,5 @@ def test_one_that_automae_cannot_use_is_refused(
     tmp_path: Path, form: str, field: str, value: Any, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        import_with(tmp_path, image_mae(**{field: value}), form)
+        import_with(tmp_path, changed(IMAGE_MAE, **{field: value}), form)
     assert not (tmp_path / "ours").exists()

@@ -15,16 +15,13 @@ from adamae_jax.training import rundir, trainer
 from adamae_jax.training.checkpoints import RunCheckpoints
 from tests import helpers
 from tests.data import fixtures
-from tests.interop.convert_cases import LICENSE, bring, config_of, export, given, loaded
+from tests.interop.convert_cases import LICENSE, bring, changed, config_of, export, given, loaded
 from tests.runs import moving_waves
 
 
 def image_mae(directory: Path, license: str) -> Path:
     """Somebody's image MAE of 12 x 12 patches, as AutoMAE holds one frozen."""
-    config = config_of("mae")
-    with config.unlocked():
-        config.data.image_size = (48, 48)
-        config.model.encoder.depth = 1
+    config = changed(config_of("mae"), data__image_size=(48, 48), model__encoder__depth=1)
     variables = helpers.variables(experiment.pretraining(config))
     pretrained.save(directory, variables, config, 0, license=license)
     return directory

@@ -19,7 +19,7 @@ from adamae_jax.data import schema
 from adamae_jax.data.schema import TFRECORD
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded, examples, synthetic
-from adamae_jax.prepare.shard_files import payloads
+from adamae_jax.prepare.shard_files import records
 from configs import videomae_demo
 
 TINY = synthetic.Size(side=32, num_frames=5, clips={"train": 16, "validation": 8})
@@ -33,11 +33,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def stored(folder: Path, split: str) -> list[tuple[str, Any]]:
     """Id and features of every record, as they are in the file."""
     (shard,) = folder.glob(f"*-{split}.tfrecord-*")
-    records = [
-        tf_example_pb2.Example.FromString(payload).features.feature
-        for payload in payloads(shard, TFRECORD)
+    features = [
+        tf_example_pb2.Example.FromString(record).features.feature
+        for record in records(shard, TFRECORD)
+        if isinstance(record, bytes)
     ]
-    return [(record[schema.ID].bytes_list.value[0].decode(), record) for record in records]
+    return [(each[schema.ID].bytes_list.value[0].decode(), each) for each in features]
 
 
 @pytest.mark.usefixtures("tiny")

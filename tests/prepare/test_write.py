@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS, TFRECORD
-from adamae_jax.prepare.shard_files import payloads
+from adamae_jax.prepare.shard_files import records
 from adamae_jax.prepare.sources import Item
 from adamae_jax.prepare.write import (
     Flaw,
@@ -40,10 +40,11 @@ def write(folder: Path, last: int = 20, file_format: str = TFRECORD) -> None:
 
 
 def content(folder: Path, file_format: str = TFRECORD) -> list[tuple[str, list[int]]]:
-    return [
-        (shard.split, [int(record[:3]) for record in payloads(folder / shard.name, file_format)])
-        for shard in finished_shards(folder)
-    ]
+    found = []
+    for shard in finished_shards(folder):
+        sound = (r for r in records(folder / shard.name, file_format) if isinstance(r, bytes))
+        found.append((shard.split, [int(record[:3]) for record in sound]))
+    return found
 
 
 WHOLE = [
