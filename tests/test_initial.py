@@ -12,14 +12,18 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 import adamae_jax
+from adamae_jax import config as configs
 from adamae_jax import experiment, initial, licenses, pretrain, pretrained
 from adamae_jax.config import masking_config
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
 from adamae_jax.interop import exports, files, systems
+from adamae_jax.objectives import Pretraining
 from adamae_jax.pretrained import Loaded, PretrainedEncoder
 from adamae_jax.training import metrics, rundir
+from adamae_jax.training.checkpoints import RunCheckpoints
+from tests import helpers
 from tests.configs import tiny
 from tests.data import fixtures
 from tests.helpers import named
@@ -37,49 +41,52 @@ def begin(source: Path, config: ConfigDict, **changes: Any) -> Initial:
     return initial.read(experiment.task(experiment.task_name(config), config), config)
 
 
-def tiny_run(workdir: Path, data: Path, masking: str, **changes: Any) -> None:
-    """Two steps; changes are fields of the config by their paths."""
+def tiny_config(data: Path, masking: str, **changes: Any) -> ConfigDict:
+    """Of two steps; changes are fields of the config by their paths."""
     config: ConfigDict = tiny.get_config()
     with config.unlocked():
         config.masking = masking_config(masking, mask_ratio=0.75)
     few = {"steps": 2, "optimizer.warmup_steps": 1, "checkpoint_every": 1, "eval_every": 0}
     cut = {"pictures_every": 0, "data.num_workers": 0, "model.encoder.depth": 1}
     config.update_from_flattened_dict({**few, **cut, "data.dir": str(data), **changes})
-    pretrain.pretrain(config, workdir)
+    return config
 
 
-def arrays(workdir: Path) -> dict[str, np.ndarray]:
-    return load_file(workdir / rundir.MODEL / "model.safetensors")
+def stored_run(workdir: Path, config: ConfigDict) -> dict[str, Any]:
+    """Writes what a run leaves after two steps, and returns its parameters by path."""
+    params = helpers.variables(experiment.pretraining(config))["params"]
+    workdir.mkdir()
+    (workdir / rundir.CONFIG).write_text(configs.to_json(config))
+    place = workdir / rundir.CHECKPOINTS
+    with RunCheckpoints(place, keep=1, metadata={"task": Pretraining.name}) as checkpoints:
+        checkpoints.save(2, {"params": params})
+    return named({"params": params})
 
 
 def test_a_run_begins_with_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a mesh, with other data and masks; without a rate, what it took is what it leaves."""
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)
     monkeypatch.setattr(pretrain, "drawing", lambda *_: None)
-    waves = moving_waves(24)
-    first, other = (
-        fixtures.write_dataset(tmp_path / name, {"train": records})
-        for name, records in (("first", waves[:8]), ("other", waves[8:]))
-    )
+    data = fixtures.write_dataset(tmp_path / "data", {"train": moving_waves(16)})
     source, workdir = tmp_path / "source", tmp_path / "run"
-    tiny_run(source, first, "random")
+    theirs = stored_run(source, tiny_config(tmp_path / "other", "random"))
     begun = {"init_from": str(source), "seed": 5, "mesh.fsdp": 2, **STILL}
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(logging, "info", lambda text, *values: said.extend(map(str, values)))
-        tiny_run(workdir, other, "adaptive", **begun)
+        pretrain.pretrain(tiny_config(data, "adaptive", **begun), workdir)
     (table,) = [text for text in said if text.startswith("init_from=")]
     assert "a model of pretraining after 2 steps" in table
     assert " taken" in table and "fresh: the source's masking is 'random'" in table
-    theirs, ours = arrays(source), arrays(workdir)
-    assert all(ours[name].tobytes() == array.tobytes() for name, array in theirs.items())
+    ours = load_file(workdir / rundir.MODEL / "model.safetensors")
+    assert all(ours[n].tobytes() == np.asarray(array).tobytes() for n, array in theirs.items())
     assert ours.keys() - theirs.keys() == {name for name in ours if "masking/" in name} != set()
     # It goes on when the source is gone, but not with another one.
     shutil.rmtree(source)
     (workdir / rundir.SUMMARY).unlink()
-    tiny_run(workdir, other, "adaptive", **begun)
+    pretrain.pretrain(tiny_config(data, "adaptive", **begun), workdir)
     with pytest.raises(UserError, match="another run; it differs in init_from"):
-        tiny_run(workdir, other, "adaptive", **{**begun, "init_from": ""})
+        pretrain.pretrain(tiny_config(data, "adaptive", **{**begun, "init_from": ""}), workdir)
     assert adamae_jax.load(workdir).step == 2
 
 
