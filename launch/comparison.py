@@ -161,7 +161,8 @@ def tables(records: Sequence[Record], plot: str) -> str:
     for group in settings(records):
         steps = group[0]["steps"]
         lines += ["", f"### {group[0]['data']}: " + heading(steps), ""]
-        lines += table(group, methods(group), AFTER)
+        after = table(group, methods(group), AFTER)
+        lines += after if len(after) > 2 else ["Nothing has been fine-tuned or probed yet."]
         if (chance := chance_of(group)) is not None:
             lines += ["", f"Chance: {chance:.1f}%."]
         trained = [record for record in group if record["method"] != "none"]
