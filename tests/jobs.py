@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
+import grain  # noqa: F401  # it defines flags when it is imported, which would go with a job's
 import jax
 from absl import app
 from absl.testing import flagsaver

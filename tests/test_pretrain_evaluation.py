@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_but_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that does nothing, for it takes longest to compile; no pictures, no TensorFlow."""
     monkeypatch.setattr(
-        program, "jit_train_step", lambda *_: lambda state, batch: (state, {"skipped": 0})
+        program, "jit_train_step", lambda *_, **__: lambda state, batch: (state, {"skipped": 0})
     )
     monkeypatch.setattr(pretrain, "drawing", lambda *_: None)
     monkeypatch.setattr(metrics, "_summary_writer", lambda directory: None)

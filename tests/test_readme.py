@@ -120,7 +120,7 @@ def test_the_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "--config.eval.knn_examples=32",
         ],
         ("adamae_jax.evaluate", ""): ["--num_videos=8"],
-        ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--steps=1"],
+        ("adamae_jax.benchmark", "configs/adamae_ssv2.py"): [*SMALL, "--batch_size=8", "--steps=1"],
     }
     monkeypatch.chdir(ROOT)
     for command in commands():
