@@ -261,6 +261,40 @@ def demo_video(num_frames: int = 8, patch_size: int = 8) -> ConfigDict:
     return config
 
 
+def comparison_video() -> ConfigDict:
+    """What all stages of launch/compare.sh share: a model that takes minutes where `demo_video`'s
+    takes an hour, and more clips, so that no stage sees one often.
+
+    Clips are whole frames of 64 x 64 pixels, made half as large.
+    """
+    config = demo_video()
+    config.log_every = 10
+    config.pictures_every = 0
+    config.data.dir = "runs/data/moving_objects_medium"
+    config.data.image_size = (32, 32)
+    config.data.crop = "center"
+    config.model.encoder.update({"width": 64, "depth": 3, "num_heads": 4})
+    config.model.decoder.update({"width": 64, "depth": 1, "num_heads": 2})
+    config.optimizer.warmup_steps = 100
+    config.eval.num_examples = 0  # all
+    return config
+
+
+def demo_probes(config: ConfigDict) -> None:
+    """Sets how the embedded moving objects are probed."""
+    config.batch_size = 64
+    # At the factor 1, 1e-3 at the peak.
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.min_learning_rate = 0.0
+    config.optimizer.warmup_steps = 20
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.01
+    config.probe.kinds = ("linear", "attentive", "change")
+    config.probe.rates = (0.1, 0.3, 1.0, 3.0)
+
+    config.eval.knn = True
+
+
 def demo_images() -> ConfigDict:
     """MAE's model and training on single frames of the embedded moving objects.
 

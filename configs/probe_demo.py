@@ -24,7 +24,6 @@ def get_config(size: str = common.TINY) -> ConfigDict:
       UserError: for another size.
     """
     config = common.demo_size("probe_demo", common.demo_video(), size)
-    config.batch_size = 64
     config.steps = 300
     config.log_every = 10
     config.eval_every = 100
@@ -32,14 +31,5 @@ def get_config(size: str = common.TINY) -> ConfigDict:
 
     config.data.crop = "center"
 
-    # At the factor 1, 1e-3 at the peak.
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.min_learning_rate = 0.0
-    config.optimizer.warmup_steps = 20
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.01
-    config.probe.kinds = ("linear", "attentive", "change")
-    config.probe.rates = (0.1, 0.3, 1.0, 3.0)
-
-    config.eval.knn = True
+    common.demo_probes(config)
     return config

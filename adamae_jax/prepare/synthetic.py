@@ -52,6 +52,7 @@ class Size:
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
         "demo": Size(side=64, num_frames=20, clips={"train": 1536, "validation": 256}),
+        "medium": Size(side=64, num_frames=20, clips={"train": 16384, "validation": 1024}),
         "large": Size(side=128, num_frames=32, clips={"train": 20000, "validation": 1000}),
     }
 )

@@ -301,7 +301,7 @@ def test_their_classifier_computes_what_ours_does(tmp_path: Path) -> None:
     assert isinstance(model, Finetuned)
     far, remarks = classifier_distance(tmp_path / "theirs", with_epsilon(model, 1e-5))
     assert far <= TOLERANCE
-    assert "epsilon" not in "".join(remarks)
+    assert "the epsilon" not in "".join(remarks)
     far, remarks = classifier_distance(tmp_path / "authors", with_epsilon(model, 1e-6))
     # Of mean tokens whose variance is near 1, half of 9e-6: below what anyone measures.
     assert far <= 1e-4
@@ -316,7 +316,7 @@ def test_their_classifier_of_the_first_token_computes_what_ours_does(tmp_path: P
     assert isinstance(model, Finetuned)
     far, remarks = classifier_distance(tmp_path / "equal", model)
     assert far <= TOLERANCE
-    assert "epsilon" not in "".join(remarks)
+    assert "the epsilon" not in "".join(remarks)
     far, remarks = classifier_distance(tmp_path / "far", with_epsilon(model, 1e-1))
     assert far > 100 * TOLERANCE
     assert "epsilon 1e-06 in videomae.layernorm, this model 0.1" in "".join(remarks)

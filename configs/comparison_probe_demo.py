@@ -1,0 +1,27 @@
+"""The probes of launch/compare.sh: what frozen latents tell of the motion, after each way to begin.
+
+Rates and steps are those of probe_demo.
+"""
+
+from ml_collections import ConfigDict
+
+from adamae_jax.errors import UserError
+from configs import common
+
+
+def get_config(size: str = common.TINY) -> ConfigDict:
+    """8 frames of 32 x 32 pixels: 64 tokens, all of which the encoder sees.
+
+    Args:
+      size: tiny, there is no other.
+
+    Raises:
+      UserError: for another size.
+    """
+    if size != common.TINY:
+        raise UserError(f"configs/comparison_probe_demo.py has no size {size!r}: use one of tiny")
+    config = common.comparison_video()
+    config.steps = 300
+    config.eval_every = 100
+    common.demo_probes(config)
+    return config
