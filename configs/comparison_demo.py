@@ -24,6 +24,8 @@ MASKS: dict[str, tuple[str, dict[str, Any]]] = {
         "adaptive",
         {"baseline": "clip", "entropy_weight": 0.1, "entropy_target": 0.9},
     ),
+    # Its reward with the other sign: tokens that reconstruct badly are hidden, not shown.
+    "adaptive_inverted": ("adaptive", {"entropy_weight": 0.1, "entropy_target": 0.9}),
     "random": ("random", {}),
     "tube": ("tube", {}),
     "frame": ("frame", {}),
@@ -61,5 +63,7 @@ def get_config(mask: str = "adaptive") -> ConfigDict:
     strategy, options = MASKS[mask]
     if strategy == "adaptive":
         options = {"num_heads": 4, **options}
+    if mask == "adaptive_inverted":
+        config.objective.sampling_loss_weight *= -1
     config.masking = masking_config(strategy, **{"mask_ratio": RATIO, **options})
     return config

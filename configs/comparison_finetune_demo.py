@@ -7,7 +7,6 @@ the motion is found sooner.
 
 from ml_collections import ConfigDict
 
-from adamae_jax.errors import UserError
 from configs import common
 
 
@@ -20,8 +19,7 @@ def get_config(size: str = common.TINY) -> ConfigDict:
     Raises:
       UserError: for another size.
     """
-    if size != common.TINY:
-        raise UserError(f"configs/comparison_finetune_demo.py has no size {size!r}: use one of tiny")
+    common.check_size("comparison_finetune_demo", size, (common.TINY,))
     config = common.comparison_video()
     config.batch_size = 32
     config.steps = 1500

@@ -5,7 +5,6 @@ Rates and steps are those of probe_demo.
 
 from ml_collections import ConfigDict
 
-from adamae_jax.errors import UserError
 from configs import common
 
 
@@ -18,8 +17,7 @@ def get_config(size: str = common.TINY) -> ConfigDict:
     Raises:
       UserError: for another size.
     """
-    if size != common.TINY:
-        raise UserError(f"configs/comparison_probe_demo.py has no size {size!r}: use one of tiny")
+    common.check_size("comparison_probe_demo", size, (common.TINY,))
     config = common.comparison_video()
     config.steps = 300
     config.eval_every = 100

@@ -12,13 +12,15 @@ usage: bash launch/compare.sh [--accelerator=...] [OPTIONS]
 Pretrains, fine-tunes and probes on the embedded moving objects, cell by cell, in runs/compare; the
 figures go to docs/comparison.json, and the tables and the plot of docs/results.md are made of them.
 
-  --methods=none,adaptive,random,tube   what to compare; also frame, oracle,
-                                        oracle_masked, or NAME=CONFIG for another
+  --methods=none,adaptive,random,tube   what to compare: none (from scratch), the masks of
+                                        configs/comparison_demo.py, or NAME=CONFIG for another
   --seeds=0                             of each
   --full                                all methods and seeds 0, 1 and 2
   --stages=pretrain,finetune,probe      what to run of each
-  --steps=pretrain=500,finetune=1500,probe=300
-  --data=runs/data/moving_objects_demo  or .../moving_objects_large, or a dataset of your own
+  --steps=pretrain=1000,finetune=1500,probe=300
+  --budget=steps                        or flops: all pretrain with as many FLOPs as random masks
+  --data=runs/data/moving_objects_medium  or .../moving_objects_large, or a labelled dataset of your
+                                        own, made by python -m adamae_jax.prepare
   --workdir=runs/compare  --results=FILE.json  --page=FILE.md  --plot=FILE.png
   --dry_run                             prints the commands, and runs nothing
   --page_only                           makes tables and plot anew, and runs nothing

@@ -43,17 +43,20 @@ class Column(NamedTuple):
     scale: float = 1.0
 
 
-AFTER = (
+ACCURACIES = (
     Column("fine-tuning, top-1 %", "finetune", "top1", scale=100),
     Column("attentive probe, %", "probe", "attentive", scale=100),
     Column("linear probe, %", "probe", "linear", scale=100),
     Column("probe of changes, %", "probe", "change", scale=100),
     Column("kNN, %", "probe", "knn", scale=100),
 )
+AFTER = (*ACCURACIES, Column("steps to 50%", "finetune", "half", ".0f"))
 BEFORE = (
     Column("loss", "pretrain", "loss", ".3f"),
     Column("held-out loss", "pretrain", "held_out_loss", ".3f"),
     Column("foreground lift", "pretrain", "lift", ".2f"),
+    Column("steps", "pretrain", "steps", ".0f"),
+    Column("GFLOP a step", "pretrain", "gflop", ".2f"),
     Column("ms a step", "pretrain", "step_ms", ".0f"),
     Column("memory, MiB", "pretrain", "memory_mib", ".0f"),
 )
@@ -64,7 +67,7 @@ BEFORE = (
 
 def key(record: Record) -> tuple[str, ...]:
     """What only one record of a file has: the cell, the data and the steps."""
-    names = ("method", "seed", "stage", "data", "steps")
+    names = ("method", "seed", "stage", "data", "steps", "budget")
     return tuple(json.dumps(record[name], sort_keys=True) for name in names)
 
 
@@ -103,10 +106,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def settings(records: Sequence[Record]) -> list[list[Record]]:
-    """Groups records by data and steps, in the order of the file."""
+    """Groups records by data, steps and budget, in the order of the file."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(json.dumps([record["data"], record["steps"]]), []).append(record)
+        names = [record["data"], record["steps"], record["budget"]]
+        groups.setdefault(json.dumps(names), []).append(record)
     return list(groups.values())
 
 
@@ -156,11 +160,11 @@ def tables(records: Sequence[Record], plot: str) -> str:
     lines = [
         "Mean ± standard deviation over seeds (number of seeds). `none` begins from scratch; its",
         "probes see an encoder that is not trained. A loss is that of a method's own masks, which",
-        "may be harder or easier than another's.",
+        "may be harder or easier than another's. Steps to 50%: of fine-tuning, until the first of",
+        "its evaluations that passes this; of the seeds that do.",
     ]
     for group in settings(records):
-        steps = group[0]["steps"]
-        lines += ["", f"### {group[0]['data']}: " + heading(steps), ""]
+        lines += ["", f"### {group[0]['data']}: " + heading(group[0]), ""]
         after = table(group, methods(group), AFTER)
         lines += after if len(after) > 2 else ["Nothing has been fine-tuned or probed yet."]
         if (chance := chance_of(group)) is not None:
@@ -180,10 +184,12 @@ def chance_of(records: Iterable[Record]) -> float | None:
     return next((100 * value for value in found if value is not None), None)
 
 
-def heading(steps: Mapping[str, int]) -> str:
+def heading(record: Record) -> str:
     """The steps of each stage, in words."""
+    steps = record["steps"]
+    equal = " with random masks, and as many FLOPs with others" * (record["budget"] == "flops")
     return (
-        f"{steps['pretrain']:,} steps of pretraining, {steps['finetune']:,} of fine-tuning, "
+        f"{steps['pretrain']:,} steps of pretraining{equal}, {steps['finetune']:,} of fine-tuning, "
         f"{steps['probe']:,} of probing"
     )
 
@@ -278,15 +284,15 @@ def draw_panel(
     def height(percent: float) -> float:
         return base - span * percent / 100
 
-    title = f"{records[0]['data']}: {heading(records[0]['steps'])}; top-1 in %"
+    title = f"{records[0]['data']}: {heading(records[0])}; top-1 in %"
     pen.text((LEFT, top + 8), title, fill=INK, font=font)
     for percent in range(0, 101, 20):
         pen.line([(LEFT, height(percent)), (WIDTH - 10, height(percent))], fill=LINES)
         pen.text((LEFT - 8, height(percent)), str(percent), fill=INK, font=font, anchor="rm")
-    room = (WIDTH - LEFT - 10) / len(AFTER)
+    room = (WIDTH - LEFT - 10) / len(ACCURACIES)
     shown = [name for name in names if name in methods(records)]
     wide = 0.8 * room / max(1, len(shown))
-    for place, column in enumerate(AFTER):
+    for place, column in enumerate(ACCURACIES):
         left = LEFT + place * room + 0.1 * room
         centre = left + 0.4 * room
         pen.text((centre, base + 8), column.title.split(",")[0], fill=INK, font=font, anchor="ma")

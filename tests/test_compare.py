@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launch import compare, comparison, provenance
+from launch import compare, compare_plan, comparison, cost, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 # A job that has the figures of a complete run at once, and counts how often it is started.
@@ -23,6 +23,9 @@ if sys.argv[1] == "-c":
     print("1 x cpu")
     raise SystemExit
 here = pathlib.Path(__file__).parent
+if sys.argv[2] == "launch.cost":
+    print(json.dumps({{name: 10**9 * (1 + ("adaptive" in name)) for name in sys.argv[3:]}}))
+    raise SystemExit
 words = dict(word.partition("=")[::2] for word in sys.argv[3:])
 stage, run = sys.argv[2].split(".")[1], pathlib.Path(words["--workdir"])
 with (here / "log").open("a") as log:
@@ -40,6 +43,8 @@ config = {{"batch_size": 32, "classifier": {{"num_classes": 8}}}}
 (run / "config.json").write_text(json.dumps(config))
 (run / "test").mkdir(exist_ok=True)
 (run / "test/metrics.json").write_text(json.dumps({{"top1": 0.5, "top5": 0.75}}))
+(run / "metrics.jsonl").write_text("".join(
+    json.dumps({{"step": step, "eval_accuracy": step / 1000}}) + "\\n" for step in (250, 500, 750)))
 (run / "summary.json").write_text(json.dumps({{
     "steps": int(words["--config.steps"]), "seconds": 60.0, "clips_per_second": 64.0,
     "loss_last": 1.5, "loss_reconstruction_last": 0.25, "eval_loss_reconstruction": 0.5,
@@ -65,8 +70,8 @@ class Bench:
         places = {"workdir": "runs", "results": "c.json", "page": "page.md", "plot": "c.png"}
         return [f"--{name}={self.folder / place}" for name, place in places.items()] + list(more)
 
-    def plan(self, *more: str) -> compare.Plan:
-        return compare.Plan(compare.parse(self.arguments(*more)), str(self.python))
+    def plan(self, *more: str) -> compare_plan.Plan:
+        return compare_plan.Plan(compare_plan.parse(self.arguments(*more)), str(self.python))
 
     def run(self, *more: str) -> list[str]:
         """The jobs that a comparison starts."""
@@ -99,7 +104,7 @@ def test_dry_run_prints_every_job(capsys: pytest.CaptureFixture[str], bench: Ben
     jobs = [options_of(line) for line in capsys.readouterr().out.splitlines()]
     assert len(jobs) == 3 * 2 * 3 and not bench.started()
     assert [job["--config.seed"] for job in jobs] == ["3"] * 9 + ["5"] * 9
-    assert {job["--config.data.dir"] for job in jobs} == {compare.DATA}
+    assert {job["--config.data.dir"] for job in jobs} == {compare_plan.DATA}
     assert len({job["--workdir"] for job in jobs}) == len(jobs)
     for pretrain, finetune, probe in (jobs[place : place + 3] for place in range(0, 18, 3)):
         scratch = "/none/" in pretrain["--workdir"]
@@ -108,8 +113,8 @@ def test_dry_run_prints_every_job(capsys: pytest.CaptureFixture[str], bench: Ben
         assert finetune.get("--config.init_from") == (None if scratch else pretrain["--workdir"])
         assert probe["--config.init_from"] == pretrain["--workdir"]
     configs = [job["--config"] for job in jobs[3:9]]
-    assert configs[::3] == ["configs/adamae_demo.py:tube", "configs/mine.py:x"]
-    assert configs[1:3] == ["configs/finetune_demo.py", "configs/probe_demo.py"]
+    assert configs[::3] == ["configs/comparison_demo.py:tube", "configs/mine.py:x"]
+    assert configs[1:3] == [f"configs/comparison_{job}_demo.py" for job in ("finetune", "probe")]
 
 
 def test_options_of_the_large_dataset(bench: Bench) -> None:
@@ -120,27 +125,29 @@ def test_options_of_the_large_dataset(bench: Bench) -> None:
         for option in plan.command(cell)
         if "sampling_rate" in option
     ]
-    assert rates == [f"--config.data.sampling_rate={rate}" for rate in (3, 2, 3)]
+    assert rates == [f"--config.data.sampling_rate={rate}" for rate in (3, 3, 3)]
 
 
 def test_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        compare.parse(["--methods=tubes"])
+        compare_plan.parse(["--methods=tubes"])
     assert "method 'tubes' is unknown" in capsys.readouterr().err
 
 
 def test_figures_are_kept(bench: Bench) -> None:
-    assert bench.run("--methods=tube") == [f"tube/seed0/{stage}" for stage in compare.STEPS]
+    assert bench.run("--methods=tube") == [f"tube/seed0/{stage}" for stage in compare_plan.STEPS]
     pretrained, finetuned, probed = (record["figures"] for record in bench.records())
     for figures in (pretrained, finetuned, probed):
         assert figures.pop("memory_mib") > 1
-    assert pretrained == {"loss": 0.25, "held_out_loss": 0.5, "lift": None, "step_ms": 500.0}
-    assert finetuned == {"top1": 0.5, "top5": 0.75, "loss": 1.5, "chance": 0.125}
+    losses = {"loss": 0.25, "held_out_loss": 0.5}
+    assert pretrained == {**losses, "lift": None, "step_ms": 500.0, "steps": 1000, "gflop": 1.0}
+    # More than half of the clips, not half.
+    assert finetuned == {"top1": 0.5, "top5": 0.75, "loss": 1.5, "half": 750, "chance": 0.125}
     accuracies = {"linear": 0.25, "attentive": 0.375, "change": 0.625, "knn": 0.125}
     assert probed == {**accuracies, "chance": 0.125}
     for record in bench.records():
-        assert record["steps"] == compare.STEPS and record["data"] == "moving_objects_demo"
-        assert record["trained_steps"] == compare.STEPS[record["stage"]]
+        assert record["steps"] == compare_plan.STEPS and record["data"] == "moving_objects_medium"
+        assert record["trained_steps"] == compare_plan.STEPS[record["stage"]]
         assert record["versions"].keys() >= {"jax", "python"} and "CPU cores" in record["device"]
 
 
@@ -159,9 +166,45 @@ def test_what_is_finished_is_not_run_again(bench: Bench) -> None:
     assert [record["figures"]["memory_mib"] for record in bench.records()[8:]] == [None] * 3
 
 
+def test_equal_flops(bench: Bench) -> None:
+    """Steps are as many as the FLOPs of random masks allow; what has the usual number is shared."""
+    bench.run("--methods=adaptive,tube", "--steps=pretrain=900")
+    again = bench.run("--methods=none,adaptive,tube", "--steps=pretrain=900", "--budget=flops")
+    assert again == [
+        *(f"none/seed0/{stage}" for stage in compare_plan.STEPS),
+        *(f"adaptive-450/seed0/{stage}" for stage in compare_plan.STEPS),
+        *(f"tube/seed0/{stage}" for stage in compare_plan.STEPS),  # they see that all is done
+    ]
+    trained = {
+        (record["method"], record["budget"]): record["trained_steps"]
+        for record in bench.records()
+        if record["stage"] == "pretrain"
+    }
+    assert trained == {
+        **{("adaptive", "steps"): 900, ("tube", "steps"): 900},
+        **{("none", "flops"): 1, ("adaptive", "flops"): 450, ("tube", "flops"): 900},
+    }
+    tables = comparison.tables(bench.records(), "c.png")
+    assert "900 steps of pretraining with random masks, and as many FLOPs with others" in tables
+
+
+def test_flops_that_cannot_be_counted(bench: Bench) -> None:
+    arguments = bench.arguments("--methods=mine=configs/missing.py", "--budget=flops")
+    plan = compare_plan.Plan(compare_plan.parse(arguments))
+    with pytest.raises(compare_plan.JobError, match="cannot count .*missing.py.*: FileNotFound"):
+        plan.costs  # noqa: B018
+
+
+def test_what_a_step_costs() -> None:
+    """A sampler costs something, and tokens that are not decoded nothing."""
+    names = ("random", "oracle", "adaptive", "dual")
+    found = [cost.flops(cost.read(f"configs/comparison_demo.py:{name}")) for name in names]
+    assert found[0] == found[1] and found[2] > 1.2 * found[0] and found[3] < 0.9 * found[0]
+
+
 def test_a_job_that_fails(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.does("fail tube/seed0/pretrain\nfail random/seed0/finetune\n")
-    with pytest.raises(compare.JobError, match="2 jobs have failed"):
+    with pytest.raises(compare_plan.JobError, match="2 jobs have failed"):
         bench.run("--methods=tube,random,frame")
     failed = "error: tube, seed 0, pretrain: status 1, see "
     errors = capsys.readouterr().err
@@ -171,7 +214,9 @@ def test_a_job_that_fails(bench: Bench, capsys: pytest.CaptureFixture[str]) -> N
     assert "random/seed0/probe" in started and "frame/seed0/probe" in started
     bench.does("")
     again = bench.run("--methods=tube,random,frame")
-    assert again == [f"tube/seed0/{stage}" for stage in compare.STEPS] + ["random/seed0/finetune"]
+    assert again == [f"tube/seed0/{stage}" for stage in compare_plan.STEPS] + [
+        "random/seed0/finetune"
+    ]
 
 
 def test_the_job_is_told_to_end(bench: Bench) -> None:
@@ -221,7 +266,7 @@ def made(
 ) -> dict[str, Any]:
     return {
         **{"method": method, "seed": seed, "stage": stage, "data": "moving_objects_demo"},
-        "steps": {"pretrain": steps, "finetune": 1500, "probe": 300},
+        **{"steps": {"pretrain": steps, "finetune": 1500, "probe": 300}, "budget": "steps"},
         **{"figures": figures, "seconds": 1800.0, "device": "a device", "versions": {"jax": "1"}},
         **{"commit": "abc", "date": "2026-01-01"},
     }
@@ -246,10 +291,10 @@ def test_tables() -> None:
     text = comparison.tables(records, "c.png")
     rows = [line for line in text.splitlines() if line.startswith(("| tube", "| none", "| frame"))]
     assert rows == [
-        "| tube | 50.0 ± 10.0 (3) |  | 20.0 (1) | 40.0 (1) | 50.0 (1) |",
-        "| none | 25.0 (1) |  |  |  |  |",
-        "| tube | 0.500 (1) |  |  | 120 (1) |  |",
-        "| frame | 50.0 ± 35.4 (2) |  |  |  |  |",
+        "| tube | 50.0 ± 10.0 (3) |  | 20.0 (1) | 40.0 (1) | 50.0 (1) |  |",
+        "| none | 25.0 (1) |  |  |  |  |  |",
+        "| tube | 0.500 (1) |  |  |  |  | 120 (1) |  |",
+        "| frame | 50.0 ± 35.4 (2) |  |  |  |  |  |",
     ]
     assert text.index("### moving_objects_demo: 500 steps") < text.index("2,000 steps of pre")
     assert "Chance: 12.5%." in text and "](c.png)" in text

@@ -27,7 +27,7 @@ _FOLDERS = {f"moving_objects_{name}": name for name in synthetic.SIZES}
 def ensure(directory: str | os.PathLike[str]) -> None:
     """Makes the embedded dataset that a directory's name asks for, unless something is there.
 
-    ``moving_objects_demo`` and ``moving_objects_large`` are such names; a directory of any other
+    ``moving_objects_demo``, ``_medium`` and ``_large`` are such names; a directory of any other
     name, or in a bucket, is left as it is. One line says what is made. Of several processes that
     share the directory, one alone may call this.
 
@@ -58,7 +58,7 @@ def prepare(name: str, destination: Path, seed: int = 0, num_workers: int = 0) -
         UserError: bad arguments, or `destination` holds something else.
     """
     if name not in synthetic.SIZES:
-        raise UserError(f"--embedded={name} is unknown: choose {' or '.join(synthetic.SIZES)}")
+        raise UserError(f"--embedded={name} is unknown: choose {', '.join(synthetic.SIZES)}")
     if seed < 0:
         raise UserError(f"--seed={seed} must be 0 or more")
     plan = Plan(

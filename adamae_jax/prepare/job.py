@@ -55,7 +55,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("output", None, "folder to write; must not exist, or be empty", values)
     text("source", None, "folder to make a dataset of: videos, folders of frames or images", values)
     text("tfds", None, "folder of a dataset that TFDS prepared, to make one of", values)
-    text("embedded", None, "write the embedded dataset: demo or large", values)
+    text("embedded", None, "write the embedded dataset: demo, medium or large", values)
     number("seed", 0, "of the embedded dataset", flag_values=values)
     flags.DEFINE_multi_string(
         "list", [], "SPLIT=FILE, or SPLIT=PATTERN of several: the videos of a split, in --source; "
@@ -116,7 +116,9 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     del argv
     kinds = [name for name in _SOURCES if values[name].value is not None]
     if len(kinds) != 1:
-        raise UserError("give either --source=FOLDER, --tfds=FOLDER or --embedded=demo (or large)")
+        raise UserError(
+            "give one of --source=FOLDER, --tfds=FOLDER and --embedded=demo|medium|large"
+        )
     for name, why in _useless_options(values, kinds[0]):
         if values[name].present:
             raise UserError(f"--{name} means nothing with {why}: leave it out")

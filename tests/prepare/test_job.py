@@ -187,7 +187,7 @@ def test_only_useless_videos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--source=FOLDER, --tfds=FOLDER or --embedded=demo"),
+        ([], "--source=FOLDER, --tfds=FOLDER and --embedded=demo"),
         (["--embedded=demo", "--output="], "--output=DIR is missing"),
         (["--source=gs://bucket/videos"], "--source=gs://bucket/videos is an address, but folders"),
         (["--embedded=demo", "--output=s3://bucket/a"], "mount the bucket and give its folder"),
@@ -226,7 +226,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         [*JOB, "--embedded=huge", f"--output={tmp_path / 'a'}"], capture_output=True, text=True
     )
     assert result.returncode == 2
-    assert result.stderr == "error: --embedded=huge is unknown: choose demo or large\n"
+    assert result.stderr == "error: --embedded=huge is unknown: choose demo, medium, large\n"
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
