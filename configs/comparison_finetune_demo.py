@@ -22,7 +22,7 @@ def get_config(size: str = common.TINY) -> ConfigDict:
     common.check_size("comparison_finetune_demo", size, (common.TINY,))
     config = common.comparison_video()
     config.batch_size = 32
-    config.steps = 1500
+    config.steps = 3000
     config.eval_every = 250
     config.checkpoint_every = 250
     config.eval.test_views = "3x1"

@@ -17,7 +17,7 @@ figures go to docs/comparison.json, and the tables and the plot of docs/results.
   --seeds=0                             of each
   --full                                all methods and seeds 0, 1 and 2
   --stages=pretrain,finetune,probe      what to run of each
-  --steps=pretrain=1000,finetune=1500,probe=300
+  --steps=pretrain=1000,finetune=3000,probe=300
   --budget=steps                        or flops: all pretrain with as many FLOPs as random masks
   --data=runs/data/moving_objects_medium  or .../moving_objects_large, or a labelled dataset of your
                                         own, made by python -m adamae_jax.prepare

@@ -23,7 +23,7 @@ REFERENCE = "random"  # whose FLOPs are the measure
 METHODS = {SCRATCH: f"{PRETRAINING}:random"} | {mask: f"{PRETRAINING}:{mask}" for mask in MASKS}
 DEFAULT_METHODS, DEFAULT_SEEDS = (SCRATCH, "adaptive", "random", "tube"), (0,)
 FULL_METHODS, FULL_SEEDS = tuple(METHODS), (0, 1, 2)
-STEPS = {"pretrain": 1000, "finetune": 1500, "probe": 300}
+STEPS = {"pretrain": 1000, "finetune": 3000, "probe": 300}
 AFTER = {
     "finetune": "configs/comparison_finetune_demo.py",
     "probe": "configs/comparison_probe_demo.py",

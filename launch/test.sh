@@ -8,12 +8,14 @@ usage() {
   cat <<END
 usage: bash launch/test.sh [--full | --smoke] [--interop] [--accelerator=...] [-- PYTEST ARGUMENTS]
        bash launch/test.sh --beam [-- PYTEST ARGUMENTS]
+       bash launch/test.sh --tpu [-- PYTEST ARGUMENTS]
 
   --full    the long campaigns too: kills, statistics, long runs
   --interop installs PyTorch (for the CPU) and transformers, and compares exported weights with
             what they compute
   --smoke   parity and a short training run only, such as CI runs on the second Python
   --beam    preparing with Apache Beam only, in an environment of its own (.venv-beam)
+  --tpu     compiling for TPUs only, with a libtpu beside the environment (.libtpu); no TPU is needed
 Tests run on the CPU; with --accelerator=cuda (or auto, where a GPU is found) those that need a GPU
 run before them.
 $SETUP_USAGE
@@ -24,6 +26,7 @@ asked=cpu
 smoke=""
 interop=""
 beam=""
+tpu=""
 options=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,6 +38,7 @@ while [ $# -gt 0 ]; do
       ;;
     --smoke) smoke=yes ;;
     --beam) beam=yes ;;
+    --tpu) tpu=yes ;;
     -h | --help)
       usage
       exit
@@ -43,7 +47,7 @@ while [ $# -gt 0 ]; do
       shift
       break
       ;;
-    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke, --interop, --beam and --accelerator=...;" \
+    *) fail "unknown argument $1: launch/test.sh takes --full, --smoke, --interop, --beam, --tpu and --accelerator=...;" \
       "pytest's own come after --" ;;
   esac
   shift
@@ -59,8 +63,20 @@ if [ -n "$beam" ]; then
   "$python" -c "import apache_beam" # else its tests would be skipped
   exec "$python" -m pytest tests/prepare/test_beam.py "$@"
 fi
+if [ -n "$tpu" ]; then
+  [ "$asked$smoke$interop${options[*]-}" = cpu ] ||
+    fail "--tpu goes with none of --full, --smoke, --interop and --accelerator=..."
+fi
 setup "$asked" test
 cd "$root"
+if [ -n "$tpu" ]; then
+  say "libtpu, to compile with"
+  # Beside the environment, where JAX would look for a TPU whenever it starts.
+  "$python" -m pip install -q --no-deps --upgrade --target .libtpu -r requirements-tpu.txt
+  export JAX_PLATFORMS=cpu PYTHONPATH=$root/.libtpu${PYTHONPATH:+:$PYTHONPATH}
+  "$python" -c "import libtpu" # else its tests would be skipped
+  exec "$python" -m pytest tests/planning/test_tpu.py "$@"
+fi
 if [ -n "$interop" ]; then
   say "PyTorch and transformers, to compare with"
   "$python" -m pip install -q -r requirements-interop.txt

@@ -54,6 +54,7 @@ def test_ci_is_executable() -> None:
         ("test.sh", ["tests/models"], "unknown argument tests/models"),
         ("test.sh", ["--beam", "--smoke"], "--beam goes with none of --full, --smoke"),
         ("test.sh", ["--full", "--beam"], "--beam goes with none of --full, --smoke"),
+        ("test.sh", ["--tpu", "--interop"], "--tpu goes with none of --full, --smoke"),
     ],
 )
 def test_bad_arguments(clone: Clone, script: str, arguments: list[str], named: str) -> None:
@@ -148,6 +149,13 @@ def test_one_accelerator_at_a_time(clone: Clone) -> None:
     errors = one_line(clone.run("launch/setup.sh", "--accelerator=cuda", status=2))
     assert "holds JAX for tpu, which does not go with cuda13" in errors
     clone.run("launch/setup.sh", "--accelerator=tpu")  # and still works as it was
+
+
+def test_tpus_are_compiled_for_beside_the_environment(clone: Clone) -> None:
+    clone.run("launch/test.sh", "--tpu", "--", "-x")
+    *_, installed, tests = clone.calls()
+    assert installed.endswith("--target .libtpu -r requirements-tpu.txt")
+    assert tests == "3.11 -m pytest tests/planning/test_tpu.py -x"
 
 
 def test_beam_has_an_environment_of_its_own(clone: Clone) -> None:
@@ -330,6 +338,7 @@ def test_ci(clone: Clone) -> None:
     assert calls[-1].startswith("3.11 -m pytest ")
     assert any(call.startswith("3.12 -m pytest ") and "-m smoke" in call for call in calls)
     assert "3.11 -m pytest tests/prepare/test_beam.py" in calls
+    assert "3.11 -m pytest tests/planning/test_tpu.py" in calls
     for figures in ({"foreground_lift": 1.2}, {"loss_reconstruction_last": 1.0}):
         bad = json.dumps({**json.loads(good), **figures})
         assert "failed: demo's figures" in clone.run(".ci/run", STUB_SUMMARY=bad, status=1)

@@ -80,6 +80,15 @@ def test_pins_are_within_the_ranges(python: str, platform: str) -> None:
     assert run["jax"] == run["jaxlib"] and beam["jax"] == beam["jaxlib"]
 
 
+def test_the_compiler_for_tpus_goes_with_jax() -> None:
+    from importlib.metadata import requires
+
+    (version,) = versions("requirements-tpu.txt", {}).values()
+    wanted = (Requirement(line) for line in requires("jax") or ())
+    (libtpu,) = (each for each in wanted if each.name == "libtpu")
+    assert libtpu.specifier.contains(version)
+
+
 def test_two_stacks() -> None:
     newest = {
         python: versions("requirements.txt", {"python_version": python, **PLATFORMS["linux"]})
