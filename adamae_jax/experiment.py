@@ -312,16 +312,18 @@ def check(config: ConfigDict) -> None:
 
 
 def check_device(config: ConfigDict, platform: str | None = None) -> None:
-    """Raises a `UserError` where cuDNN's attention is asked for and cannot be had.
+    """Raises a `UserError` where an attention is asked for that cannot be had.
 
     Args:
       config: the experiment.
       platform: what it is for, if not for the devices that are attached.
     """
-    if config.model.attention != "cudnn":
-        return
-    platform = platform or jax.default_backend()
-    if platform != "gpu" or config.model.dtype != "bfloat16":
+    attention, platform = config.model.attention, platform or jax.default_backend()
+    if attention == "pallas" and platform != "tpu":
+        raise UserError(
+            f"model.attention 'pallas' is a kernel for TPUs, but this is {platform!r}: use 'auto'"
+        )
+    if attention == "cudnn" and (platform != "gpu" or config.model.dtype != "bfloat16"):
         raise UserError(
             f"model.attention 'cudnn' needs an NVIDIA GPU and model.dtype 'bfloat16', but this is "
             f"{platform!r} with {config.model.dtype!r}: use 'xla'"

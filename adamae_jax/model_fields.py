@@ -95,8 +95,10 @@ MODEL_FIELDS: dict[str, Field] = {
     "model.attention": ModelField(
         "auto",
         "Who computes attention. blockwise keeps no scores: memory grows with the number of "
-        "tokens, not with its square. cudnn needs an NVIDIA GPU and bfloat16. auto: blockwise on "
-        "CPU and for rows of more than 512 tokens, else xla.",
+        "tokens, not with its square. cudnn needs an NVIDIA GPU and bfloat16. pallas needs a TPU: "
+        "scores of rows of more than 512 tokens stay on the chip, shorter rows are xla's. auto: "
+        "blockwise on CPU; elsewhere xla for rows of up to 512 tokens, and for longer ones pallas "
+        "on TPUs, blockwise on GPUs.",
         choices=get_args(AttentionImplementation),
         mutable=True,
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,6 +25,7 @@ from adamae_jax.targets import predicted_pixels
 from adamae_jax.task import Variables
 from adamae_jax.training import files
 from adamae_jax.training.files import AnyPath
+from adamae_jax.training.partitioning import on_mesh
 
 # Arrays of a few clips, see `compute`.
 Panels = dict[str, np.ndarray]
@@ -72,6 +74,7 @@ def compute(
     variables: Variables,
     video: UInt8[Array | np.ndarray, "b T H W C"],
     keys: ExampleKeys,
+    mesh: Mesh | None = None,
     **known: Any,
 ) -> Panels:
     """Runs the model on a few clips, as in evaluation (no dropout).
@@ -81,6 +84,7 @@ def compute(
       variables: as `Pretraining.forward` takes them.
       video: the clips.
       keys: one key per clip, for the mask.
+      mesh: the devices that the variables lie on, where they are several.
       known: what else the strategy looks at, as `Pretraining.known` gives it.
 
     Returns:
@@ -92,13 +96,14 @@ def compute(
       not predicted (tokens that the strategy does not ask for, frames that the model leaves out)
       is grey.
     """
-    arrays = _arrays(pretraining, variables, jnp.asarray(video), keys, known)
+    arrays = _arrays(pretraining, mesh, variables, jnp.asarray(video), keys, known)
     return {"video": np.asarray(video), **{k: np.asarray(v) for k, v in arrays.items()}}
 
 
-@functools.partial(jax.jit, static_argnames="pretraining")
+@functools.partial(jax.jit, static_argnames=("pretraining", "mesh"))
 def _arrays(
     pretraining: Pretraining,
+    mesh: Mesh | None,
     variables: Variables,
     video: UInt8[Array, "b T H W C"],
     keys: ExampleKeys,
@@ -106,7 +111,8 @@ def _arrays(
 ) -> dict[str, Array]:
     model = pretraining.model
     geometry, target = model.geometry, model.target_geometry
-    outcome = pretraining.forward(variables, video, keys, False, **known)
+    forward = functools.partial(pretraining.forward, train=False, **known)
+    outcome = (on_mesh(forward, mesh) if mesh else forward)(variables, video, keys)
     mask, shape = outcome.mask, (video.shape[0], geometry.num_tokens)
     rows = jnp.arange(video.shape[0])[:, None]
     valid = True if mask.visible_valid is None else mask.visible_valid

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, frozen, initial, job, licenses, pictures
@@ -75,7 +76,7 @@ def pretrain(
             metadata=begun.metadata(license),
             frozen=held.variables,
             initial=start.told(),
-            draw=drawing(config, workdir, task, data),
+            draw=drawing(config, workdir, task, data, begun.mesh),
             export=job.exporting(begun, license),
             summary=lambda evaluated: {
                 "foreground_lift": evaluated.get("eval_foreground_lift"),
@@ -115,7 +116,7 @@ def told_ratios(task: Pretraining, steps: int) -> str:
 
 
 def drawing(
-    config: ConfigDict, workdir: AnyPath, task: Pretraining, data: RunData
+    config: ConfigDict, workdir: AnyPath, task: Pretraining, data: RunData, mesh: Mesh
 ) -> Callable[[RunMetrics, int, Variables, str | None], None]:
     """Returns what draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
 
@@ -135,7 +136,7 @@ def drawing(
         if batch is None:
             return
         keys = example_keys(config.seed, 0, jnp.asarray(batch["example_index"]))
-        panels = pictures.compute(task, variables, batch["video"], keys, **task.known(batch))
+        panels = pictures.compute(task, variables, batch["video"], keys, mesh, **task.known(batch))
         strips = map(pictures.strip, pictures.clips(panels))
         metrics.write_images(step, {f"clips/{index}": drawn for index, drawn in enumerate(strips)})
         if prefix is not None:

@@ -14,6 +14,7 @@ from adamae_jax import masking, pictures
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
 from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
+from adamae_jax.training.partitioning import create_mesh, replicated
 from tests import helpers
 
 GRID = helpers.GEOMETRY.grid
@@ -86,6 +87,26 @@ def test_perfect_predictions_give_the_input_back(objective: Objective) -> None:
     panels, _ = computed(Perfect(tiny.model, tiny.strategy, tiny.objective))
     np.testing.assert_array_equal(panels["reconstruction"], panels["video"])
     assert panels["error"].max() < 1e-2
+
+
+def test_a_mesh_is_told_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels cannot be computed on several devices without it; the pictures are the same."""
+    tiny = helpers.pretraining(masking.create("random", 0.75, {}))
+    variables, video, keys = helpers.variables(tiny), helpers.clips(2), helpers.example_keys(2)
+    expected = pictures.compute(tiny, variables, video, keys)
+    seen, forward = [], Pretraining.forward
+
+    def spy(self: Pretraining, *arguments: Any, **options: Any) -> ForwardOutput:
+        seen.append(jax.sharding.get_abstract_mesh())
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(Pretraining, "forward", spy)
+    mesh = create_mesh({"data": 2, "fsdp": 4})
+    lying = jax.device_put(variables, replicated(mesh))
+    found = pictures.compute(tiny, lying, video, keys, mesh)
+    assert seen == [mesh.abstract_mesh]
+    for name, panel in expected.items():
+        np.testing.assert_allclose(found[name], panel, rtol=1e-4, atol=1)  # of 255 grey levels
 
 
 def test_a_flat_background_has_no_error() -> None:

@@ -228,6 +228,7 @@ BAD_VALUES = [
     ({"optimizer__b2": 1.5}, ["optimizer.b2 is 1.5", "below 1"]),
     ({"data__validation_split": "held"}, ["'held'", "--config.eval_every=0"]),
     ({"model__attention": "cudnn"}, ["cudnn", "NVIDIA"]),
+    ({"model__attention": "pallas"}, ["model.attention 'pallas'", "TPU", "'cpu'", "'auto'"]),
 ]
 
 

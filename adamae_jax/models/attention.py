@@ -1,7 +1,8 @@
 """Attention over short and long rows of tokens, by one of several implementations.
 
 `blockwise_attention` is the one that keeps no scores: its memory grows with the length of a row,
-not with the square of it (after arXiv 2205.14135). It is plain JAX and runs everywhere.
+not with the square of it (after arXiv 2205.14135). It is plain JAX and runs everywhere. On TPUs,
+`adamae_jax.models.pallas_attention` does the same on the chip alone.
 """
 
 import functools
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from adamae_jax.models.sharding import platform
 
-AttentionImplementation = Literal["auto", "xla", "blockwise", "cudnn"]
+AttentionImplementation = Literal["auto", "xla", "blockwise", "cudnn", "pallas"]
 
 ATTENDED = "attended"  # what the results of attention are called where some are to be kept
 
@@ -45,23 +46,42 @@ def attend(
       value: what is mixed.
       key_valid: the keys that may be attended to; None for all. Each example needs one.
       implementation: "xla" and "cudnn" are those of `jax.nn.dot_product_attention`; "blockwise" is
-        `blockwise_attention`; "auto" chooses one for the backend and the number of keys.
+        `blockwise_attention`; "pallas" is `pallas_attention` for rows of more than `SHORT_ROW`
+        keys, and "xla" for others; "auto" chooses one, see `choose`.
     """
     if implementation == "auto":
-        implementation = choose(platform(), key.shape[1])
+        meshed = not jax.sharding.get_abstract_mesh().empty
+        implementation = choose(platform(), key.shape[1], meshed=meshed)
+    if implementation == "pallas" and key.shape[1] <= SHORT_ROW:
+        implementation = "xla"
     if implementation == "blockwise":
         return blockwise_attention(query, key, value, key_valid)
+    if implementation == "pallas":
+        from adamae_jax.models.pallas_attention import pallas_attention  # imports Pallas
+
+        return pallas_attention(query, key, value, key_valid)
     assert implementation != "auto"  # `choose` names another
     mask = None if key_valid is None else key_valid[:, None, None, :]
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
-def choose(backend: str, length: int) -> AttentionImplementation:
+def choose(backend: str, length: int, *, meshed: bool) -> AttentionImplementation:
     """Returns what "auto" stands for.
 
-    On other backends than CPU it saves memory where rows are long; nothing has been timed there.
+    On other backends than CPU it saves memory and traffic where rows are long, as compiled;
+    nothing has been timed on a TPU.
+
+    Args:
+      backend: see `platform`.
+      length: number of keys.
+      meshed: whether a mesh is set. Without one, devices that arrays are split over are not known,
+        and a kernel is no program that XLA could split.
     """
-    return "blockwise" if backend == "cpu" or length > SHORT_ROW else "xla"
+    if backend == "cpu":
+        return "blockwise"
+    if length <= SHORT_ROW:
+        return "xla"
+    return "pallas" if backend == "tpu" and meshed else "blockwise"
 
 
 def block_size(length: int) -> int:

@@ -4,7 +4,9 @@ Each step of the program (an instruction that is fused into no other) reads its 
 its results once, as often as it runs. Of an operand that is only sliced or gathered from, what is
 taken counts; of a result that is an operand with a part replaced, that part. What lies in the
 chip's own memory (a TPU's vector memory) costs nothing, and neither do steps that only name things.
-Caches are not seen, nor what a kernel that is called reads more than once.
+A kernel that is called (a custom call, such as one of Pallas) is a step like others: what it is
+given and what it gives counts, whatever it computes in between. Caches are not seen, nor what a
+kernel reads more than once.
 """
 
 from collections.abc import Iterable

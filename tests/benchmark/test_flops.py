@@ -8,6 +8,8 @@ import numpy as np
 
 from adamae_jax import experiment
 from adamae_jax.benchmark.flops import matmul_flops
+from adamae_jax.models.pallas_attention import pallas_attention
+from adamae_jax.training.partitioning import create_mesh, on_mesh
 from configs import adamae_ssv2
 from tests import helpers
 
@@ -44,12 +46,42 @@ def test_loops_and_branches() -> None:
     assert matmul_flops(jax.make_jaxpr(either)(square)) == 2 * 2 * 27
 
 
+def test_a_kernel_counts_as_often_as_its_grid_has_steps() -> None:
+    """Of attention, two products forward and five backward, over rows that are filled up."""
+    query = jnp.ones((2, 100, 3, 8))
+
+    def attended(*qkv: jax.Array) -> jax.Array:
+        return pallas_attention(*qkv).sum()
+
+    filled = 2 * 2 * 3 * 128 * 128 * 8
+    forward = matmul_flops(jax.make_jaxpr(attended)(query, query, query))
+    assert forward == 2 * filled
+    backward = jax.grad(attended, argnums=(0, 1, 2))
+    inner = 2 * 2 * 3 * 128 * 8  # of each row's result and its gradient
+    whole = matmul_flops(jax.make_jaxpr(backward)(query, query, query))
+    assert whole == 7 * filled + inner
+    # Two devices, each with one of the two examples.
+    split = on_mesh(backward, create_mesh({"data": 2}, jax.devices()[:2]))
+    assert matmul_flops(jax.make_jaxpr(split)(query, query, query)) == whole
+
+
 def test_rematerialisation_counts_what_it_repeats() -> None:
-    plain = jax.grad(lambda a: jnp.sin(jnp.sin(a @ B) @ B.T).sum())
-    again = jax.grad(jax.checkpoint(lambda a: jnp.sin(jnp.sin(a @ B) @ B.T).sum()))
+    def loss(a: jax.Array) -> jax.Array:
+        return jnp.sin(jnp.sin(a @ B) @ B.T).sum()
+
+    plain, again = jax.value_and_grad(loss), jax.value_and_grad(jax.checkpoint(loss))
     counts = [matmul_flops(jax.make_jaxpr(f)(A)) for f in (plain, again)]
     assert counts[0] == 4 * PRODUCT
     assert counts[1] == 6 * PRODUCT
+
+
+def test_what_nobody_uses_does_not_count() -> None:
+    def loss(a: jax.Array) -> jax.Array:
+        unused = jax.jit(jnp.matmul)(a, B)
+        del unused
+        return (a @ B).sum()
+
+    assert matmul_flops(jax.make_jaxpr(loss)(A)) == PRODUCT
 
 
 def test_the_full_model_costs_what_is_known() -> None:

@@ -113,6 +113,17 @@ def test_a_mesh_gathers_nothing() -> None:
     assert "all-gather" not in str(compiled.as_text())
 
 
-def test_what_auto_chooses() -> None:
-    assert attention.choose("cpu", 78) == attention.choose("tpu", 1568) == "blockwise"
-    assert attention.choose("tpu", 160) == attention.choose("gpu", 512) == "xla"
+@pytest.mark.parametrize(
+    ("backend", "length", "meshed", "chosen"),
+    [
+        ("cpu", 78, True, "blockwise"),
+        ("cpu", 1568, True, "blockwise"),
+        ("gpu", 512, True, "xla"),
+        ("gpu", 513, True, "blockwise"),
+        ("tpu", 160, True, "xla"),
+        ("tpu", 1568, True, "pallas"),
+        ("tpu", 1568, False, "blockwise"),
+    ],
+)
+def test_what_auto_chooses(backend: str, length: int, meshed: bool, chosen: str) -> None:
+    assert attention.choose(backend, length, meshed=meshed) == chosen

@@ -121,6 +121,23 @@ def test_a_tpu_program() -> None:
     assert memory_traffic(module) == 3 * (array + 4 + 4) + array
 
 
+KERNEL = """
+ENTRY %main (q: bf16[2,3,640,64], k: bf16[2,3,640,64]) -> bf16[2,3,640,64] {
+  %q = bf16[2,3,640,64]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[2,3,640,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %both = (f32[2,640,128]{2,1,0}, bf16[2,3,640,64]{3,2,1,0}) custom-call(%q, %k), \
+custom_call_target="tpu_custom_call"
+  ROOT %out = bf16[2,3,640,64]{3,2,1,0} get-tuple-element(%both), index=1
+}
+"""
+
+
+def test_a_kernel_moves_what_it_is_given_and_gives() -> None:
+    """Its queries, two results, and not the keys, which lie on the chip; no scores."""
+    array = 2 * 3 * 640 * 64 * 2
+    assert memory_traffic(hlo.parse(KERNEL)) == array + 2 * 640 * 128 * 4 + array
+
+
 def test_a_slice_of_a_stack_does_not_count_as_the_whole() -> None:
     def layers(x: jax.Array, stack: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
