@@ -22,7 +22,7 @@ from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import Element, EvalClips, Shard, TrainClips, eval_stream, train_stream
 from adamae_jax.data.temporal import Views
-from adamae_jax.data.workers import detach_tracker, init_reader, keep_freed_memory
+from adamae_jax.data.workers import init_reader, keep_freed_memory
 from adamae_jax.errors import UserError, WorkerDeathError
 
 Batch = dict[str, np.ndarray]
@@ -230,9 +230,7 @@ class Batches:
             )
         if timeout_s <= 0:
             raise UserError(f"timeout_s is {timeout_s}, but must be a number of seconds above 0")
-        if num_workers:
-            detach_tracker()
-        else:
+        if not num_workers:
             keep_freed_memory()
         self._remaining = num_steps
         self._num_workers = num_workers
