@@ -322,7 +322,7 @@ def _split_info(info: Any, directory: str, split: str) -> Any:
 
 def _fingerprint(directory: str, paths: list[str], num_records: int) -> str:
     digest = hashlib.sha256(storage.read_file(storage.join(directory, INFO)))
-    for path, state in zip(paths, storage.file_states(paths), strict=True):
-        digest.update(f"\n{os.path.basename(path)} {state.size}".encode())
+    for path, size in zip(paths, storage.file_sizes(paths), strict=True):
+        digest.update(f"\n{os.path.basename(path)} {size}".encode())
     digest.update(f"\n{num_records}".encode())
     return digest.hexdigest()

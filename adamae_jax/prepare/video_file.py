@@ -40,7 +40,7 @@ class _Reader:
         """Opens the file; raises `OSError` where it cannot be opened, again and again."""
         self.name = f"file:{os.fspath(path)}"
         self.failure: OSError | None = None
-        self.size = storage.file_states([os.path.abspath(path)])[0].size
+        self.size = storage.file_sizes([os.path.abspath(path)])[0]
         self._path = os.path.abspath(path)
         self._file: storage.RangedFile | None = None
         self._place = 0
