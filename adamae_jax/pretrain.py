@@ -13,7 +13,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from adamae_jax import cli, experiment, frozen, initial, job, licenses, pictures
-from adamae_jax.data.batches import Batch, first_clips
+from adamae_jax.data.batches import first_clips
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
@@ -120,7 +121,7 @@ def drawing(
     """Returns what draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
 
     @functools.cache
-    def clips() -> Batch | None:
+    def clips() -> Element | None:
         if data.validation is None:
             return None
         try:

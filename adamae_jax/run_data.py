@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adamae_jax import classes, experiment
-from adamae_jax.data.batches import eval_batches, train_batches
+from adamae_jax.data.batches import Reading, eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
 from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import EvalClips, TrainClips
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
@@ -165,23 +166,17 @@ class RunData:
         """The training stream from a step on."""
         config = self.config
         damage = TrainingDamage(self.train, config.data.max_bad_fraction, _listing(self.workdir))
-        index, count = batch_shard(self.mesh)
-        with train_batches(
+        options = config.data
+        clips = TrainClips(
             self.train,
             experiment.clip_spec(config),
             seed=config.seed,
-            videos_per_step=config.batch_size // config.data.repeats,
-            repeats=config.data.repeats,
-            first_step=first_step,
-            num_steps=config.steps - first_step,
-            num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
-            prefetch=config.data.prefetch,
-            shard_index=index,
-            shard_count=count,
-            on_error=config.data.on_error,
-            timeout_s=config.data.timeout_s,
-        ) as batches:
+            videos_per_step=config.batch_size // options.repeats,
+            repeats=options.repeats,
+            on_error=options.on_error,
+        )
+        reading = reading_of(config, self.mesh, options.num_workers)
+        with train_batches(clips, first_step, config.steps - first_step, reading) as batches:
             yield watched(watched(batches, damage.see), labels_of(self.train, config))
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
@@ -225,25 +220,24 @@ def evaluation_batches(
     Raises:
       UserError: the dataset cannot give such clips or views; in a batch, a label is of no class.
     """
-    total = min(most or len(dataset), len(dataset))
-    index, count = batch_shard(mesh)
     batch_size = config.eval.batch_size
     if views is not None:
         batch_size = videos_per_batch(batch_size, mesh, views)
-    with eval_batches(
-        dataset,
-        experiment.clip_spec(config),
-        batch_size=batch_size,
-        num_examples=total,
-        views=views,
-        num_workers=min(config.data.num_workers, total // count // VIDEOS_PER_WORKER),
-        num_threads=config.data.num_threads,
-        timeout_s=config.data.timeout_s,
-        shard_index=index,
-        shard_count=count,
-    ) as batches:
+    clips = EvalClips(dataset, experiment.clip_spec(config), batch_size, most or None, views)
+    _, hosts = batch_shard(mesh)
+    workers = min(config.data.num_workers, clips.count // hosts // VIDEOS_PER_WORKER)
+    with eval_batches(clips, reading_of(config, mesh, workers)) as batches:
         damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
-        yield HeldOutClips(total, watched(batches, labels_of(dataset, config)), damage)
+        yield HeldOutClips(clips.count, watched(batches, labels_of(dataset, config)), damage)
+
+
+def reading_of(config: ConfigDict, mesh: Mesh, num_workers: int) -> Reading:
+    """Returns how this process reads its part of each batch."""
+    host, num_hosts = batch_shard(mesh)
+    options = config.data
+    return Reading(
+        num_workers, options.num_threads, options.prefetch, options.timeout_s, host, num_hosts
+    )
 
 
 def videos_per_batch(clips: int, mesh: Mesh, views: Views) -> int:

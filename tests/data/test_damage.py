@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from absl import logging
 
-from adamae_jax.data.batches import Batch, eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import Damage, EvaluationDamage, Listing, TrainingDamage
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, small_records, video, write_dataset
+from tests.data.fixtures import evaluation, serialize, small_records, training, video, write_dataset
 
 COUNT = 40
 DAMAGED = (3, 8, 21)
@@ -45,7 +45,7 @@ class Many:
 
 def watch(dataset: Dataset, damage: TrainingDamage, steps: int = 25) -> None:
     """Five epochs, unless it ends before."""
-    with train_batches(
+    with training(
         dataset, SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=steps
     ) as batches:
         for batch in batches:
@@ -55,7 +55,7 @@ def watch(dataset: Dataset, damage: TrainingDamage, steps: int = 25) -> None:
 def evaluated(dataset: Dataset, damage: EvaluationDamage) -> tuple[int, int]:
     """How many videos cannot be read, and how many there are."""
     unreadable = total = 0
-    with eval_batches(dataset, SPEC, batch_size=16) as batches:
+    with evaluation(dataset, SPEC, batch_size=16) as batches:
         for batch in batches:
             damage.see(batch)
             unreadable += int(batch["unreadable"].sum())
@@ -63,7 +63,7 @@ def evaluated(dataset: Dataset, damage: EvaluationDamage) -> tuple[int, int]:
     return unreadable, total
 
 
-def batch_of(bad: Sequence[int]) -> Batch:
+def batch_of(bad: Sequence[int]) -> Element:
     damage = [Damage.NONE if index < 0 else Damage.CHECKSUM for index in bad]
     return {"bad_record": np.array(bad, np.int32), "damage": np.array(damage, np.int32)}
 

@@ -13,11 +13,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from adamae_jax.data import storage, tfrecord
-from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.records import Dataset
 from adamae_jax.errors import UserError
-from tests.data.fixtures import NAME, small_records, stored_frames, write_dataset
+from tests.data.fixtures import NAME, small_records, stored_frames, training, write_dataset
 
 REMOTE = "cloud://bucket/videos"
 SPEC = ClipSpec(4, 1, (16, 16))
@@ -79,8 +78,8 @@ def test_a_remote_dataset_is_what_the_local_one_is(remote: str, tmp_path: Path) 
 def test_training_batches_come_from_remote_shards(remote: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"seed": 1, "videos_per_step": 6, "first_step": 2, "num_steps": 3}
     with (
-        train_batches(Dataset(tmp_path, "train"), SPEC, **arguments) as here,
-        train_batches(Dataset(remote, "train"), SPEC, **arguments) as there,
+        training(Dataset(tmp_path, "train"), SPEC, **arguments) as here,
+        training(Dataset(remote, "train"), SPEC, **arguments) as there,
     ):
         for one, other in zip(here, there, strict=True):
             np.testing.assert_array_equal(one["video"], other["video"])
