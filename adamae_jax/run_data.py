@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from adamae_jax import classes, experiment
 from adamae_jax.data.batches import Reading, eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
-from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
+from adamae_jax.data.damage import DamageWatch
 from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
@@ -165,7 +165,12 @@ class RunData:
     def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
-        damage = TrainingDamage(self.train, config.data.max_bad_fraction, _listing(self.workdir))
+        damage = damage_watch(config, self.workdir, self.train)
+
+        def see(batch: HostBatch) -> None:
+            damage.see(batch)
+            damage.check(damage.count, len(self.train))
+
         options = config.data
         clips = TrainClips(
             self.train,
@@ -177,7 +182,7 @@ class RunData:
         )
         reading = reading_of(config, self.mesh, options.num_workers)
         with train_batches(clips, first_step, config.steps - first_step, reading) as batches:
-            yield watched(watched(batches, damage.see), labels_of(self.train, config))
+            yield watched(watched(batches, see), labels_of(self.train, config))
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""
@@ -227,7 +232,7 @@ def evaluation_batches(
     _, hosts = batch_shard(mesh)
     workers = min(config.data.num_workers, clips.count // hosts // VIDEOS_PER_WORKER)
     with eval_batches(clips, reading_of(config, mesh, workers)) as batches:
-        damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
+        damage = damage_watch(config, workdir, dataset)
         yield HeldOutClips(clips.count, watched(batches, labels_of(dataset, config)), damage)
 
 
@@ -251,8 +256,11 @@ def labels_of(dataset: Dataset | MixedDataset, config: ConfigDict) -> Callable[[
     return functools.partial(classes.check_batch, dataset, config.classifier.num_classes)
 
 
-def _listing(workdir: AnyPath) -> Listing:
-    return Listing(workdir / rundir.damaged_name())
+def damage_watch(
+    config: ConfigDict, workdir: AnyPath, records: Dataset | MixedDataset
+) -> DamageWatch:
+    """Returns what lists this process's damaged records in the workdir."""
+    return DamageWatch(records, config.data.max_bad_fraction, workdir / rundir.damaged_name())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +275,7 @@ class HeldOutClips:
 
     num_examples: int
     batches: Iterable[HostBatch]
-    damage: EvaluationDamage
+    damage: DamageWatch
 
     def __iter__(self) -> Iterator[HostBatch]:
         """Each batch, once."""

@@ -41,7 +41,7 @@ def test_more_damage_than_the_config_allows_ends_a_run(
     damaged: Path, tmp_path: Path, fraction: float
 ) -> None:
     data = open_data(damaged, tmp_path, fraction)
-    said = f"of 16 records are more than .*fraction {fraction:g} "
+    said = f"of 16 are more than .*fraction {fraction:g} "
     with pytest.raises(UserError, match=said), data.train_batches(0) as batches:
         deque(batches, maxlen=0)
     said = f"^2 damaged records of 8 .*fraction {fraction:g} "

@@ -334,7 +334,7 @@ def test_too_many_damaged_records_end_a_run_with_the_list(damaged: Path, tmp_pat
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "2 damaged records of 16 records are more than max_bad_fraction 0.01" in message
+    assert "2 damaged records of 16 are more than max_bad_fraction 0.01" in message
     listed = (tmp_path / "run" / "damaged_records.txt").read_text().splitlines()
     assert len(listed) == 2
 

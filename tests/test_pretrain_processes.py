@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pretrain
-from adamae_jax.data.damage import Damage, EvaluationDamage, Listing, described
+from adamae_jax.data.damage import Damage, DamageWatch, described
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.stream import Element
@@ -267,7 +267,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
         assert not job.left_over()
         message, word = stop_line(job, culprit), stop_line(job, other)
         assert not any("Traceback" in job.errors(index) for index in range(PROCESSES))
-    assert message.startswith(f"error: process {culprit} of 2: 3 damaged records of 32 records")
+    assert message.startswith(f"error: process {culprit} of 2: 3 damaged records of 32 are")
     listed = (workdir / f"damaged_records_{culprit}.txt").read_text().splitlines()
     assert len(listed) == 3 and all(line in message for line in listed)
     assert word == f"error: process {other} of 2 ends, since another one did: " + message[7:]
@@ -276,7 +276,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
 
 def test_a_process_counts_what_others_could_not_read(data: Path, tmp_path: Path) -> None:
     (batch,) = read_validation(data, 1)
-    damage = EvaluationDamage(Dataset(data, "validation"), 0.1, Listing(tmp_path / "list.txt"))
+    damage = DamageWatch(Dataset(data, "validation"), 0.1, tmp_path / "list.txt")
     with pytest.raises(UserError, match="allows: 2 that other processes read and list: copy the"):
         damage.check(2, HELD_OUT)
     damage.see(batch)
