@@ -12,16 +12,14 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, initial, job, licenses, pictures
+from adamae_jax import cli, experiment, job, pictures
 from adamae_jax.data.batches import first_clips
 from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from adamae_jax.frozen import Frozen
-from adamae_jax.initial import Initial
 from adamae_jax.objectives import Pretraining
 from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
-from adamae_jax.training import rundir, trainer
+from adamae_jax.training import rundir
 from adamae_jax.training.files import AnyPath
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.program import stage_ends
@@ -53,37 +51,19 @@ def pretrain(
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
     task = experiment.pretraining(config)
-    begun = job.begin(config, workdir, open_training(config), recipe)
-    check_foreground(task, begun.data)
-    if begun.complete is not None:
-        return begun.complete
-    if told := told_ratios(task, begun.config.steps):
+    begun = job.begin(config, workdir, task, open_training(config), recipe)
+    data = begun.data
+    check_foreground(task, data)
+    if begun.complete is None and (told := told_ratios(task, begun.config.steps)):
         logging.info("%s", told)
-    config, data = begun.config, begun.data
-    # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
-    held, start = (
-        (Frozen(), Initial()) if begun.steps else (frozen.read(task), initial.read(task, config))
-    )
-    license = licenses.of(workdir) if begun.steps else licenses.of_parts(held, start)
-    return trainer.train(
-        trainer.Run(
-            config,
-            workdir,
-            task,
-            experiment.optimizers(config, task),
-            begun.mesh,
-            data,
-            metadata=begun.metadata(license),
-            frozen=held.variables,
-            initial=start.told(),
-            draw=drawing(config, workdir, task, data),
-            export=job.exporting(begun, license),
-            summary=lambda evaluated: {
-                "foreground_lift": evaluated.get("eval_foreground_lift"),
-                "foreground_lift_random": evaluated.get("eval_foreground_lift_random"),
-                "foreground_source": data.foreground_source,
-            },
-        )
+    return begun.train(
+        draw=drawing(begun.config, workdir, task, data),
+        export=begun.export,
+        summary=lambda evaluated: {
+            "foreground_lift": evaluated.get("eval_foreground_lift"),
+            "foreground_lift_random": evaluated.get("eval_foreground_lift_random"),
+            "foreground_source": data.foreground_source,
+        },
     )
 
 

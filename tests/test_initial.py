@@ -154,7 +154,7 @@ def test_published_weights_of_an_encoder_leave_the_rest_fresh(
         found, loaded("mae"), dict.fromkeys(["autoencoder/encoder/"], "autoencoder/encoder/")
     )
     assert "fresh: the source is an encoder alone" in found.report
-    encoder, whole = initial.load(file), loaded("mae")
+    encoder, whole = adamae_jax.load(file), loaded("mae")
     assert type(encoder) is PretrainedEncoder
     clips = np.random.default_rng(0).integers(0, 256, (2, *whole.model.geometry.clip_shape))
     video = clips.astype(np.uint8)

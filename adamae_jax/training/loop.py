@@ -76,10 +76,9 @@ class Run:
       mesh: the devices.
       data: what is trained and evaluated on.
       metadata: is kept with each checkpoint.
-      frozen: variables that never change, for a run that begins; None for those of `Task.init`.
       evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
-      initial: ``params`` and ``state``, or a part of them, that a run begins with in the place of
-        those of `Task.init`.
+      initial: ``params`` and ``state``, or a part of them, and ``frozen`` variables, that a run
+        begins with in the place of those of `Task.init`.
       draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
         to files too; None for none.
       export: writes what is left when the run is complete: ``(variables)``.
@@ -93,7 +92,6 @@ class Run:
     mesh: Mesh
     data: Data
     metadata: Mapping[str, Any]
-    frozen: Any = None
     evaluated: Callable[[int, Figures, Variables], None] | None = None
     initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None

@@ -122,8 +122,9 @@ def restore_or_create(
         return restored
     shardings = planned.shardings
     state = begin_with(run.initial, jax.jit(planned.create, out_shardings=shardings)(), shardings)
-    if run.frozen is not None:
-        state = state.replace(frozen=jax.device_put(run.frozen, shardings.frozen))
+    if "frozen" in run.initial:
+        held = jax.device_put(run.initial["frozen"], shardings.frozen)
+        state = state.replace(frozen=held)
     parameter_overview.log_parameter_overview(state.params, include_stats=False)
     return 0, state
 
