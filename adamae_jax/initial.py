@@ -22,7 +22,7 @@ from adamae_jax.interop import resizing
 from adamae_jax.interop.exports import NOT_COMPUTED
 from adamae_jax.interop.systems import dialect_of
 from adamae_jax.models import positions
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.stored import Stored, read_source
 from adamae_jax.task import Task

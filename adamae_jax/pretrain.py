@@ -16,7 +16,7 @@ from adamae_jax import cli, experiment, job, pictures
 from adamae_jax.data.batches import first_clips
 from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
 from adamae_jax.training import rundir

@@ -19,8 +19,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
 from adamae_jax.interop import exports, files, systems
-from adamae_jax.objectives import Pretraining
 from adamae_jax.pretrained import Loaded, PretrainedEncoder
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.training import metrics, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from tests import helpers

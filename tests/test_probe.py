@@ -19,7 +19,7 @@ from adamae_jax import experiment, initial, licenses, pretrained, probe
 from adamae_jax.errors import UserError
 from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.probes import ProbeKind
-from adamae_jax.objectives import Objective, normalize_pixels
+from adamae_jax.pretraining import Objective, normalize_pixels
 from adamae_jax.probing import Probing, probe_name
 from adamae_jax.task import MODEL
 from adamae_jax.training import knn, loop, metrics, rundir

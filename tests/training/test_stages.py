@@ -12,7 +12,7 @@ import pytest
 
 from adamae_jax import experiment, pretrain
 from adamae_jax.config import masking_config, resolve
-from adamae_jax.objectives import ForwardOutput, Pretraining
+from adamae_jax.pretraining import ForwardOutput, Pretraining
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.training import metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
