@@ -27,7 +27,7 @@ TEST = "test"
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(finetune)
+    job.main(finetune)
 
 
 def finetune(

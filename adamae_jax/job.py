@@ -54,7 +54,7 @@ def define_flags() -> None:
     )
 
 
-def run(train: Callable[[ConfigDict, AnyPath, Mapping[str, Any] | None], dict[str, Any]]) -> None:
+def main(train: Callable[[ConfigDict, AnyPath, Mapping[str, Any] | None], dict[str, Any]]) -> None:
     """Trains as the flags say, and prints the summary and where everything is.
 
     Args:

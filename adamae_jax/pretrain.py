@@ -30,7 +30,7 @@ PICTURE_CLIPS = 4
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(pretrain)
+    job.main(pretrain)
 
 
 def pretrain(

@@ -22,7 +22,7 @@ from adamae_jax.training.files import AnyPath
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(probe)
+    job.main(probe)
 
 
 def probe(

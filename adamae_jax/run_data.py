@@ -162,7 +162,7 @@ class RunData:
         return figures
 
     @contextlib.contextmanager
-    def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
+    def training_from(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
         damage = damage_watch(config, self.workdir, self.train)

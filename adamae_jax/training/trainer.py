@@ -61,8 +61,8 @@ def train(run: Run) -> dict[str, Any]:
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
             trace = Trace(workdir / rundir.PROFILE, *config.profile.steps)
             loop = Loop(run, planned, checkpoints, metrics, progress, trace)
-            with preemption.Notice() as notice, run.data.train_batches(start) as batches, trace:
-                state = loop.run(start, state, batches, notice)
+            with preemption.Notice() as notice, run.data.training_from(start) as batches, trace:
+                state = loop.train(start, state, batches, notice)
         checkpoints.wait()
         # End
         variables = partitioning.to_host(state.result)
