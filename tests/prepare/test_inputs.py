@@ -157,7 +157,7 @@ def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.IMAGE].shape == (48, 64, 3)
     (output / "label.labels.txt").unlink()
-    with pytest.raises(UserError, match=r"label.labels.txt: it is missing, .*copy the dataset"):
+    with pytest.raises(UserError, match=r"label.labels.txt is missing, .*copy the dataset"):
         Dataset(output, "train")
 
 
