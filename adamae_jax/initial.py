@@ -60,7 +60,21 @@ class Initial:
 
 
 def read(task: Task, config: ConfigDict) -> Initial:
-    """Reads what a run begins with, as its config's ``init_from`` says.
+    """Reads what a run begins with: what ``init_from`` names, and what its strategy holds frozen.
+
+    Raises:
+      UserError: where either cannot be read, or does not fit.
+    """
+    begun = init_from(task, config)
+    held = frozen.read(task) if isinstance(task, Pretraining) else frozen.Frozen()
+    if held.variables is None:
+        return begun
+    variables = {**begun.variables, "frozen": held.variables}
+    return Initial(variables, licenses.of_parts(held, begun), begun.report)
+
+
+def init_from(task: Task, config: ConfigDict) -> Initial:
+    """Reads what a config's ``init_from`` names, as far as a task takes it.
 
     Pretraining takes the autoencoder and, where the strategy is the same, the masking network. A
     classifier takes the encoder of a pretrained model, as the authors do, or all of a classifier.
@@ -74,17 +88,8 @@ def read(task: Task, config: ConfigDict) -> Initial:
     Raises:
       UserError: where the source cannot be read, does not fit the task, or is not finite.
     """
-    begun = _taken(task, config) if config.init_from else Initial()
-    if not isinstance(task, Pretraining):
-        return begun
-    held = frozen.read(task)
-    if held.variables is None:
-        return begun
-    variables = {**begun.variables, "frozen": held.variables}
-    return Initial(variables, licenses.of_parts(held, begun), begun.report)
-
-
-def _taken(task: Task, config: ConfigDict) -> Initial:
+    if not config.init_from:
+        return Initial()
     stored = read_source(config.init_from)
     taken, lines = take(stored, task, config)
     license = f", license {stored.license}" if stored.license else ""

@@ -38,7 +38,7 @@ def begin(source: Path, config: ConfigDict, **changes: Any) -> Initial:
     """What a run with this config begins with."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({"init_from": str(source), **changes})
-    return initial.read(experiment.task(experiment.task_name(config), config), config)
+    return initial.init_from(experiment.task(experiment.task_name(config), config), config)
 
 
 def tiny_config(data: Path, masking: str, **changes: Any) -> ConfigDict:

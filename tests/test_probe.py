@@ -286,7 +286,7 @@ def test_a_classifier_s_encoder_is_probed_with_its_norm(tmp_path: Path) -> None:
     config = config_of("videomae", True)
     config.init_from = str(written(tmp_path / "model", "videomae", True))
     config.classifier.num_classes = 9  # the classifier tells 3 apart
-    found = initial.read(experiment.probing(config), config)
+    found = initial.init_from(experiment.probing(config), config)
     params = loaded("videomae", True).params
     expected = helpers.named({**params["encoder"], "norm": params["norm"]})
     held = helpers.named(found.variables["frozen"]["encoder"])
