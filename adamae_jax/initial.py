@@ -305,11 +305,11 @@ def table(
     rows: dict[tuple[str, str], list[int]] = {}
     for name, size in sizes.items():
         reason = next((why for part, why in fresh.items() if name.startswith(part)), "")
-        told = "taken" if name in taken else f"fresh: {reason}"
-        rows.setdefault((_group(name), told), []).append(size)
+        origin = "taken" if name in taken else f"fresh: {reason}"
+        rows.setdefault((_group(name), origin), []).append(size)
     return [
-        f"{group:<24} {len(values):>4} arrays {sum(values):>13,} values  {told}"
-        for (group, told), values in rows.items()
+        f"{group:<24} {len(values):>4} arrays {sum(values):>13,} values  {origin}"
+        for (group, origin), values in rows.items()
     ]
 
 

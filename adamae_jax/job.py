@@ -176,7 +176,7 @@ def begin(
     complete = trainer.finished(config, workdir, steps)
     if steps and run is not None and complete is None:
         rates = (experiment.learning_rate(run), experiment.learning_rate(config))
-        if said := changes.told(run, config, steps[-1], rates):
+        if said := changes.describe(run, config, steps[-1], rates):
             logging.info("%s", said)
     return Begun(config, workdir, task, mesh, data, steps, complete)
 

@@ -54,8 +54,8 @@ def pretrain(
     begun = job.begin(config, workdir, task, open_training(config), recipe)
     data = begun.data
     check_foreground(task, data)
-    if begun.complete is None and (told := told_ratios(task, begun.config.steps)):
-        logging.info("%s", told)
+    if begun.complete is None and (ratios := describe_ratios(task, begun.config.steps)):
+        logging.info("%s", ratios)
     return begun.train(
         draw=drawing(begun.config, workdir, task, data),
         export=begun.export,
@@ -87,12 +87,12 @@ def check_foreground(task: Pretraining, data: RunData) -> None:
         )
 
 
-def told_ratios(task: Pretraining, steps: int) -> str:
+def describe_ratios(task: Pretraining, steps: int) -> str:
     """Says which mask ratio is trained with until when; "" where it does not change."""
     ratios = [stage.strategy.mask_ratio for stage in task.stages]
     *ends, _ = stage_ends(steps, len(ratios))
-    told = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
-    return f"mask_ratio {', '.join(told)}, then {ratios[-1]}" if told else ""
+    early = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
+    return f"mask_ratio {', '.join(early)}, then {ratios[-1]}" if early else ""
 
 
 def drawing(

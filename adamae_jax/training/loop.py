@@ -143,7 +143,7 @@ class Loop:
         bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
         previous: Any = None  # the metrics of the step before
         for step in range(start + 1, last + 1):
-            batch = unless_told(notice, functools.partial(clock.next, batches))
+            batch = unless_given(notice, functools.partial(clock.next, batches))
             if batch is None:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
@@ -151,7 +151,7 @@ class Loop:
             is_changed = step > start + 1 and stage != self._program.stage(step - 1)
             if is_changed:
                 self._progress.message(f"compiling stage {stage + 1} of the training")
-            placed = put_batch(notice.told(batch), self._run.mesh)
+            placed = put_batch(notice.added_to(batch), self._run.mesh)
             self._trace.before(step, previous)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = self._program.steps[stage](state, placed)
@@ -173,12 +173,12 @@ class Loop:
             figures: Figures = {}
             if is_logged:
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                figures.pop(preemption.TOLD, None)
+                figures.pop(preemption.MUST_END, None)
             held_out: Figures = {}
             if is_due(step, config.eval_every, last):
                 jax.block_until_ready(metrics)  # what the step takes is not the evaluation's
                 with clock.spending(EVALUATION):
-                    held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
+                    held_out = unless_given(notice, functools.partial(self._evaluate, state)) or {}
                     if held_out and self._run.evaluated is not None:
                         self._run.evaluated(step, held_out, state.result)
             if is_logged:
@@ -188,12 +188,12 @@ class Loop:
             if config.pictures_every and step % config.pictures_every == 0 and step != last:
                 with clock.spending(EVALUATION):
                     self._draw(step, state, None)
-            told = notice.agreed(before) and step != last
+            must_end = notice.agreed(before) and step != last
             due = any(is_due(step, n, last) for n in (config.checkpoint_every, config.keep_every))
-            saved = told or bad.too_many or due
+            saved = must_end or bad.too_many or due
             if saved:
                 bad.see(step, int(metrics["skipped"]))
-            if told:
+            if must_end:
                 raise self._preempted(step, state, bad)
             if saved:
                 with clock.spending(CHECKPOINT):
@@ -289,7 +289,7 @@ class Loop:
             )
 
 
-def unless_told(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
+def unless_given(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
     """Returns what ``work`` gives; None where the notice to end has ended its workers, too.
 
     Of several processes none can end at a step of its own; so their workers ignore the signal, but

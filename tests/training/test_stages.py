@@ -61,7 +61,7 @@ def run(workdir: Path, data: Path) -> None:
     config.masking = masking_config("random", mask_ratio=0.75)
     config.masking.mask_ratio_start, config.masking.mask_ratio_stages = 0.5, 3
     task = Watched(**vars(experiment.pretraining(config)))
-    assert pretrain.told_ratios(task, STEPS) == (
+    assert pretrain.describe_ratios(task, STEPS) == (
         "mask_ratio 0.5 until step 3, 0.625 until step 6, then 0.75"
     )
     train = open_training(config)
@@ -125,4 +125,4 @@ def test_stages_are_equally_long_but_for_rounding(
 
 
 def test_a_ratio_that_does_not_change_is_not_told() -> None:
-    assert pretrain.told_ratios(experiment.pretraining(tiny.get_config()), STEPS) == ""
+    assert pretrain.describe_ratios(experiment.pretraining(tiny.get_config()), STEPS) == ""
