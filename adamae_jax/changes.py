@@ -84,7 +84,9 @@ def check_length(where: str, step: int, wanted: ConfigDict) -> None:
         )
 
 
-def told(run: ConfigDict, wanted: ConfigDict, step: int, rates: tuple[Schedule, Schedule]) -> str:
+def describe(
+    run: ConfigDict, wanted: ConfigDict, step: int, rates: tuple[Schedule, Schedule]
+) -> str:
     """Returns what is said of the fields that a run changes; "" where it changes none.
 
     Args:

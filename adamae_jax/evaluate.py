@@ -14,7 +14,7 @@ import jax
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from adamae_jax import cli, distributed, initial, peers, results
+from adamae_jax import cli, distributed, peers, results, stored
 from adamae_jax.classes import check_classes
 from adamae_jax.data.mixture import open_first
 from adamae_jax.data.records import Dataset
@@ -72,7 +72,7 @@ def load_classifier(path: str) -> Finetuned:
     Raises:
       UserError: where it does not.
     """
-    loaded = initial.load(path)
+    loaded = stored.load(path)
     if not isinstance(loaded, Finetuned):
         raise UserError(
             f"{path} holds no classifier: fine-tune it first, with python -m adamae_jax.finetune "

@@ -22,7 +22,7 @@ from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.positions import check_positions
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import ADVERSARY, Pretraining
+from adamae_jax.pretraining import ADVERSARY, Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.targets import Objective
 from adamae_jax.task import MODEL, Task

@@ -17,7 +17,7 @@ from absl import flags, logging
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from adamae_jax import agreement, cli, distributed, experiment, feature_files, initial, peers
+from adamae_jax import agreement, cli, distributed, experiment, feature_files, peers, stored
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.examples import Record
 from adamae_jax.data.records import INFO, Dataset
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     """Computes and writes as the flags say; of several processes each does its share of videos."""
     del argv
     values = flags.FLAGS
-    loaded = initial.load(values.checkpoint)
+    loaded = stored.load(values.checkpoint)
     spec = experiment.clip_spec(loaded.config)
     if values.stride and spec.frame_sampling == "segments":
         raise UserError(

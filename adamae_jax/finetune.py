@@ -12,14 +12,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adamae_jax import agreement, cli, evaluate, experiment, initial, job, licenses, results
+from adamae_jax import agreement, cli, evaluate, experiment, job, results
 from adamae_jax.best import Best
 from adamae_jax.classes import for_classes
 from adamae_jax.data.temporal import Views
-from adamae_jax.initial import Initial
 from adamae_jax.loaded import parse_views
 from adamae_jax.run_data import open_training
-from adamae_jax.training import files, rundir, trainer
+from adamae_jax.training import files, rundir
 from adamae_jax.training.files import AnyPath
 
 TEST = "test"
@@ -28,7 +27,7 @@ TEST = "test"
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(finetune)
+    job.main(finetune)
 
 
 def finetune(
@@ -52,27 +51,9 @@ def finetune(
     config = for_classes(config, train)
     task = experiment.classification(config)
     test_views = parse_views(config.eval.test_views) if config.eval.test_views else None
-    begun = job.begin(config, workdir, train, recipe, Views())
-    config = begun.config
-    summary = begun.complete
-    if summary is None:
-        # A run that goes on has all in its checkpoint: the source may be another by now, or gone.
-        start = Initial() if begun.steps else initial.read(task, config)
-        license = licenses.of(workdir) if begun.steps else start.license
-        summary = trainer.train(
-            trainer.Run(
-                config,
-                workdir,
-                task,
-                experiment.optimizers(config, task),
-                begun.mesh,
-                begun.data,
-                metadata=begun.metadata(license),
-                initial=start.told(),
-                evaluated=Best(workdir / rundir.BEST, config, train.label_names, license),
-                export=job.exporting(begun, license),
-            )
-        )
+    begun = job.begin(config, workdir, task, train, recipe, Views())
+    best = Best(workdir / rundir.BEST, begun.config, train.label_names, begun.initial.license)
+    summary = begun.train(evaluated=best, export=begun.export)
     if test_views is None or begun.data.validation is None:
         return summary
     return {**summary, "test": test(begun, test_views)}

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 
 from adamae_jax.errors import UserError
-from adamae_jax.objectives import Pretraining
 from adamae_jax.pretrained import Pretrained, flatten, load_pretrained
+from adamae_jax.pretraining import Pretraining
 
 
 class Frozen(NamedTuple):

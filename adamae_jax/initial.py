@@ -1,34 +1,31 @@
 """What a run begins with instead of random numbers: weights of a run or model, or of others.
 
 ``init_from`` in a config names them. Only parameters are taken, and the state of a masking network
-that is taken; the step and the optimiser start fresh.
+that is taken; the step and the optimiser start fresh. What a masking strategy holds frozen is read
+here too, from the directory that its options name.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from adamae_jax import config as configs
-from adamae_jax import experiment, pretrained
+from adamae_jax import experiment, frozen, licenses, pretrained
 from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
-from adamae_jax.interop import imports, resizing, sources
+from adamae_jax.interop import resizing
 from adamae_jax.interop.exports import NOT_COMPUTED
-from adamae_jax.interop.systems import Kind, dialect_of
-from adamae_jax.loaded import Loaded
+from adamae_jax.interop.systems import dialect_of
 from adamae_jax.models import positions
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.probing import Probing
+from adamae_jax.stored import Stored, read_source
 from adamae_jax.task import Task
-from adamae_jax.training import files, rundir
-from adamae_jax.training.files import AnyPath
 
 AUTOENCODER, MASKING, STATE = "params/autoencoder/", "params/masking/", "state/"
 PRETRAINED, ENCODER = f"{AUTOENCODER}encoder/", "params/encoder/"
@@ -51,8 +48,8 @@ class Initial:
     """What a run begins with.
 
     Attributes:
-      variables: ``params`` and ``state`` (of probes ``frozen``), nested as by `Task.init`, with
-        what was taken alone; empty where the config names nothing.
+      variables: ``params``, ``state`` and ``frozen``, nested as by `Task.init`, with what was taken
+        alone; empty where the config names nothing.
       license: of what was taken; "" where none is known.
       report: a table of what was taken and what starts fresh, for people.
     """
@@ -61,34 +58,23 @@ class Initial:
     license: str = ""
     report: str = ""
 
-    def told(self) -> Mapping[str, Any]:
-        """Returns the variables, and logs what they are."""
-        if self.report and jax.process_index() == 0:
-            logging.info("%s", self.report)
-        return self.variables
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """The weights that a source holds.
-
-    Attributes:
-      what: the source in words.
-      kind: which part of a model it is.
-      arrays: by path, such as ``params/masking/head/bias``.
-      config: what the model is.
-      license: where known.
-    """
-
-    what: str
-    kind: Kind
-    arrays: Mapping[str, np.ndarray]
-    config: ConfigDict
-    license: str
-
 
 def read(task: Task, config: ConfigDict) -> Initial:
-    """Reads what a run begins with, as its config's ``init_from`` says.
+    """Reads what a run begins with: what ``init_from`` names, and what its strategy holds frozen.
+
+    Raises:
+      UserError: where either cannot be read, or does not fit.
+    """
+    begun = init_from(task, config)
+    held = frozen.read(task) if isinstance(task, Pretraining) else frozen.Frozen()
+    if held.variables is None:
+        return begun
+    variables = {**begun.variables, "frozen": held.variables}
+    return Initial(variables, licenses.of_parts(held, begun), begun.report)
+
+
+def init_from(task: Task, config: ConfigDict) -> Initial:
+    """Reads what a config's ``init_from`` names, as far as a task takes it.
 
     Pretraining takes the autoencoder and, where the strategy is the same, the masking network. A
     classifier takes the encoder of a pretrained model, as the authors do, or all of a classifier.
@@ -144,78 +130,6 @@ def take(stored: Stored, task: Task, config: ConfigDict) -> tuple[dict[str, np.n
     remarks += [f"left in the source: {', '.join(left)}"] if left else []
     sizes = {name: leaf.size for name, leaf in shapes.items()}
     return taken, [*table(taken, fresh, sizes), *remarks]
-
-
-def load(source: str | os.PathLike[str], step: int | None = None) -> Loaded:
-    """Loads a run or a model directory, or the weights of others.
-
-    Args:
-      source: a run's workdir (its newest checkpoint), a model directory, a file of weights (.pth,
-        .safetensors) or a Hugging Face directory.
-      step: of a run, the checkpoint to load.
-
-    Returns:
-      `Pretrained` for a masked autoencoder, `PretrainedEncoder` where its encoder is all there is,
-      `Finetuned` for a classifier.
-
-    Raises:
-      UserError: where there is no model, or it does not fit its own description.
-    """
-    path = files.at(source)
-    ours = _is_run(path) or (path / rundir.MODEL_JSON).is_file()
-    if ours or step is not None or not path.exists():
-        return pretrained.load(path, step)
-    found = imports.convert(sources.read(path))
-    about = (found.step, found.label_names, found.license, str(source))
-    encoder_alone = found.kind == "encoder"
-    return pretrained.build(found.variables, found.config, *about, encoder_alone=encoder_alone)
-
-
-def _is_run(path: AnyPath) -> bool:
-    return (path / rundir.CONFIG).is_file() and not sources.is_hugging_face(path)
-
-
-def read_source(source: str) -> Stored:
-    """Reads a run (or one of its checkpoints), a model directory, or a model of others.
-
-    Raises:
-      UserError: where there is none, or its weights are not finite.
-    """
-    path = files.at(source)
-    if not path.exists():
-        raise UserError(
-            f"init_from={source} does not exist: give a run's workdir, a model directory, a file "
-            "of weights or a Hugging Face directory"
-        )
-    step = None
-    if path.parent.name == rundir.CHECKPOINTS and path.name.isdecimal():
-        path, step = path.parent.parent, int(path.name)
-    if not (_is_run(path) or (path / rundir.MODEL_JSON).is_file()):
-        return _read_foreign(path, source)
-    loaded = pretrained.load(path, step)
-    arrays = {
-        name: np.asarray(leaf) for name, leaf in pretrained.flatten(dict(loaded.variables)).items()
-    }
-    kind: Kind = "classifier" if isinstance(loaded.task, Classification) else "pretraining"
-    what = f"{source}, a model of {loaded.task.name} after {loaded.step} steps"
-    try:
-        imports.check_finite(arrays)
-    except UserError as error:
-        raise UserError(f"init_from={source}: {error}") from error
-    return Stored(what, kind, arrays, loaded.config, loaded.license)
-
-
-def _read_foreign(path: AnyPath, source: str) -> Stored:
-    try:
-        imported = imports.convert(sources.read(path))
-    except UserError as error:
-        raise UserError(
-            f"init_from={source}: {error} (options for reading it are those of `python -m "
-            "adamae_jax.convert import`: give init_from the model directory that it makes)"
-        ) from error
-    arrays = pretrained.flatten(imported.variables)
-    what = f"{source}, weights of others ({imported.kind})"
-    return Stored(what, imported.kind, arrays, imported.config, imported.license)
 
 
 def fresh_parts(stored: Stored, task: Task, config: ConfigDict) -> dict[str, str]:
@@ -391,11 +305,11 @@ def table(
     rows: dict[tuple[str, str], list[int]] = {}
     for name, size in sizes.items():
         reason = next((why for part, why in fresh.items() if name.startswith(part)), "")
-        told = "taken" if name in taken else f"fresh: {reason}"
-        rows.setdefault((_group(name), told), []).append(size)
+        origin = "taken" if name in taken else f"fresh: {reason}"
+        rows.setdefault((_group(name), origin), []).append(size)
     return [
-        f"{group:<24} {len(values):>4} arrays {sum(values):>13,} values  {told}"
-        for (group, told), values in rows.items()
+        f"{group:<24} {len(values):>4} arrays {sum(values):>13,} values  {origin}"
+        for (group, origin), values in rows.items()
     ]
 
 

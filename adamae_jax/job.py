@@ -1,6 +1,7 @@
 """How every training job begins: its options, its data and devices, and its workdir."""
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from adamae_jax import (
     cli,
     distributed,
     experiment,
+    initial,
     licenses,
     peers,
     pretrained,
@@ -27,8 +29,9 @@ from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
+from adamae_jax.initial import Initial
 from adamae_jax.run_data import RunData, open_validation
-from adamae_jax.task import Variables
+from adamae_jax.task import Task, Variables
 from adamae_jax.training import files, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps
 from adamae_jax.training.files import AnyPath
@@ -51,7 +54,7 @@ def define_flags() -> None:
     )
 
 
-def run(train: Callable[[ConfigDict, AnyPath, Mapping[str, Any] | None], dict[str, Any]]) -> None:
+def main(train: Callable[[ConfigDict, AnyPath, Mapping[str, Any] | None], dict[str, Any]]) -> None:
     """Trains as the flags say, and prints the summary and where everything is.
 
     Args:
@@ -76,6 +79,7 @@ class Begun:
     Attributes:
       config: the effective config.
       workdir: of the run.
+      task: what is trained.
       mesh: the devices.
       data: what is trained and evaluated on.
       steps: of the checkpoints that are there.
@@ -84,23 +88,56 @@ class Begun:
 
     config: ConfigDict
     workdir: AnyPath
+    task: Task
     mesh: Mesh
     data: RunData
     steps: list[int]
     complete: dict[str, Any] | None
 
-    def metadata(self, license: str) -> dict[str, Any]:
-        """Returns what is kept with each checkpoint."""
-        return {
+    @functools.cached_property
+    def initial(self) -> Initial:
+        """What the run begins with, and the licence of the weights in it.
+
+        A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
+        """
+        if self.steps:
+            return Initial(license=licenses.of(self.workdir))
+        return initial.read(self.task, self.config)
+
+    def train(self, **hooks: Any) -> dict[str, Any]:
+        """Trains to the end, unless that is done; returns what ``summary.json`` holds.
+
+        Args:
+          **hooks: what this job adds to its `trainer.Run`.
+        """
+        if self.complete is not None:
+            return self.complete
+        begun = self.initial
+        if begun.report and jax.process_index() == 0:
+            logging.info("%s", begun.report)
+        metadata = {
             "data_fingerprint": self.data.fingerprint,
             "label_names": list(self.data.train.label_names),
-            licenses.RECORD: license,
+            licenses.RECORD: begun.license,
         }
+        optimizers = experiment.optimizers(self.config, self.task)
+        run = trainer.Run(
+            self.config, self.workdir, self.task, optimizers, self.mesh, self.data, metadata,
+            initial=begun.variables, **hooks,
+        )  # fmt: skip
+        return trainer.train(run)
+
+    def export(self, variables: Variables) -> None:
+        """Writes the model directory of the run, which is complete."""
+        names = self.data.train.label_names
+        model, steps = self.workdir / rundir.MODEL, self.config.steps
+        pretrained.save(model, variables, self.config, steps, names, self.initial.license)
 
 
 def begin(
     config: ConfigDict,
     workdir: AnyPath,
+    task: Task,
     train: Dataset | MixedDataset,
     recipe: Mapping[str, Any] | None = None,
     views: Views | None = None,
@@ -108,8 +145,9 @@ def begin(
     """Checks all that a job needs before it compiles or writes anything.
 
     Args:
-      config: the experiment; its task has been found to be right.
+      config: the experiment.
       workdir: the run's directory.
+      task: what is trained, made of the config.
       train: what is trained on.
       recipe: see `configs.resolve`.
       views: of each held-out video; see `RunData`.
@@ -138,16 +176,9 @@ def begin(
     complete = trainer.finished(config, workdir, steps)
     if steps and run is not None and complete is None:
         rates = (experiment.learning_rate(run), experiment.learning_rate(config))
-        if said := changes.told(run, config, steps[-1], rates):
+        if said := changes.describe(run, config, steps[-1], rates):
             logging.info("%s", said)
-    return Begun(config, workdir, mesh, data, steps, complete)
-
-
-def exporting(begun: Begun, license: str) -> Callable[[Variables], None]:
-    """Returns what writes the model directory of a run that is complete."""
-    config, names = begun.config, begun.data.train.label_names
-    model = begun.workdir / rundir.MODEL
-    return lambda variables: pretrained.save(model, variables, config, config.steps, names, license)
+    return Begun(config, workdir, task, mesh, data, steps, complete)
 
 
 def in_common(config: ConfigDict, data: RunData, steps: Sequence[int]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.targets import normalize_pixels
 from adamae_jax.training.scores import merge_views
 

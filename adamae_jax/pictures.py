@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from adamae_jax.errors import UserError
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import ClipGeometry, from_tubelets, to_tubelets
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.targets import predicted_pixels
 from adamae_jax.task import Variables
 from adamae_jax.training import files

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from adamae_jax import cli, experiment, initial, saliency
+from adamae_jax import cli, experiment, saliency, stored
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, Prediction, Pretrained, parse_views
 from adamae_jax.video_files import open_video
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     values, videos = flags.FLAGS, argv[1:]
     if not videos:
         raise UserError("no video is given: name one or more files behind the options")
-    loaded = initial.load(values.checkpoint)
+    loaded = stored.load(values.checkpoint)
     output = Path(values.output) if values.output else None
     if isinstance(loaded, Finetuned):
         predict_classes(loaded, videos, values.views, values.top, output, as_json=values.json)

@@ -13,15 +13,14 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, frozen, initial, job, licenses, pictures
-from adamae_jax.data.batches import Batch, first_clips
+from adamae_jax import cli, experiment, job, pictures
+from adamae_jax.data.batches import first_clips
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from adamae_jax.frozen import Frozen
-from adamae_jax.initial import Initial
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.run_data import RunData, open_training
 from adamae_jax.task import Variables, example_keys
-from adamae_jax.training import rundir, trainer
+from adamae_jax.training import rundir
 from adamae_jax.training.files import AnyPath
 from adamae_jax.training.metrics import RunMetrics
 from adamae_jax.training.program import stage_ends
@@ -32,7 +31,7 @@ PICTURE_CLIPS = 4
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(pretrain)
+    job.main(pretrain)
 
 
 def pretrain(
@@ -53,37 +52,19 @@ def pretrain(
         compiled or written in the workdir; later for damaged data or a disk that is full.
     """
     task = experiment.pretraining(config)
-    begun = job.begin(config, workdir, open_training(config), recipe)
-    check_foreground(task, begun.data)
-    if begun.complete is not None:
-        return begun.complete
-    if told := told_ratios(task, begun.config.steps):
-        logging.info("%s", told)
-    config, data = begun.config, begun.data
-    # A run that goes on has all in its checkpoint: the sources may be others by now, or gone.
-    held, start = (
-        (Frozen(), Initial()) if begun.steps else (frozen.read(task), initial.read(task, config))
-    )
-    license = licenses.of(workdir) if begun.steps else licenses.of_parts(held, start)
-    return trainer.train(
-        trainer.Run(
-            config,
-            workdir,
-            task,
-            experiment.optimizers(config, task),
-            begun.mesh,
-            data,
-            metadata=begun.metadata(license),
-            frozen=held.variables,
-            initial=start.told(),
-            draw=drawing(config, workdir, task, data, begun.mesh),
-            export=job.exporting(begun, license),
-            summary=lambda evaluated: {
-                "foreground_lift": evaluated.get("eval_foreground_lift"),
-                "foreground_lift_random": evaluated.get("eval_foreground_lift_random"),
-                "foreground_source": data.foreground_source,
-            },
-        )
+    begun = job.begin(config, workdir, task, open_training(config), recipe)
+    data = begun.data
+    check_foreground(task, data)
+    if begun.complete is None and (ratios := describe_ratios(task, begun.config.steps)):
+        logging.info("%s", ratios)
+    return begun.train(
+        draw=drawing(begun.config, workdir, task, data, begun.mesh),
+        export=begun.export,
+        summary=lambda evaluated: {
+            "foreground_lift": evaluated.get("eval_foreground_lift"),
+            "foreground_lift_random": evaluated.get("eval_foreground_lift_random"),
+            "foreground_source": data.foreground_source,
+        },
     )
 
 
@@ -107,12 +88,12 @@ def check_foreground(task: Pretraining, data: RunData) -> None:
         )
 
 
-def told_ratios(task: Pretraining, steps: int) -> str:
+def describe_ratios(task: Pretraining, steps: int) -> str:
     """Says which mask ratio is trained with until when; "" where it does not change."""
     ratios = [stage.strategy.mask_ratio for stage in task.stages]
     *ends, _ = stage_ends(steps, len(ratios))
-    told = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
-    return f"mask_ratio {', '.join(told)}, then {ratios[-1]}" if told else ""
+    early = [f"{ratio} until step {end}" for ratio, end in zip(ratios[:-1], ends, strict=True)]
+    return f"mask_ratio {', '.join(early)}, then {ratios[-1]}" if early else ""
 
 
 def drawing(
@@ -121,7 +102,7 @@ def drawing(
     """Returns what draws a few held-out clips: to TensorBoard and, with a prefix, as files."""
 
     @functools.cache
-    def clips() -> Batch | None:
+    def clips() -> Element | None:
         if data.validation is None:
             return None
         try:

@@ -25,7 +25,7 @@ from adamae_jax import experiment, licenses
 from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
 from adamae_jax.loaded import Finetuned, Loaded, Pretrained, PretrainedEncoder
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.probing import Probing
 from adamae_jax.training import files, rundir
 from adamae_jax.training.files import AnyPath

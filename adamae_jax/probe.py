@@ -11,20 +11,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adamae_jax import cli, experiment, initial, job, licenses
+from adamae_jax import cli, experiment, job
 from adamae_jax.classes import for_classes
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
-from adamae_jax.initial import Initial
 from adamae_jax.run_data import open_training
-from adamae_jax.training import trainer
 from adamae_jax.training.files import AnyPath
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say, and prints the summary."""
     del argv
-    job.run(probe)
+    job.main(probe)
 
 
 def probe(
@@ -48,26 +46,8 @@ def probe(
     train = open_training(config)
     config = for_classes(config, train)
     task = experiment.probing(config)
-    begun = job.begin(config, workdir, train, recipe, Views())
-    if begun.complete is not None:
-        return begun.complete
-    config = begun.config
-    # A run that goes on has the encoder in its checkpoint: the source may be another by now.
-    start = Initial() if begun.steps else initial.read(task, config)
-    license = licenses.of(workdir) if begun.steps else start.license
-    return trainer.train(
-        trainer.Run(
-            config,
-            workdir,
-            task,
-            experiment.optimizers(config, task),
-            begun.mesh,
-            begun.data,
-            metadata=begun.metadata(license),
-            frozen=start.told().get("frozen"),
-            summary=task.best_rates,
-        )
-    )
+    begun = job.begin(config, workdir, task, train, recipe, Views())
+    return begun.train(summary=task.best_rates)
 
 
 def check_has_purpose(config: ConfigDict) -> None:

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adamae_jax import classes, experiment
-from adamae_jax.data.batches import eval_batches, train_batches
+from adamae_jax.data.batches import Reading, eval_batches, train_batches
 from adamae_jax.data.clips import check_clips, short_videos
-from adamae_jax.data.damage import EvaluationDamage, Listing, TrainingDamage
+from adamae_jax.data.damage import DamageWatch
 from adamae_jax.data.mixture import MixedDataset, open_dataset, open_first, parts_in, parts_of
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import EvalClips, TrainClips
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import embedded
@@ -161,28 +162,27 @@ class RunData:
         return figures
 
     @contextlib.contextmanager
-    def train_batches(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
+    def training_from(self, first_step: int) -> Iterator[Iterator[HostBatch]]:
         """The training stream from a step on."""
         config = self.config
-        damage = TrainingDamage(self.train, config.data.max_bad_fraction, _listing(self.workdir))
-        index, count = batch_shard(self.mesh)
-        with train_batches(
+        damage = damage_watch(config, self.workdir, self.train)
+
+        def see(batch: HostBatch) -> None:
+            damage.see(batch)
+            damage.check(damage.count, len(self.train))
+
+        options = config.data
+        clips = TrainClips(
             self.train,
             experiment.clip_spec(config),
             seed=config.seed,
-            videos_per_step=config.batch_size // config.data.repeats,
-            repeats=config.data.repeats,
-            first_step=first_step,
-            num_steps=config.steps - first_step,
-            num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
-            prefetch=config.data.prefetch,
-            shard_index=index,
-            shard_count=count,
-            on_error=config.data.on_error,
-            timeout_s=config.data.timeout_s,
-        ) as batches:
-            yield watched(watched(batches, damage.see), labels_of(self.train, config))
+            videos_per_step=config.batch_size // options.repeats,
+            repeats=options.repeats,
+            on_error=options.on_error,
+        )
+        reading = reading_of(config, self.mesh, options.num_workers)
+        with train_batches(clips, first_step, config.steps - first_step, reading) as batches:
+            yield watched(watched(batches, see), labels_of(self.train, config))
 
     def held_out(self) -> contextlib.AbstractContextManager["HeldOutClips"]:
         """The first clips of the validation split, in order."""
@@ -225,25 +225,24 @@ def evaluation_batches(
     Raises:
       UserError: the dataset cannot give such clips or views; in a batch, a label is of no class.
     """
-    total = min(most or len(dataset), len(dataset))
-    index, count = batch_shard(mesh)
     batch_size = config.eval.batch_size
     if views is not None:
         batch_size = videos_per_batch(batch_size, mesh, views)
-    with eval_batches(
-        dataset,
-        experiment.clip_spec(config),
-        batch_size=batch_size,
-        num_examples=total,
-        views=views,
-        num_workers=min(config.data.num_workers, total // count // VIDEOS_PER_WORKER),
-        num_threads=config.data.num_threads,
-        timeout_s=config.data.timeout_s,
-        shard_index=index,
-        shard_count=count,
-    ) as batches:
-        damage = EvaluationDamage(dataset, config.data.max_bad_fraction, _listing(workdir))
-        yield HeldOutClips(total, watched(batches, labels_of(dataset, config)), damage)
+    clips = EvalClips(dataset, experiment.clip_spec(config), batch_size, most or None, views)
+    _, hosts = batch_shard(mesh)
+    workers = min(config.data.num_workers, clips.count // hosts // VIDEOS_PER_WORKER)
+    with eval_batches(clips, reading_of(config, mesh, workers)) as batches:
+        damage = damage_watch(config, workdir, dataset)
+        yield HeldOutClips(clips.count, watched(batches, labels_of(dataset, config)), damage)
+
+
+def reading_of(config: ConfigDict, mesh: Mesh, num_workers: int) -> Reading:
+    """Returns how this process reads its part of each batch."""
+    host, num_hosts = batch_shard(mesh)
+    options = config.data
+    return Reading(
+        num_workers, options.num_threads, options.prefetch, options.timeout_s, host, num_hosts
+    )
 
 
 def videos_per_batch(clips: int, mesh: Mesh, views: Views) -> int:
@@ -257,8 +256,11 @@ def labels_of(dataset: Dataset | MixedDataset, config: ConfigDict) -> Callable[[
     return functools.partial(classes.check_batch, dataset, config.classifier.num_classes)
 
 
-def _listing(workdir: AnyPath) -> Listing:
-    return Listing(workdir / rundir.damaged_name())
+def damage_watch(
+    config: ConfigDict, workdir: AnyPath, records: Dataset | MixedDataset
+) -> DamageWatch:
+    """Returns what lists this process's damaged records in the workdir."""
+    return DamageWatch(records, config.data.max_bad_fraction, workdir / rundir.damaged_name())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +275,7 @@ class HeldOutClips:
 
     num_examples: int
     batches: Iterable[HostBatch]
-    damage: EvaluationDamage
+    damage: DamageWatch
 
     def __iter__(self) -> Iterator[HostBatch]:
         """Each batch, once."""

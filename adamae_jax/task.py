@@ -1,6 +1,6 @@
 """What a run trains: all that the trainer and the train step know of a model.
 
-Pretraining (`adamae_jax.objectives`), classification (`adamae_jax.classification`) and probing
+Pretraining (`adamae_jax.pretraining`), classification (`adamae_jax.classification`) and probing
 (`adamae_jax.probing`) are tasks.
 """
 

@@ -31,20 +31,14 @@ setup() {
   [ "${2:-}" != beam ] || parts=beam
   [ "$accelerator" = cpu ] || parts="$parts $accelerator"
   # shellcheck disable=SC2086 # a list of words
-  if [ ! -e "$lock" ] && up_to_date $parts; then
+  if up_to_date $parts; then
     say "$(shown "$venv") is up to date (Python $version, $accelerator: $reason)"
     return
   fi
   say "Python $version, $accelerator ($reason)"
-  if ! take_lock; then
-    setup "$@"
-    return
-  fi
-  make_environment
+  [ -e "$venv/pyvenv.cfg" ] || make_environment
   # shellcheck disable=SC2086
-  up_to_date $parts || install $parts
-  rm -f "$lock"
-  trap - INT TERM
+  install $parts
 }
 
 # --- what to compute on ---
@@ -144,7 +138,7 @@ supported() {
   case $1 in 3.11 | 3.12 | 3.13) ;; *) return 1 ;; esac
 }
 
-# Sets `venv`, `lock`, `interrupted`, `version` and, to make the environment, `interpreter`.
+# Sets `venv`, `version` and, to make the environment, `interpreter`.
 choose_environment() {
   local here asked=""
   case ${VENV:-} in
@@ -174,15 +168,9 @@ choose_environment() {
     fail "$venv was made with Python $version, but adamae-jax needs 3.11 to 3.13: remove it"
 }
 
-# Sets `here`: the version of an environment, or nothing where none is, or half of one; the latter
-# is `interrupted`.
+# Sets `here`: the version of an environment, or nothing where none is.
 look_at() {
-  here="" interrupted="" lock=$1.installing
-  wait_for_others
-  if [ -e "$lock" ]; then
-    read -r _ interrupted <"$lock" || interrupted=ours
-    return
-  fi
+  here=""
   [ -n "$(find "$1" -type f -print -quit 2>/dev/null)" ] || return 0
   [ -e "$1/pyvenv.cfg" ] || fail "$1 exists, but is no virtual environment: set VENV to another place"
   here=$(python_version "$1/bin/python") ||
@@ -214,53 +202,15 @@ find_interpreter() {
 
 # --- making it ---
 
-# The lock lies beside the environment, for that may be cleared. It holds the process, and whether
-# the environment is ours to clear; one that outlives its process marks an interrupted installation.
-wait_for_others() {
-  local owner told=""
-  while read -r owner _ 2>/dev/null <"$lock" && kill -0 "$owner" 2>/dev/null; do
-    [ -n "$told" ] || say "process $owner installs into $(shown "${lock%.installing}"): waiting for" \
-      "it (if it does not, remove $lock)"
-    told=yes
-    sleep 1
-  done
-}
-
-# Fails where another process was quicker.
-take_lock() {
-  local owned=ours
-  if [ -n "$interrupted" ]; then
-    owned=$interrupted
-    rm -f "$lock"
-  elif [ -e "$venv/pyvenv.cfg" ] && [ ! -e "$venv/.adamae-jax/ours" ]; then
-    owned=theirs
-  fi
-  mkdir -p "$(dirname "$lock")" && [ -w "$(dirname "$lock")" ] ||
-    fail "$(dirname "$lock") cannot be written: set VENV to another place"
-  (set -o noclobber && echo "$$ $owned" >"$lock") 2>/dev/null || return 1
-  # Ctrl-C reaches pip as well, which then ends as if by itself: the lock must stay.
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-}
-
 make_environment() {
-  if [ "$interrupted" = theirs ]; then
-    rm -f "$lock"
-    fail "the last installation into $venv was interrupted: make that environment anew"
-  fi
-  [ -z "$interrupted" ] || say "the last installation was interrupted: starting it anew"
-  if [ -n "$interrupted" ] || [ ! -e "$venv/pyvenv.cfg" ]; then
-    say "making $(shown "$venv") with $interpreter"
-    "$interpreter" -m venv --clear "$venv" ||
-      fail "$interpreter cannot make virtual environments: see above" \
-        "(on Debian and Ubuntu: apt install python$version-venv)"
-    mkdir -p "$venv/.adamae-jax"
-    touch "$venv/.adamae-jax/ours"
-  fi
-  mkdir -p "$venv/.adamae-jax"
+  say "making $(shown "$venv") with $interpreter"
+  "$interpreter" -m venv --clear "$venv" ||
+    fail "$interpreter cannot make virtual environments: see above" \
+      "(on Debian and Ubuntu: apt install python$version-venv)"
 }
 
-# What a part was installed from: of `run`, `test`, `beam` and accelerators.
+# What a part was installed from: of `run`, `test`, `beam` and accelerators. It is noted in the
+# environment when the installation is complete: one that was interrupted is done again.
 part_key() {
   {
     echo "$version $1"
@@ -277,7 +227,7 @@ up_to_date() {
 }
 
 install() {
-  local part status=0 start=$SECONDS names="requirements.txt"
+  local part start=$SECONDS names="requirements.txt"
   local wanted=(-r "$root/requirements.txt")
   for part in "$@"; do
     case $part in
@@ -300,12 +250,9 @@ install() {
     rm -f "$venv/.adamae-jax/$part"
   done
   say "installing $names (the first time, this downloads for some minutes)"
-  "$python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" || status=$?
-  [ "$status" -lt 128 ] || fail "pip was killed (status $status): start again"
-  if [ "$status" -ne 0 ]; then
-    rm -f "$lock" # pip stopped of itself, and tidied up
+  "$python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" ||
     fail "pip could not install $names: see its messages above, then start again"
-  fi
+  mkdir -p "$venv/.adamae-jax"
   for part in "$@"; do part_key "$part" >"$venv/.adamae-jax/$part"; done
   say "installed in $((SECONDS - start)) s"
 }
@@ -326,7 +273,6 @@ refuse_beside() {
     beam) held="Apache Beam" ;;
     cuda* | tpu) held="JAX for $2" ;;
   esac
-  rm -f "$lock"
   fail "$venv holds $held, which does not go with $1: remove it, or set VENV"
 }
 

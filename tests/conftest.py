@@ -27,7 +27,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Every call of these modules checks its arrays against the annotations.
 CHECKED = (
-    *("models", "masking", "objectives", "targets", "training", "interop"),
+    *("models", "masking", "pretraining", "targets", "training", "interop"),
     *("config", "experiment"),
 )
 install_import_hook([f"adamae_jax.{name}" for name in CHECKED], f"{typecheck.__name__}.functions")

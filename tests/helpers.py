@@ -13,7 +13,7 @@ from adamae_jax.masking import MaskingStrategy, MaskInputs, adaptive
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.pretraining import Objective, Pretraining
 
 # A grid of 4 x 2 x 3 = 24 tokens, with no two sizes alike.
 GEOMETRY = ClipGeometry(num_frames=8, image_size=(8, 12), tubelet_size=2, patch_size=4)

@@ -27,17 +27,17 @@ def resolved(**fields: Any) -> ConfigDict:
     return configs.resolve(config, 32)
 
 
-def told(run: ConfigDict, wanted: ConfigDict, step: int) -> str:
+def described(run: ConfigDict, wanted: ConfigDict, step: int) -> str:
     rates = (experiment.learning_rate(run), experiment.learning_rate(wanted))
-    return changes.told(run, wanted, step, rates)
+    return changes.describe(run, wanted, step, rates)
 
 
 def test_what_may_change_is_shown_with_both_values() -> None:
     run = resolved()
-    assert told(run, resolved(), 7) == ""
+    assert described(run, resolved(), 7) == ""
     wanted = resolved(log_every=5, data__num_workers=0, optimizer__accumulation=2, mesh__fsdp=2)
     changes.check_allowed("here", run, wanted)
-    assert told(run, wanted, 7) == (
+    assert described(run, wanted, 7) == (
         "the run goes on with other values: data.num_workers 1 -> 0, log_every 1 -> 5, "
         "mesh.fsdp 1 -> 2, optimizer.accumulation 1 -> 2"
     )
@@ -47,7 +47,7 @@ def test_another_length_says_what_it_does_to_the_schedule() -> None:
     """Numbers by hand: 3e-2 and 1e-5 for 256 clips, 8 of them; a cosine behind 5 steps."""
     run, wanted = resolved(), resolved(steps=115)
     changes.check_allowed("here", run, wanted)
-    said = told(run, wanted, 60)
+    said = described(run, wanted, 60)
     # The old schedule is at its end, and half of the new cosine is over.
     lowest, halfway = 1e-5 / 32, (3e-2 + 1e-5) / 2 / 32
     assert said.startswith("the run goes on with other values: steps 60 -> 115; from step 60 on, ")

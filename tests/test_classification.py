@@ -13,7 +13,7 @@ from adamae_jax.classification import Classification
 from adamae_jax.errors import UserError
 from adamae_jax.mixing import Mixing
 from adamae_jax.models.classifier import Classifier
-from adamae_jax.objectives import Objective
+from adamae_jax.pretraining import Objective
 from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer, adamw
 from adamae_jax.training.state import TrainState, create_state

@@ -14,7 +14,7 @@ from adamae_jax.data.clips import CROPS, FRAME_SAMPLINGS, INTERPOLATIONS
 from adamae_jax.errors import UserError
 from adamae_jax.fields import FIELDS
 from adamae_jax.models.transformer import TransformerSpec
-from adamae_jax.objectives import Objective
+from adamae_jax.pretraining import Objective
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from adamae_jax import experiment
 from adamae_jax.data.crops import choose_box
 from adamae_jax.errors import UserError
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.training.optimizers import decay_mask
 from adamae_jax.training.state import select_group
 from tests import recipes, test_finetune_configs

@@ -75,7 +75,7 @@ def test_features_of_a_folder(model: Path, videos: Path, tmp_path: Path) -> None
 def test_features_of_another_model_are_not_taken(model: Path, videos: Path, tmp_path: Path) -> None:
     """Nor those of other options, or of nobody knows what."""
     output = tmp_path / "out"
-    described = features.described_by(features.initial.load(str(model)), "mean", 0)
+    described = features.described_by(features.stored.load(str(model)), "mean", 0)
     source = features.source_of(str(videos), "train")
     feature_files.begin(output, described | source.described, source.names)
     feature_files.begin(output, described | source.described, source.names)  # goes on

@@ -14,10 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import adamae_jax
 from adamae_jax import (
     evaluate,
     finetune,
-    initial,
     load,
     predict,
     pretrain,
@@ -337,7 +337,7 @@ def test_what_was_exported_says_the_same(run: Path, data: Path, tmp_path: Path, 
     exported = tmp_path / ("model.safetensors" if form == "safetensors" else "model")
     flag = [] if form == "safetensors" else ["--format=huggingface"]
     call(exporting, f"--source={run}", f"--output={exported}", *flag)
-    back, loaded = initial.load(str(exported)), load(run)
+    back, loaded = adamae_jax.load(str(exported)), load(run)
     assert isinstance(back, Finetuned)
     assert isinstance(loaded, Finetuned)
     clip = loaded.clip(movie(tmp_path / "a.mp4", 1))

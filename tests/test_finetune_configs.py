@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from adamae_jax import experiment, initial
 from adamae_jax.classification import Classification
-from adamae_jax.initial import Stored
 from adamae_jax.mixing import Mixing
+from adamae_jax.stored import Stored
 from adamae_jax.training.optimizers import decay_mask
 from tests import recipes
 from tests.helpers import named

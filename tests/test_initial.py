@@ -19,8 +19,8 @@ from adamae_jax.errors import UserError
 from adamae_jax.frozen import Frozen
 from adamae_jax.initial import Initial
 from adamae_jax.interop import exports, files, systems
-from adamae_jax.objectives import Pretraining
 from adamae_jax.pretrained import Loaded, PretrainedEncoder
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.training import metrics, rundir
 from adamae_jax.training.checkpoints import RunCheckpoints
 from tests import helpers
@@ -38,7 +38,7 @@ def begin(source: Path, config: ConfigDict, **changes: Any) -> Initial:
     """What a run with this config begins with."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({"init_from": str(source), **changes})
-    return initial.read(experiment.task(experiment.task_name(config), config), config)
+    return initial.init_from(experiment.task(experiment.task_name(config), config), config)
 
 
 def tiny_config(data: Path, masking: str, **changes: Any) -> ConfigDict:
@@ -154,7 +154,7 @@ def test_published_weights_of_an_encoder_leave_the_rest_fresh(
         found, loaded("mae"), dict.fromkeys(["autoencoder/encoder/"], "autoencoder/encoder/")
     )
     assert "fresh: the source is an encoder alone" in found.report
-    encoder, whole = initial.load(file), loaded("mae")
+    encoder, whole = adamae_jax.load(file), loaded("mae")
     assert type(encoder) is PretrainedEncoder
     clips = np.random.default_rng(0).integers(0, 256, (2, *whole.model.geometry.clip_shape))
     video = clips.astype(np.uint8)

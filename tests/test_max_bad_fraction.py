@@ -41,8 +41,8 @@ def test_more_damage_than_the_config_allows_ends_a_run(
     damaged: Path, tmp_path: Path, fraction: float
 ) -> None:
     data = open_data(damaged, tmp_path, fraction)
-    said = f"of 16 records are more than .*fraction {fraction:g} "
-    with pytest.raises(UserError, match=said), data.train_batches(0) as batches:
+    said = f"of 16 are more than .*fraction {fraction:g} "
+    with pytest.raises(UserError, match=said), data.training_from(0) as batches:
         deque(batches, maxlen=0)
     said = f"^2 damaged records of 8 .*fraction {fraction:g} "
     with pytest.raises(UserError, match=said), data.held_out() as clips:
@@ -55,7 +55,7 @@ def test_as_much_damage_as_the_config_allows_ends_none(
     damaged: Path, tmp_path: Path, fraction: float
 ) -> None:
     data = open_data(damaged, tmp_path, fraction)
-    with data.train_batches(0) as batches:
+    with data.training_from(0) as batches:
         deque(batches, maxlen=0)
     listed = (tmp_path / "damaged_records.txt").read_text().splitlines()
     assert len(listed) == len(DAMAGED["train"])

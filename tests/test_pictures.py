@@ -13,7 +13,7 @@ from PIL import Image
 from adamae_jax import masking, pictures
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
-from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
+from adamae_jax.pretraining import ForwardOutput, Objective, Pretraining
 from adamae_jax.training.partitioning import create_mesh, replicated
 from tests import helpers
 
@@ -51,7 +51,7 @@ class Partial(base.MaskingStrategy):
     def num_visible(self, grid: Any) -> int:
         return 2
 
-    def __call__(self, variables: Any, inputs: Any, rng: Any, train: bool) -> base.TokenMask:
+    def __call__(self, variables: Any, inputs: Any, keys: Any, train: bool) -> base.TokenMask:
         batch, tokens = inputs.tokens.shape[:2]
         order = jnp.broadcast_to(jnp.arange(tokens), (batch, tokens))
         valid = jnp.broadcast_to(jnp.array([True, False]), (batch, 2))

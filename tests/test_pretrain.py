@@ -152,26 +152,6 @@ def test_killed_and_resumed_is_bitwise_the_same(
     assert_same_run(finished, workdir)
 
 
-@pytest.mark.full
-def test_killed_many_times_is_bitwise_the_same(
-    finished: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "killed"
-    for step in (1, 9, 21, 35, 50, 58):
-        run_killed(workdir, tiny_dataset, step)
-    assert run(workdir, tiny_dataset).returncode == 0
-    assert_same_run(finished, workdir)
-
-
-@pytest.mark.full
-def test_the_number_of_workers_changes_nothing(
-    finished: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    done = run(tmp_path / "run", tiny_dataset, "--config.data.num_workers=0")
-    assert done.returncode == 0, done.stderr
-    assert_same_run(finished, tmp_path / "run")
-
-
 def test_load_gives_model_parameters_and_features(finished: Path) -> None:
     loaded = adamae_jax.load(finished)
     model, params = loaded
@@ -321,25 +301,6 @@ def damaged(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return data
 
 
-@pytest.mark.full  # the default suite has a run that ends over damaged records, below
-def test_a_damaged_record_stops_a_run_that_asks_for_it(damaged: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / "run", damaged, "--config.data.on_error=raise", "--config.eval_every=0")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-
-
-@pytest.mark.full
-def test_too_many_damaged_records_end_a_run_with_the_list(damaged: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / "run", damaged, "--config.eval_every=0")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "2 damaged records of 16 records are more than max_bad_fraction 0.01" in message
-    listed = (tmp_path / "run" / "damaged_records.txt").read_text().splitlines()
-    assert len(listed) == 2
-
-
 @pytest.mark.full
 def test_a_run_over_damaged_records_counts_them(damaged: Path, tmp_path: Path) -> None:
     """By the way: the schedule is that of the data at hand, whatever a recipe's number is."""
@@ -404,13 +365,9 @@ def test_all_jobs_can_be_imported_together() -> None:
         importlib.import_module(f"adamae_jax.{name}")
 
 
-@pytest.mark.parametrize(
-    "option", ["--config.optimizer.learning_rat=1", "--config.steps=many", "surplus"]
-)
-def test_a_wrong_command_line_gives_one_line(
-    option: str, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    done = run(tmp_path / "run", tiny_dataset, option)
+def test_a_wrong_command_line_gives_one_line(tiny_dataset: Path, tmp_path: Path) -> None:
+    """In a process of its own; tests/test_cli.py has the others."""
+    done = run(tmp_path / "run", tiny_dataset, "surplus")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -190,7 +190,7 @@ def test_images_and_videos_are_no_mixture_of_clips(parts: list[Path], tmp_path: 
 def test_storage_that_keeps_failing_ends_the_run(
     parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_batches = RunData.train_batches
+    open_batches = RunData.training_from
 
     def failing(descriptor: int, count: int, offset: int) -> bytes:
         raise OSError(errno.EIO, "the cable is out")
@@ -199,7 +199,7 @@ def test_storage_that_keeps_failing_ends_the_run(
         monkeypatch.setattr(os, "pread", failing)
         return open_batches(self, first_step)
 
-    monkeypatch.setattr(RunData, "train_batches", break_and_open)
+    monkeypatch.setattr(RunData, "training_from", break_and_open)
     monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.0, 0.0))
     with pytest.raises(UserError, match="cannot be read any more: .*cable is out.*small-train"):
         tiny_run(tmp_path / "run", parts[0], "", eval_every=0)

@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 
 import adamae_jax
 from adamae_jax import experiment, pretrain
-from adamae_jax.data.batches import Batch, eval_batches, train_batches
-from adamae_jax.data.damage import Damage, EvaluationDamage, Listing, described
+from adamae_jax.data.damage import Damage, DamageWatch, described
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
 from adamae_jax.training import metrics, rundir
 from tests.configs import tiny
 from tests.data import fixtures
+from tests.data.fixtures import evaluation, training
 from tests.processes import Job, stop_line
 from tests.runs import lines, moving_waves
 
@@ -52,22 +53,21 @@ def config_of(data: Path) -> ConfigDict:
     return config
 
 
-def read_training(data: Path, host: int = 0, hosts: int = 1) -> list[Batch]:
+def read_training(data: Path, host: int = 0, hosts: int = 1) -> list[Element]:
     """The batches of a whole run that a process gets."""
     config = config_of(data)
-    with train_batches(
-        Dataset(data, "train"), experiment.clip_spec(config), seed=config.seed,
-        videos_per_step=CLIPS, first_step=0, num_steps=STEPS, shard_index=host,
-        shard_count=hosts,
+    with training(
+        Dataset(data, "train"), experiment.clip_spec(config), 0, STEPS, seed=config.seed,
+        videos_per_step=CLIPS, host=host, num_hosts=hosts,
     ) as batches:  # fmt: skip
         return list(batches)
 
 
-def read_validation(data: Path, host: int) -> list[Batch]:
+def read_validation(data: Path, host: int) -> list[Element]:
     """The batches of an evaluation that a process gets."""
-    with eval_batches(
+    with evaluation(
         Dataset(data, "validation"), experiment.clip_spec(config_of(data)), batch_size=CLIPS,
-        shard_index=host, shard_count=PROCESSES,
+        host=host, num_hosts=PROCESSES,
     ) as batches:  # fmt: skip
         return list(batches)
 
@@ -267,7 +267,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
         assert not job.left_over()
         message, word = stop_line(job, culprit), stop_line(job, other)
         assert not any("Traceback" in job.errors(index) for index in range(PROCESSES))
-    assert message.startswith(f"error: process {culprit} of 2: 3 damaged records of 32 records")
+    assert message.startswith(f"error: process {culprit} of 2: 3 damaged records of 32 are")
     listed = (workdir / f"damaged_records_{culprit}.txt").read_text().splitlines()
     assert len(listed) == 3 and all(line in message for line in listed)
     assert word == f"error: process {other} of 2 ends, since another one did: " + message[7:]
@@ -276,7 +276,7 @@ def test_too_much_damage_on_one_side_ends_both(root: Path, tmp_path: Path, culpr
 
 def test_a_process_counts_what_others_could_not_read(data: Path, tmp_path: Path) -> None:
     (batch,) = read_validation(data, 1)
-    damage = EvaluationDamage(Dataset(data, "validation"), 0.1, Listing(tmp_path / "list.txt"))
+    damage = DamageWatch(Dataset(data, "validation"), 0.1, tmp_path / "list.txt")
     with pytest.raises(UserError, match="allows: 2 that other processes read and list: copy the"):
         damage.check(2, HELD_OUT)
     damage.see(batch)

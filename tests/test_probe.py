@@ -19,7 +19,7 @@ from adamae_jax import experiment, initial, licenses, pretrained, probe
 from adamae_jax.errors import UserError
 from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.probes import ProbeKind
-from adamae_jax.objectives import Objective, normalize_pixels
+from adamae_jax.pretraining import Objective, normalize_pixels
 from adamae_jax.probing import Probing, probe_name
 from adamae_jax.task import MODEL
 from adamae_jax.training import knn, loop, metrics, rundir
@@ -286,7 +286,7 @@ def test_a_classifier_s_encoder_is_probed_with_its_norm(tmp_path: Path) -> None:
     config = config_of("videomae", True)
     config.init_from = str(written(tmp_path / "model", "videomae", True))
     config.classifier.num_classes = 9  # the classifier tells 3 apart
-    found = initial.read(experiment.probing(config), config)
+    found = initial.init_from(experiment.probing(config), config)
     params = loaded("videomae", True).params
     expected = helpers.named({**params["encoder"], "norm": params["norm"]})
     held = helpers.named(found.variables["frozen"]["encoder"])

@@ -84,6 +84,8 @@ SYSTEMS = {
 }
 # Those that draw their first and their last step, and the kinds of their pictures.
 DRAWN = {"videomae_demo": ["gif", "png"], "mae_demo": ["png"]}
+# Those that are evaluated, which takes another compilation: these, and one with an adversary.
+EVALUATED = [*DRAWN, "automae_video_demo"]
 Runs = Callable[[str], Path]
 
 
@@ -109,6 +111,8 @@ def config_of(name: str, data: Path, mae: Path | None, **different: Any) -> Conf
     config: ConfigDict = importlib.import_module(f"configs.{name}").get_config()
     system = SYSTEMS[name]
     config.update_from_flattened_dict({**SMALLER, **system.changes, "data.dir": str(data)})
+    if name not in EVALUATED:
+        config.eval_every = 0
     if system.needs_mae:
         config.masking.options.pretrained = str(mae)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in different.items()})

@@ -24,10 +24,11 @@ from adamae_jax.benchmark import codecs, data_peers
 from adamae_jax.benchmark.data_peers import PeerClips
 from adamae_jax.benchmark.footage import make_videos
 from adamae_jax.data import schema
-from adamae_jax.data.batches import train_batches
+from adamae_jax.data.batches import Reading, train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import TrainClips
 from adamae_jax.errors import UserError
 
 WARMUP_BATCHES = 2
@@ -118,17 +119,12 @@ def _measure_codec(
 ) -> Iterator[Row]:
     for num_workers in workers:
         warmup = _warmup(num_workers)
-        with train_batches(
-            Dataset(directory, "train"),
-            spec,
-            seed=0,
-            videos_per_step=flags.FLAGS.batch_size,
-            first_step=0,
-            num_steps=warmup + 2 * flags.FLAGS.batches + 4,  # nor is the end of the run
-            num_workers=num_workers,
-            num_threads=0,
-            prefetch=1,
-        ) as batches:
+        # Nor is the end of the run timed.
+        num_steps = warmup + 2 * flags.FLAGS.batches + 4
+        dataset = Dataset(directory, "train")
+        clips = TrainClips(dataset, spec, seed=0, videos_per_step=flags.FLAGS.batch_size)
+        reading = Reading(num_workers, num_threads=0, prefetch=1)
+        with train_batches(clips, 0, num_steps, reading) as batches:
             rate, waiting = timed(batches, warmup)
         yield _row(f"ours {cost.codec}", spec, num_workers, rate, waiting, cost.decode_ms)
 

@@ -14,6 +14,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.interop.architecture import apply_recipe
 from adamae_jax.interop.imports import Imported
 from adamae_jax.interop.systems import classifier_system
+from adamae_jax.stored import Stored
 
 
 def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported:
@@ -32,7 +33,7 @@ def into_classifier(imported: Imported, num_classes: int, seed: int) -> Imported
         raise UserError("the model is a classifier already: leave --num_classes out")
     config, clip_remarks = _classifier_config(imported, num_classes)
     task, arrays = experiment.classification(config), pretrained.flatten(imported.variables)
-    stored = initial.Stored("", imported.kind, arrays, imported.config, imported.license)
+    stored = Stored("", imported.kind, arrays, imported.config, imported.license)
     taken, remarks = initial.take(stored, task, config)
 
     @jax.jit

@@ -5,6 +5,7 @@ The same batches come out for any number of hosts, workers and threads; see
 error.
 """
 
+import dataclasses
 import itertools
 import queue
 import threading
@@ -18,14 +19,18 @@ from absl import flags, logging
 
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import Damage, described
-from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stream import Element, EvalClips, Shard, TrainClips, eval_stream, train_stream
-from adamae_jax.data.temporal import Views
-from adamae_jax.data.workers import detach_tracker, init_reader, keep_freed_memory
+from adamae_jax.data.stream import (
+    Element,
+    EvalClips,
+    HostSlice,
+    TrainClips,
+    eval_stream,
+    train_stream,
+)
+from adamae_jax.data.workers import init_reader, keep_freed_memory
 from adamae_jax.errors import UserError, WorkerDeathError
 
-Batch = dict[str, np.ndarray]
 # Batches are made in pieces of about this many clips: the first one comes sooner, and a large
 # batch is shared between workers instead of being in the making once in each of them.
 PIECE_CLIPS = 16
@@ -37,45 +42,54 @@ POLL_S = 0.5
 CLOSE_S = 5.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How batches are read, and which part of each: nothing that changes a clip.
+
+    Host ``p`` of ``P`` gets its contiguous part of every global batch of ``B`` videos, the slots
+    ``[p * B / P, (p + 1) * B / P)``, as `jax.make_array_from_process_local_data` expects.
+
+    Attributes:
+        num_workers: worker processes; 0 makes the clips in threads of this process.
+        num_threads: threads in each worker, or in this process; 0 makes one clip after the other.
+        prefetch: batches kept ready.
+        timeout_s: seconds to wait for a batch before reading is given up.
+        host: which part of each global batch is read, ``p``.
+        num_hosts: into how many parts it is divided, ``P``.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    num_workers: int = 0
+    num_threads: int = 2
+    prefetch: int = 2
+    timeout_s: float = TIMEOUT_S
+    host: int = 0
+    num_hosts: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.num_workers < 0 or self.num_threads < 0 or self.prefetch < 1:
+            raise UserError(
+                f"num_workers, num_threads and prefetch are {self.num_workers}, "
+                f"{self.num_threads} and {self.prefetch}, but must be at least 0, 0 and 1"
+            )
+        if self.timeout_s <= 0:
+            raise UserError(
+                f"timeout_s is {self.timeout_s}, but must be a number of seconds above 0"
+            )
+        if not 0 <= self.host < self.num_hosts:
+            raise UserError(f"host is {self.host} of {self.num_hosts} hosts")
+
+
 def train_batches(
-    dataset: Dataset | MixedDataset,
-    spec: ClipSpec,
-    *,
-    seed: int,
-    videos_per_step: int,
-    repeats: int = 1,
-    first_step: int,
-    num_steps: int,
-    num_workers: int = 0,
-    num_threads: int = 2,
-    prefetch: int = 2,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    on_error: str = "replace",
-    timeout_s: float = TIMEOUT_S,
+    clips: TrainClips, first_step: int, num_steps: int, reading: Reading = Reading()
 ) -> "Batches":
     """Returns batches of the training stream for steps ``[first_step, first_step + num_steps)``.
 
     Starting at a step costs the same for every step and gives what would have come there anyway.
-    Each video that is read gives ``R`` clips, which stand next to each other. Each shard gets its
-    contiguous part of every global batch, whole videos: shard ``p`` of ``P`` the slots
-    ``[p * B / P, (p + 1) * B / P)``, as `jax.make_array_from_process_local_data` expects.
-
-    Args:
-        dataset: the records (see `adamae_jax.data.mixture.open_dataset`).
-        spec: what a clip is.
-        seed: of order and augmentation.
-        videos_per_step: ``B``, videos in one global batch.
-        repeats: ``R``, clips of each video; see `TrainClips` for what differs between them.
-        first_step: first step to be delivered.
-        num_steps: how many.
-        num_workers: worker processes; 0 makes the clips in threads of this process.
-        num_threads: threads in each worker, or in this process; 0 makes one clip after the other.
-        prefetch: batches kept ready.
-        shard_index: which part of each global batch is read, ``p``.
-        shard_count: into how many parts it is divided, ``P``.
-        on_error: ``replace`` damaged records, or ``raise`` at the first.
-        timeout_s: seconds to wait for a batch before reading is given up.
+    The ``R`` clips of a video stand next to each other.
 
     Returns:
         An iterator over dicts of arrays, to be closed: ``video`` uint8 [b, T, H, W, 3], where the
@@ -84,54 +98,19 @@ def train_batches(
         ``b = B * R / P``. See `TrainClips`.
 
     Raises:
-        UserError: a value is out of range, or the dataset cannot give such clips.
+        UserError: a step is negative, or a batch does not divide over the hosts.
     """
     if first_step < 0 or num_steps < 0:
         raise UserError(f"first_step and num_steps are {first_step} and {num_steps}: negative")
-    _check(videos_per_step, shard_index, shard_count, "videos_per_step")
-    clips = TrainClips(dataset, spec, seed, videos_per_step, repeats, on_error)
     return Batches(
-        Shard(train_stream(clips), videos_per_step, shard_index, shard_count, first_step),
-        clips_per_video=repeats,
-        num_steps=num_steps,
-        num_workers=num_workers,
-        num_threads=num_threads,
-        prefetch=prefetch,
-        timeout_s=timeout_s,
+        train_stream(clips), clips.videos_per_step, clips.repeats, first_step, num_steps, reading
     )
 
 
-def eval_batches(
-    dataset: Dataset,
-    spec: ClipSpec,
-    *,
-    batch_size: int,
-    num_examples: int | None = None,
-    views: tuple[int, int] | None = None,
-    num_workers: int = 0,
-    num_threads: int = 2,
-    prefetch: int = 2,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    timeout_s: float = TIMEOUT_S,
-) -> "Batches":
-    """Returns batches of a dataset in its own order, each video once.
+def eval_batches(clips: EvalClips, reading: Reading = Reading()) -> "Batches":
+    """Returns batches of a dataset's first records in its own order, each video once.
 
-    The last batch is filled up, and every shard gets the same number of batches.
-
-    Args:
-        dataset: the records.
-        spec: what a clip is.
-        batch_size: videos in one global batch.
-        num_examples: only the first so many records; None, or more than there are: all.
-        views: (starts, crops) of each video, such as (5, 3); None gives middle frames and centre
-            crop.
-        num_workers: as in `train_batches`, like the arguments that follow.
-        num_threads: threads in each worker, or in this process.
-        prefetch: batches kept ready.
-        shard_index: which part of each global batch is read.
-        shard_count: into how many parts it is divided.
-        timeout_s: seconds to wait for a batch before reading is given up.
+    The last batch is filled up, and every host gets the same number of batches.
 
     Returns:
         An iterator over dicts of arrays, to be closed: ``video``, ``foreground``, ``label``,
@@ -142,34 +121,21 @@ def eval_batches(
         `adamae_jax.data.stream.id_text`). See `EvalClips`.
 
     Raises:
-        UserError: a value is out of range, or the dataset cannot give such clips.
+        UserError: a batch does not divide over the hosts.
     """
-    _check(batch_size, shard_index, shard_count, "batch_size")
-    if num_examples is not None and num_examples < 1:
-        raise UserError(f"num_examples is {num_examples}, but must be at least 1")
-    count = min(num_examples or len(dataset), len(dataset))
-    several = None if views is None else Views(*views)
-    clips = EvalClips(dataset, spec, batch_size, count, several)
-    return Batches(
-        Shard(eval_stream(clips), batch_size, shard_index, shard_count),
-        clips_per_video=1 if several is None else several.per_video,
-        num_steps=-(-count // batch_size),
-        num_workers=num_workers,
-        num_threads=num_threads,
-        prefetch=prefetch,
-        timeout_s=timeout_s,
-    )
+    per_video = 1 if clips.views is None else clips.views.per_video
+    num_steps = -(-clips.count // clips.batch_size)
+    return Batches(eval_stream(clips), clips.batch_size, per_video, 0, num_steps, reading)
 
 
-def first_clips(dataset: Dataset, spec: ClipSpec, count: int) -> Batch:
+def first_clips(dataset: Dataset, spec: ClipSpec, count: int) -> Element:
     """Returns those of a dataset's first ``count`` clips that can be read; logs the others.
 
     Raises:
         UserError: the dataset cannot give such clips, or none of the first can be read.
     """
-    with eval_batches(
-        dataset, spec, batch_size=count, num_examples=count, num_threads=0
-    ) as batches:
+    clips = EvalClips(dataset, spec, batch_size=count, num_examples=count)
+    with eval_batches(clips, Reading(num_threads=0)) as batches:
         batch = next(batches)
     for index, damage in zip(batch["example_index"], batch["damage"], strict=True):
         if damage:
@@ -182,67 +148,51 @@ def first_clips(dataset: Dataset, spec: ClipSpec, count: int) -> Batch:
     return {name: values[batch["valid"]] for name, values in batch.items()}
 
 
-def _check(batch: int, shard_index: int, shard_count: int, name: str) -> None:
-    if not 0 <= shard_index < shard_count:
-        raise UserError(f"shard_index is {shard_index} of {shard_count} shards")
-    if batch < 1 or batch % shard_count:
-        raise UserError(
-            f"{name} is {batch}, but must be a multiple of the number of shards, {shard_count}"
-        )
-
-
 class Batches:
-    """An iterator over one shard's batches; a context manager, since it must be closed.
+    """An iterator over one host's batches; a context manager, since it must be closed.
 
-    A background thread runs grain's iterator and keeps ``prefetch`` batches ready. Arrays are
-    ordinary ones, the caller's to keep.
+    A background thread runs grain's iterator and keeps some batches ready. Arrays are ordinary
+    ones, the caller's to keep.
     """
 
     def __init__(
         self,
-        shard: Shard,
-        *,
-        clips_per_video: int = 1,
+        stream: grain.MapDataset[Element],
+        batch_size: int,
+        clips_per_video: int,
+        first_step: int,
         num_steps: int,
-        num_workers: int,
-        num_threads: int,
-        prefetch: int,
-        timeout_s: float = TIMEOUT_S,
+        reading: Reading,
     ):
         """Starts reading.
 
         Args:
-            shard: the videos.
-            clips_per_video: how many clips each of its elements holds.
+            stream: the elements of all hosts by position, each with all clips of one video.
+            batch_size: videos in one global batch.
+            clips_per_video: how many clips each element holds.
+            first_step: where to start.
             num_steps: how many batches.
-            num_workers: as in `train_batches`, like the arguments that follow.
-            num_threads: threads in each worker, or in this process.
-            prefetch: batches kept ready.
-            timeout_s: seconds to wait for a batch before reading is given up.
+            reading: how.
 
         Raises:
-            UserError: a number is negative, or ``prefetch`` or ``timeout_s`` is 0.
+            UserError: a batch does not divide over the hosts.
         """
-        if num_workers < 0 or num_threads < 0 or prefetch < 1:
+        if batch_size < 1 or batch_size % reading.num_hosts:
             raise UserError(
-                f"num_workers, num_threads and prefetch are {num_workers}, {num_threads} and "
-                f"{prefetch}, but must be at least 0, 0 and 1"
+                f"a batch has {batch_size} videos, but must have a multiple of the number of "
+                f"hosts, {reading.num_hosts}"
             )
-        if timeout_s <= 0:
-            raise UserError(f"timeout_s is {timeout_s}, but must be a number of seconds above 0")
-        if num_workers:
-            detach_tracker()
-        else:
+        if not reading.num_workers:
             keep_freed_memory()
         self._remaining = num_steps
-        self._num_workers = num_workers
-        self._timeout_s = timeout_s
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
+        self._reading = reading
+        self._ready: queue.Queue[Element | Exception] = queue.Queue(reading.prefetch)
         self._stop = threading.Event()
-        size = piece_size(shard.batch, clips_per_video)
-        pieces = _pieces(shard, size, num_workers, num_threads)
+        part = HostSlice(stream, batch_size, reading.host, reading.num_hosts, first_step)
+        size = piece_size(part.batch, clips_per_video)
+        pieces = _pieces(part, size, reading)
         self._thread = threading.Thread(
-            target=self._produce, args=(pieces, shard.batch // size), name="batches", daemon=True
+            target=self._produce, args=(pieces, part.batch // size), name="batches", daemon=True
         )
         self._thread.start()
 
@@ -250,7 +200,7 @@ class Batches:
         """Itself: there is one pass."""
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Element:
         """Returns the next batch.
 
         Raises:
@@ -262,14 +212,14 @@ class Batches:
         if not self._remaining:
             self.close()
             raise StopIteration
-        batch: Batch | Exception
+        batch: Element | Exception
         try:
-            batch = self._ready.get(timeout=self._timeout_s)
+            batch = self._ready.get(timeout=self._reading.timeout_s)
         except queue.Empty:
             batch = WorkerDeathError(
-                f"no batch came for {self._timeout_s:g} s: the storage does not answer, decoding "
-                "does not end, or a data worker has left; if reading is only slow, use a larger "
-                "data.timeout_s"
+                f"no batch came for {self._reading.timeout_s:g} s: the storage does not answer, "
+                "decoding does not end, or a data worker has left; if reading is only slow, use a "
+                "larger data.timeout_s"
             )
         if isinstance(batch, Exception):
             self.close()
@@ -281,7 +231,7 @@ class Batches:
         """Raises an error, in words for the user where it is grain's or the system's."""
         if isinstance(error, OSError):
             raise UserError(f"the dataset cannot be read any more: {error}") from error
-        if self._num_workers and type(error) is RuntimeError:  # as grain's of a dead worker
+        if self._reading.num_workers and type(error) is RuntimeError:  # as grain's of a dead worker
             raise WorkerDeathError(
                 f"the data workers have failed: {error} (Exit code -9: killed, mostly for lack of "
                 "memory; -7: out of shared memory, /dev/shm. Use fewer data.num_workers, or a "
@@ -325,20 +275,20 @@ class Batches:
             if iterator is not None:
                 iterator.close()
 
-    def _joined(self, pieces: Iterator[Element], count: int) -> Batch | None:
+    def _joined(self, pieces: Iterator[Element], count: int) -> Element | None:
         """Returns one batch, copied out of the workers' memory; None when it is time to stop."""
         found: list[Element] = []
         for piece in itertools.islice(pieces, count):
             found.append(piece)
             if self._stop.is_set():
                 return None
-        if len(found) == 1 and not self._num_workers:
+        if len(found) == 1 and not self._reading.num_workers:
             return found[0]
         return {
             name: np.concatenate([np.asarray(each[name]) for each in found]) for name in found[0]
         }
 
-    def _deliver(self, item: Batch | Exception) -> bool:
+    def _deliver(self, item: Element | Exception) -> bool:
         """Hands over a batch or an error; returns False when it is time to stop."""
         while not self._stop.is_set():
             try:
@@ -349,26 +299,19 @@ class Batches:
         return False
 
 
-def _pieces(
-    shard: Shard, size: int, num_workers: int, num_threads: int
-) -> grain.IterDataset[Element]:
+def _pieces(part: HostSlice, size: int, reading: Reading) -> grain.IterDataset[Element]:
     """Returns all batches in pieces of ``size`` videos."""
     if not flags.FLAGS.is_parsed():  # grain reads its flags: outside of absl.app they have defaults
         flags.FLAGS.mark_as_parsed()
-    pieces = (
-        grain.MapDataset.source(shard)
-        .batch(size, batch_fn=join_clips)
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-        )
-    )
-    if not num_workers:
+    threads = grain.ReadOptions(reading.num_threads, prefetch_buffer_size=reading.num_threads)
+    pieces = grain.MapDataset.source(part).batch(size, batch_fn=join_clips).to_iter_dataset(threads)
+    if not reading.num_workers:
         return pieces
     options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED_BYTES)
     pieces = grain.experimental.WithOptionsIterDataset(pieces, options)
-    per_worker = -(-shard.batch // (size * num_workers))
+    per_worker = -(-part.batch // (size * reading.num_workers))
     return pieces.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=per_worker),
+        grain.MultiprocessingOptions(reading.num_workers, per_worker_buffer_size=per_worker),
         worker_init_fn=init_reader,
     )
 

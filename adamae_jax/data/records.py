@@ -1,9 +1,7 @@
 """A dataset on disk as a list of records: opened as TFDS opens it, read without TensorFlow."""
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +38,6 @@ REQUIRED_FEATURES = (
 IMAGE_NAMES = (schema.ID, schema.FILE_NAME)  # what may name an image, the better name first
 LABELS = f"{schema.LABEL}.labels.txt"
 DESCRIPTIONS = (INFO, FEATURES, LABELS)  # what TFDS needs beside the shards
-_TFDS_FEATURES = "tensorflow_datasets.core.features."
 PREPARE = "python -m adamae_jax.prepare"
 
 
@@ -154,80 +151,50 @@ def _reader(file_format: str, paths: Sequence[str], counts: Sequence[int], split
 
 
 class NoDatasetError(UserError):
-    """TFDS does not open a folder as a dataset; the message names the file and the reason."""
+    """TFDS does not open a folder as a dataset; the message says why."""
 
 
 def read_info(directory: str | os.PathLike[str]) -> Any:
     """Returns TFDS's ``DatasetInfo`` of a folder that ``tfds.builder_from_directory`` opens.
 
     Raises:
-        NoDatasetError: it does not, the names of the shards or of the classes cannot be had, or a
-            feature is none of TFDS's own.
+        NoDatasetError: it does not, or the names of the shards or of the classes cannot be had.
     """
     import tensorflow_datasets as tfds  # slow to import, and workers have no need of it
-    from tensorflow_datasets.core.dataset_info import read_from_json
 
     folder = os.path.expanduser(directory)  # as TFDS itself does
-    file = INFO
     verbosity = logging.get_verbosity()
     try:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
-        # Each by itself first, for TFDS's errors do not say which file they speak of.
-        read_from_json(Path(folder, INFO))
-        file = FEATURES
-        described = json.loads(Path(folder, FEATURES).read_bytes())
-        _check_classes(described)
-        # One feature after the other, for TFDS's dictionaries pass over errors, and take numbers.
-        for name, feature in tfds.features.FeatureConnector.from_json(described).items():
-            file = f"{name}.labels.txt"
-            feature.load_metadata(folder, feature_name=name)
-        file = INFO
+        for name in (INFO, FEATURES):
+            if not Path(folder, name).is_file():
+                raise ValueError(f"{name} is missing")
         info = tfds.builder_from_directory(folder).info
         for split in info.splits.values():
             _ = split.filepaths  # made of a template that is not looked at before
-        file = LABELS
-        if _has_label_names(info) and not Path(folder, LABELS).is_file():
-            raise ValueError("it is missing, and with it the names of the classes")
+        _check_label_names(info, Path(folder, LABELS))
         return info
     except Exception as error:  # TFDS raises many kinds here: a file is damaged or not its own
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
-        raise NoDatasetError(f"{file}: {reason}") from error
+        raise NoDatasetError((str(error).splitlines() or [repr(error)])[0]) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _check_classes(value: Any, key: str = "") -> None:
-    """Checks that a description of features has TFDS import none but its own classes.
+def _check_label_names(info: Any, file: Path) -> None:
+    """Raises a `ValueError` where `adamae_jax.prepare` has named classes, and the names are lost.
 
-    Args:
-        value: of JSON, which may hold JSON as text.
-        key: its name.
-
-    Raises:
-        ValueError: a feature is of another class.
+    TFDS passes over it, and calls them by numbers.
     """
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _check_classes(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_classes(inner)
-    elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with contextlib.suppress(json.JSONDecodeError):  # a text that only looks like it
-            _check_classes(json.loads(value))
-    elif key in ("type", "pythonClassName", "python_class_name") and not (
-        isinstance(value, str) and value.startswith(_TFDS_FEATURES)
-    ):
-        raise ValueError(f"a feature is of the class {value!r}, which is none of TFDS's own")
-
-
-def _has_label_names(info: Any) -> bool:
-    """Returns whether `adamae_jax.prepare` wrote a dataset, and names of its classes."""
     features = info.features or {}
-    written = schema.PREPARED in info.description or all(
-        name in features for name in REQUIRED_FEATURES
-    )
-    return written and schema.LABEL in features and bool(features[schema.LABEL].num_classes)
+    written = schema.PREPARED in info.description or set(REQUIRED_FEATURES) <= set(features)
+    classes = features[schema.LABEL].num_classes if written and schema.LABEL in features else 0
+    if not classes:
+        return
+    if not file.is_file():
+        raise ValueError(f"{file.name} is missing, and with it the names of the classes")
+    names = set(file.read_text(encoding="utf-8", errors="replace").splitlines())
+    if len(names) != classes:
+        raise ValueError(f"{file.name} has {len(names)} different names for {classes} classes")
 
 
 def _dataset_info(directory: str) -> Any:
@@ -322,7 +289,7 @@ def _split_info(info: Any, directory: str, split: str) -> Any:
 
 def _fingerprint(directory: str, paths: list[str], num_records: int) -> str:
     digest = hashlib.sha256(storage.read_file(storage.join(directory, INFO)))
-    for path, state in zip(paths, storage.file_states(paths), strict=True):
-        digest.update(f"\n{os.path.basename(path)} {state.size}".encode())
+    for path, size in zip(paths, storage.file_sizes(paths), strict=True):
+        digest.update(f"\n{os.path.basename(path)} {size}".encode())
     digest.update(f"\n{num_records}".encode())
     return digest.hexdigest()

@@ -8,11 +8,12 @@ import contextlib
 import errno
 import functools
 import os
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from absl import logging
 
@@ -28,11 +29,6 @@ _FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionEr
 LOCAL_GAP, REMOTE_GAP = 32 << 10, 1 << 20
 MAX_OPEN = 128  # files of one process; well below the usual limit of 1,024
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of our own package, by protocol
-# What file systems call that which changes with a file's content, the surest first.
-_VERSIONS = (
-    *("generation", "ETag", "etag", "md5Hash", "content_md5"),
-    *("mtime", "LastModified", "last_modified", "updated", "created"),
-)
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # What a file system says that fails; a network's, mostly, and the network itself.
 FAILING = frozenset(
@@ -46,13 +42,6 @@ FAILING = frozenset(
 )
 # What has no room for a moment: a cache that a mounted bucket keeps, the kernel's tables.
 _SHORT = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-
-
-class FileState(NamedTuple):
-    """What tells one state of a file from another."""
-
-    size: int
-    version: str
 
 
 class RangedFile(Protocol):
@@ -117,14 +106,27 @@ def _read_local(path: str) -> bytes:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a remote file, whole or not at all, as object stores do it.
+    """Writes a file, whole or not at all, as object stores do it; others may do so meanwhile.
 
     Raises:
         OSError: it cannot be written.
     """
-    system, name = file_system(path)
-    with os_errors(path):
-        system.pipe_file(name, data)
+    if is_remote(path):
+        system, name = file_system(path)
+        with os_errors(path):
+            system.pipe_file(name, data)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f"{name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from other users of the data
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def retried(
@@ -149,78 +151,59 @@ def retried(
     raise AssertionError("the last attempt returns or raises")
 
 
-def list_directory(directory: str) -> dict[str, FileState]:
-    """Returns the files of a directory by name, not those below it; none where it is missing.
+def list_directory(directory: str) -> dict[str, int]:
+    """Returns the sizes of a directory's files by name, not those below it; none if it is missing.
 
     Raises:
         OSError: it cannot be listed after several attempts.
         UserError: nothing is installed for its protocol.
     """
     list_once = _list_remote if is_remote(directory) else _list_local
-    return retried(lambda: list_once(directory), directory)
-
-
-def _list_local(directory: str) -> dict[str, FileState]:
-    found: dict[str, FileState] = {}
     try:
-        scan = os.scandir(directory)
+        return retried(lambda: list_once(directory), directory)
     except (FileNotFoundError, NotADirectoryError):
-        return found
-    with scan as entries:
+        return {}
+
+
+def _list_local(directory: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    with os.scandir(directory) as entries:
         for entry in entries:
             # Other processes write an index here at the same time, and rename it.
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_file():
-                    found[entry.name] = _local_state(entry.stat())
+                    found[entry.name] = entry.stat().st_size
     return found
 
 
-def file_states(paths: Sequence[str]) -> list[FileState]:
-    """Returns sizes and versions of files.
+def _list_remote(directory: str) -> dict[str, int]:
+    system, name = file_system(directory)
+    with os_errors(directory):
+        entries = system.ls(name, detail=True, refresh=True)
+    files = (entry for entry in entries if entry["type"] == "file")
+    return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in files}
+
+
+def file_sizes(paths: Sequence[str]) -> list[int]:
+    """Returns how many bytes files have.
 
     Raises:
         OSError: a file is missing, or cannot be asked for after several attempts.
         UserError: nothing is installed for its protocol.
     """
-    listed: dict[str, dict[str, FileState]] = {}
-    states = []
+    listed: dict[str, dict[str, int]] = {}
+    sizes = []
     for path in paths:
         if not is_remote(path):
-            states.append(retried(functools.partial(_stat, path), path))
+            sizes.append(retried(functools.partial(os.path.getsize, path), path))
             continue
         directory, _, name = path.rpartition("/")
         if directory not in listed:  # one request instead of one for each file
             listed[directory] = list_directory(directory)
         if name not in listed[directory]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        states.append(listed[directory][name])
-    return states
-
-
-def _stat(path: str) -> FileState:
-    return _local_state(os.stat(path))
-
-
-def _local_state(status: os.stat_result) -> FileState:
-    return FileState(status.st_size, str(status.st_mtime_ns))
-
-
-def _list_remote(directory: str) -> dict[str, FileState]:
-    system, name = file_system(directory)
-    try:
-        with os_errors(directory):
-            entries = system.ls(name, detail=True, refresh=True)
-    except FileNotFoundError:
-        return {}
-    return {
-        entry["name"].rpartition("/")[2]: FileState(int(entry["size"]), _version(entry))
-        for entry in entries
-        if entry["type"] == "file"
-    }
-
-
-def _version(entry: dict[str, Any]) -> str:
-    return next((str(entry[name]) for name in _VERSIONS if entry.get(name)), "")
+        sizes.append(listed[directory][name])
+    return sizes
 
 
 @contextlib.contextmanager

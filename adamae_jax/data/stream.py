@@ -152,22 +152,24 @@ class EvalClips:
         dataset: the records.
         spec: what a clip is.
         batch_size: videos in one global batch.
-        num_examples: how many records.
-        views: of each video; None gives middle frames and centre crop.
+        num_examples: only the first so many records; None, or more than there are: all.
+        views: (starts, crops) of each video; None gives middle frames and centre crop.
 
     Raises:
-        UserError: the dataset cannot give such clips or views.
+        UserError: a value is out of range, or the dataset cannot give such clips or views.
     """
 
     dataset: Dataset
     spec: ClipSpec
     batch_size: int
-    num_examples: int
+    num_examples: int | None = None
     views: Views | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
         check_clips(self.dataset, self.spec)
+        if self.num_examples is not None and self.num_examples < 1:
+            raise UserError(f"num_examples is {self.num_examples}, but must be at least 1")
         if self.views is None:
             return
         given = tuple(self.views)
@@ -178,6 +180,11 @@ class EvalClips:
                 f"views are {given}, but crop 'none' takes whole frames: use one crop of each"
             )
 
+    @property
+    def count(self) -> int:
+        """How many records are evaluated."""
+        return min(self.num_examples or len(self.dataset), len(self.dataset))
+
     def __call__(self, position: int) -> Element:
         """Makes the element at ``position``; a damaged record is marked, not raised.
 
@@ -185,7 +192,7 @@ class EvalClips:
             OSError: the storage keeps failing.
         """
         damage, element = Damage.NONE, None
-        if position < self.num_examples:
+        if position < self.count:
             try:
                 element = self._load(position)
             except BadRecordError as error:
@@ -215,7 +222,7 @@ class EvalClips:
             blank["video_id"] = _id_bytes("")[None]
         if self.dataset.has_foreground:
             blank["foreground"] = np.zeros((*leading, *self.spec.foreground_shape), np.uint8)
-        return blank | _named(UNLABELLED, position if position < self.num_examples else NO_RECORD)
+        return blank | _named(UNLABELLED, position if position < self.count else NO_RECORD)
 
 
 def _id_bytes(identity: str) -> UInt8[np.ndarray, "bytes"]:
@@ -234,10 +241,10 @@ def eval_stream(clips: EvalClips) -> grain.MapDataset[Element]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """A source for grain: the contiguous part of each global batch that one shard reads.
+class HostSlice:
+    """A source for grain: the contiguous part of each global batch that one host reads.
 
-    Shard ``p`` of ``P`` reads slots ``[p * B / P, (p + 1) * B / P)``, so that the shards' batches,
+    Host ``p`` of ``P`` reads slots ``[p * B / P, (p + 1) * B / P)``, so that the hosts' batches,
     one after the other, are the global batch. It counts in videos.
 
     Attributes:
@@ -256,7 +263,7 @@ class Shard:
 
     @property
     def batch(self) -> int:
-        """Videos of one global batch that this shard reads."""
+        """Videos of one global batch that this host reads."""
         return self.global_batch // self.count
 
     def __len__(self) -> int:
@@ -264,7 +271,7 @@ class Shard:
         return ENDLESS
 
     def __getitem__(self, number: Any) -> Element:
-        """Returns the shard's element of this number, counted from its first of ``first_step``."""
+        """Returns the host's element of this number, counted from its first of ``first_step``."""
         step, slot = divmod(number, self.batch)
         first = (self.first_step + step) * self.global_batch
         return self.stream[first + self.index * self.batch + slot]

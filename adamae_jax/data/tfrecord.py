@@ -2,12 +2,12 @@
 
 A TFRecord file is a chain of records: the payload's length (8 bytes, little endian), the masked
 CRC32C of those 8 bytes, the payload, the masked CRC32C of the payload. An index of where records
-begin is made once, by following the chains, and kept beside the shards. Every length is checked
-against its checksum and the file's size on the way, so that a damaged one is found at the start.
+begin is made once, by following the chains, and kept beside the shards; it stays good for copies of
+them. Every length is checked against its checksum and the file's size on the way, so that a damaged
+one is found at the start.
 """
 
 import array
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,13 +15,12 @@ import io
 import json
 import os
 import struct
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import google_crc32c
 import numpy as np
+from absl import logging
 from jaxtyping import Int64
 
 from adamae_jax.data import storage
@@ -40,7 +39,7 @@ LOCAL_SCANS, REMOTE_SCANS = 16, 64
 LOCAL_BLOCK, REMOTE_BLOCK = 1 << 12, 1 << 16
 COPY_AGAIN = "copy the dataset again, or rebuild it with python -m adamae_jax.prepare"
 SEE_TO_STORAGE = "see to the storage, and start again"
-_INDEX_VERSION = 4
+_INDEX_VERSION = 5
 _DIGEST_WORDS = 4  # of 8 bytes, at the front of an index file
 _HEADER = struct.Struct("<QI")
 
@@ -54,14 +53,11 @@ class RecordIndex:
         counts: number of records of each shard.
         bounds: for each shard, where its records begin and where the last one ends, in bytes; one
             shard behind the other.
-        file: the file that ``bounds`` are mapped from, and the digest in it; None where they are in
-            memory. A mapped index is pickled as that, so that processes share one copy.
     """
 
     paths: tuple[str, ...]
     counts: tuple[int, ...]
     bounds: Int64[np.ndarray, "records_plus_shards"]
-    file: tuple[str, bytes] | None = None
 
     @functools.cached_property
     def first(self) -> Int64[np.ndarray, "shards_plus_1"]:
@@ -71,12 +67,6 @@ class RecordIndex:
     def __len__(self) -> int:
         """Returns the number of records."""
         return int(self.first[-1])
-
-    def __reduce__(self) -> tuple[Callable[..., "RecordIndex"], tuple[Any, ...]]:
-        """By the file that it is mapped from, where there is one."""
-        if self.file is None:
-            return RecordIndex, (self.paths, self.counts, np.asarray(self.bounds))
-        return _map_again, (self.paths, self.counts, self.file)
 
     def place(self, record: int) -> tuple[int, int]:
         """Returns the number of the shard that holds a record, and the record's number in it."""
@@ -93,55 +83,35 @@ class RecordIndex:
 def load_index(
     paths: Sequence[str | os.PathLike[str]], counts: Sequence[int], beside: str | None = None
 ) -> RecordIndex:
-    """Maps the index of some shards if it has been kept, else builds it and tries to keep it.
+    """Reads the index of some shards if it has been kept, else builds it and tries to keep it.
 
     Args:
         paths: the shards; local, or addresses for fsspec.
         counts: how many records each shard should hold.
-        beside: file beside the shards to keep the index in; None: leave their folder alone. Where
-            it cannot be written, or is remote, there is a copy in ``$XDG_CACHE_HOME/adamae_jax``.
+        beside: file beside the shards to keep the index in; None: leave their folder alone.
 
     Raises:
         UserError: a shard is missing, is damaged between records, or holds another number of
             records than it should; or the storage keeps failing.
     """
     names = tuple(os.fspath(path) for path in paths)
-    states = _states(names)
-    shards = [[name.rpartition("/")[2], *state] for name, state in zip(names, states, strict=True)]
+    sizes = _sizes(names)
+    shards = [[os.path.basename(name), size] for name, size in zip(names, sizes, strict=True)]
     signature = json.dumps([_INDEX_VERSION, list(counts), shards])
-    remote = beside if beside is not None and storage.is_remote(beside) else None
-    places = [_cached(names, signature)]
-    if beside is not None and not remote:
-        places.insert(0, beside)
-
-    def kept() -> RecordIndex | None:
-        for place in places:
-            if (found := _map(place, signature, sum(counts) + len(names))) is not None:
-                return RecordIndex(names, tuple(counts), found[0], (place, found[1]))
-        return None
-
-    if (index := kept()) is not None:
-        return index
-    if remote:
-        with contextlib.suppress(OSError):
-            _replace(places[-1], storage.read_file(remote))
-            if (index := kept()) is not None:
-                return index
-    bounds = _scan_shards(names, [state.size for state in states], counts)
-    content = _index_file(signature, bounds)
-    if remote:
-        with contextlib.suppress(OSError):
-            storage.write_file(remote, content)
-    for place in places:
-        with contextlib.suppress(OSError):
-            _replace(place, content)
-            break
-    return kept() or RecordIndex(names, tuple(counts), bounds)
+    bounds = _kept(beside, signature) if beside else None
+    if bounds is None:
+        bounds = _scan_shards(names, sizes, counts)
+        if beside:
+            try:
+                storage.write_file(beside, _index_file(signature, bounds))
+            except OSError as error:
+                logging.info("%s cannot be kept (%s): it is made at each start", beside, error)
+    return RecordIndex(names, tuple(counts), bounds)
 
 
-def _states(paths: Sequence[str]) -> list[storage.FileState]:
+def _sizes(paths: Sequence[str]) -> list[int]:
     try:
-        return storage.file_states(paths)
+        return storage.file_sizes(paths)
     except FileNotFoundError as error:
         raise UserError(
             f"shard {error.filename} cannot be opened ({error.strerror}): {COPY_AGAIN}"
@@ -152,17 +122,8 @@ def _states(paths: Sequence[str]) -> list[storage.FileState]:
         ) from error
 
 
-def _cached(paths: Sequence[str], signature: str) -> str:
-    """Returns the name of an index in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.sha256(repr((list(paths), signature)).encode()).hexdigest()[:32]
-    return os.path.join(cache, "adamae_jax", "indexes", f"{name}.npy")
-
-
 def _digest(signature: str, bounds: Int64[np.ndarray, "n"]) -> bytes:
-    digest = hashlib.sha256(signature.encode())
-    digest.update(np.ascontiguousarray(bounds).data)
-    return digest.digest()
+    return hashlib.sha256(signature.encode() + bounds.tobytes()).digest()
 
 
 def _index_file(signature: str, bounds: Int64[np.ndarray, "n"]) -> bytes:
@@ -173,44 +134,14 @@ def _index_file(signature: str, bounds: Int64[np.ndarray, "n"]) -> bytes:
     return file.getvalue()
 
 
-def _map(path: str, signature: str, size: int) -> tuple[Int64[np.ndarray, "n"], bytes] | None:
-    """Maps an index file; None where there is none, or it belongs to other shards."""
+def _kept(path: str, signature: str) -> Int64[np.ndarray, "n"] | None:
+    """Reads an index file; None where there is none, or it belongs to other shards."""
     try:
-        words = np.load(path, mmap_mode="r")
+        words = np.load(io.BytesIO(storage.read_file(path)))
+        digest, bounds = words[:_DIGEST_WORDS].tobytes(), words[_DIGEST_WORDS:]
+        return bounds if digest == _digest(signature, bounds) else None
     except Exception:  # missing, or damaged: NumPy raises many kinds
         return None
-    if words.dtype != np.int64 or words.shape != (_DIGEST_WORDS + size,):
-        return None
-    digest, bounds = words[:_DIGEST_WORDS].tobytes(), words[_DIGEST_WORDS:]
-    return (bounds, digest) if digest == _digest(signature, bounds) else None
-
-
-def _map_again(
-    paths: tuple[str, ...], counts: tuple[int, ...], file: tuple[str, bytes]
-) -> RecordIndex:
-    words = np.load(file[0], mmap_mode="r")
-    if words[:_DIGEST_WORDS].tobytes() != file[1]:
-        raise UserError(
-            f"the index {file[0]} has changed since the dataset was opened: somebody is writing "
-            "to the dataset; wait for them, and start again"
-        )
-    return RecordIndex(paths, counts, words[_DIGEST_WORDS:], file)
-
-
-def _replace(path: str, content: bytes) -> None:
-    """Writes a file in one step, since several processes may do this at once."""
-    folder, name = os.path.split(path)
-    if not os.path.isdir(folder):
-        os.makedirs(folder, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f"{name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from other users of the data
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
 
 
 def _scan_shards(

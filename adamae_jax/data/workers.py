@@ -2,21 +2,14 @@
 
 import contextlib
 import ctypes
-import functools
 import multiprocessing
 import multiprocessing.process
 import os
-import shlex
 import signal
-import sys
-import tempfile
 import threading
 import time
-from multiprocessing import resource_tracker, spawn
-from pathlib import Path
 
 PARENT_CHECK_S = 0.5
-TRACKER_START_S = 2.0
 KEPT_BYTES = 128 << 20
 LARGEST_REUSED = 32 << 20  # the most that glibc takes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -45,31 +38,6 @@ def init_reader(worker_index: int, worker_count: int) -> None:
     # A scheduler sends it to all processes; the job needs batches until it has saved its state.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     keep_freed_memory()
-
-
-@functools.cache
-def detach_tracker() -> None:
-    """Starts Python's resource tracker in a session of its own, before there are workers.
-
-    It removes shared memory and semaphores that killed processes leave, but is killed with them
-    where a signal goes to the whole process group. As Python has no option for this, it is started
-    by a script that begins a session and becomes Python. Where it runs already, nothing happens.
-    """
-    python, become = sys.executable, "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    code = shlex.quote(f"import os, sys; os.setsid(); {become}")
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "python")
-        script.write_text(f'#!/bin/sh\nrm "$0"\nexec {shlex.quote(python)} -c {code} "$@"\n')
-        script.chmod(0o700)
-        executable = spawn.get_executable()
-        multiprocessing.set_executable(str(script))
-        try:
-            resource_tracker.ensure_running()
-        finally:
-            multiprocessing.set_executable(executable)
-        end = time.monotonic() + TRACKER_START_S
-        while script.exists() and time.monotonic() < end:  # it must not vanish before it is read
-            time.sleep(0.01)
 
 
 def keep_freed_memory() -> None:

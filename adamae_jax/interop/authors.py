@@ -25,7 +25,7 @@ from adamae_jax.models.encoder import Encoder
 from adamae_jax.models.positions import sincos_2d
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 
 
 def norm_entries(ours: str, theirs: str) -> list[Entry]:

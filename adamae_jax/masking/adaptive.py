@@ -187,12 +187,12 @@ class Strategy(base.MaskingStrategy):
         return jax.nn.softmax(self.logits(variables, inputs, keys), axis=-1)
 
     def __call__(
-        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys, train: bool
     ) -> base.TokenMask:
         """Draws the visible tokens from the network's distribution."""
 
         def purpose(number: int) -> ExampleKeys:
-            return jax.vmap(lambda key: jax.random.fold_in(key, number))(rng)
+            return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
         logits = self.logits(variables, inputs, purpose(_DROPOUT) if train else None)
         drawn_from = logits / self.temperature

@@ -224,14 +224,14 @@ class Strategy(base.MaskingStrategy):
         return noise.reshape(-1, tokens), visible.reshape(-1, tokens)
 
     def __call__(
-        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys, train: bool
     ) -> base.TokenMask:
         """Draws a mask, and says how well it fooled the discriminator."""
         grid = inputs.grid
-        keys = frame_keys(rng, grid[0])
+        of_frames = frame_keys(keys, grid[0])
         shape = (grid[1] * grid[2],)
-        soft = self.mask_probabilities(variables, inputs, draw(keys, _GUMBEL, "gumbel", shape))
-        noise, visible = self.select(soft, draw(keys, _UNIFORM, "uniform", shape), grid)
+        soft = self.mask_probabilities(variables, inputs, draw(of_frames, _GUMBEL, "gumbel", shape))
+        noise, visible = self.select(soft, draw(of_frames, _UNIFORM, "uniform", shape), grid)
         scores, state = self.scores(variables, soft, grid, train)
         return base.TokenMask(
             **base.mask_from_visible(visible > 0.5, self.num_visible(grid)),
@@ -241,14 +241,18 @@ class Strategy(base.MaskingStrategy):
         )
 
     def adversary_loss(
-        self, variables: base.Variables, inputs: base.MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: base.Variables, inputs: base.MaskInputs, keys: ExampleKeys, train: bool
     ) -> tuple[Float[Array, "b"], Any]:
         """Least squares: rectangles should score 1, generated masks 0."""
         grid = inputs.grid
-        keys = frame_keys(rng, grid[0])
-        gumbel = draw(keys, _GUMBEL, "gumbel", (grid[1] * grid[2],))
+        of_frames = frame_keys(keys, grid[0])
+        gumbel = draw(of_frames, _GUMBEL, "gumbel", (grid[1] * grid[2],))
         fake = self.mask_probabilities(variables, inputs, gumbel)
-        real = jax.vmap(lambda key: rectangle_mask(jax.random.fold_in(key, _REAL), *grid[1:]))(keys)
+
+        def rectangle(key: Array) -> Array:
+            return rectangle_mask(jax.random.fold_in(key, _REAL), *grid[1:])
+
+        real = jax.vmap(rectangle)(of_frames)
         return self.discriminate(variables, real, fake, grid, train)
 
     def discriminate(
@@ -273,10 +277,10 @@ def middle_frames(inputs: base.MaskInputs) -> Float[Array, "frames 1 H W C"]:
     return einops.rearrange(frames, "b T H W C -> (b T) 1 H W C")
 
 
-def frame_keys(rng: ExampleKeys, steps: int) -> Key[Array, "frames"]:
+def frame_keys(keys: ExampleKeys, steps: int) -> Key[Array, "frames"]:
     """One key for each time step of each clip."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return jax.vmap(lambda key: fold(key, jnp.arange(steps)))(rng).reshape(-1)
+    return jax.vmap(lambda key: fold(key, jnp.arange(steps)))(keys).reshape(-1)
 
 
 def draw(keys: ExampleKeys, purpose: int, kind: str, shape: tuple[int, ...]) -> Array:

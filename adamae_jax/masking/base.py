@@ -67,7 +67,7 @@ class TokenMask(struct.PyTreeNode):
       visible: tokens that the encoder sees.
       masked: all others.
       log_probs: log-probability of each token in the strategy's distribution; where given, the
-        objective adds the sampling loss (`adamae_jax.objectives.sampling_loss`).
+        objective adds the sampling loss (`adamae_jax.pretraining.sampling_loss`).
       credit: the log-probability that a token's reward raises in the sampling loss; its own in
         ``log_probs`` where None.
       visible_valid: false where an entry of ``visible`` is padding.
@@ -172,7 +172,7 @@ class MaskingStrategy:
         return {}
 
     def __call__(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> TokenMask:
         """Chooses the visible tokens, at random with one key per example."""
         raise NotImplementedError
@@ -196,7 +196,7 @@ class MaskingStrategy:
         return token_error, mask.decode_weight, mask.state
 
     def adversary_loss(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> tuple[Float[Array, "b"], Any]:
         """The adversary's loss per example and the strategy's new state.
 
@@ -236,9 +236,9 @@ def largest(values: Float[Array, "b n"], count: int) -> Bool[Array, "b n"]:
     return marks(largest_first(values, count), values.shape[1])
 
 
-def random_subset(rng: ExampleKeys, size: int, count: int) -> Bool[Array, "b n"]:
+def random_subset(keys: ExampleKeys, size: int, count: int) -> Bool[Array, "b n"]:
     """Marks ``count`` of ``size`` places, uniformly at random without replacement."""
-    return largest(jax.vmap(lambda key: jax.random.uniform(key, (size,)))(rng), count)
+    return largest(jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys), count)
 
 
 def weighted_mean(

@@ -52,7 +52,7 @@ class Decoding:
         if self.order == "cells":
             check_cells(grid)
 
-    def __call__(self, mask: base.TokenMask, rng: base.ExampleKeys, grid: Grid) -> base.TokenMask:
+    def __call__(self, mask: base.TokenMask, keys: base.ExampleKeys, grid: Grid) -> base.TokenMask:
         """Returns the mask with fewer tokens to decode.
 
         Raises:
@@ -62,7 +62,7 @@ class Decoding:
             return mask
         queries, weight = mask.queries, mask.decode_weight
         count = int(queries.shape[1] * self.ratio)
-        chosen = base.largest(self._scores(mask, rng, grid), count)
+        chosen = base.largest(self._scores(mask, keys, grid), count)
         places = base.mask_from_visible(chosen, count)["visible"]  # sorted, as the queries are
         return mask.replace(
             decode=jnp.take_along_axis(queries, places, axis=1),
@@ -70,7 +70,7 @@ class Decoding:
         )
 
     def _scores(
-        self, mask: base.TokenMask, rng: base.ExampleKeys, grid: Grid
+        self, mask: base.TokenMask, keys: base.ExampleKeys, grid: Grid
     ) -> Float[Array, "b k"]:
         """Returns scores of the tokens: those with the largest are decoded."""
         queries = mask.queries
@@ -81,11 +81,11 @@ class Decoding:
             draw = jax.random.gumbel if self.order == "sampler" else jax.random.uniform
             return draw(key, shape)
 
-        scores = jax.vmap(noise)(rng)
+        scores = jax.vmap(noise)(keys)
         if self.order == "cells":
             phases = jax.vmap(
                 lambda key: jax.random.randint(jax.random.fold_in(key, _PHASE), (), 0, CELL)
-            )(rng)
+            )(keys)
             return scores + jnp.take_along_axis(turns(phases, grid), queries, axis=1)
         if self.order == "sampler":
             if mask.log_probs is None:

@@ -19,7 +19,7 @@ def clamped_log_probs(probabilities: Float[Array, "b n"]) -> Float[Array, "b n"]
 
 
 def draw_in_order(
-    rng: ExampleKeys, log_probs: Float[Array, "b n"], count: int
+    keys: ExampleKeys, log_probs: Float[Array, "b n"], count: int
 ) -> Int[Array, "b v"]:
     """Draws ``count`` places of each row from ``Categorical(exp(log_probs))``, none twice.
 
@@ -29,15 +29,15 @@ def draw_in_order(
     Returns:
       The places in the order of the draw.
     """
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(rng)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(keys)
     return base.largest_first(log_probs + noise, count)
 
 
 def sample_without_replacement(
-    rng: ExampleKeys, log_probs: Float[Array, "b n"], count: int
+    keys: ExampleKeys, log_probs: Float[Array, "b n"], count: int
 ) -> Bool[Array, "b n"]:
     """Marks the places that `draw_in_order` draws."""
-    return base.marks(draw_in_order(rng, log_probs, count), log_probs.shape[1])
+    return base.marks(draw_in_order(keys, log_probs, count), log_probs.shape[1])
 
 
 def finite(logits: Float[Array, "b n"]) -> Float[Array, "b n"]:

@@ -46,13 +46,13 @@ class Strategy(tube.Strategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Draws tubes and a phase."""
-        mask = super().__call__(variables, inputs, rng, train)
+        mask = super().__call__(variables, inputs, keys, train)
         phase = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _PHASE), (), 0, 4))
-        return self.with_decoded(mask, phase(rng), inputs.grid)
+        return self.with_decoded(mask, phase(keys), inputs.grid)
 
     def decoded(self, phase: Int[Array, "b"], grid: Grid) -> Bool[Array, "b n"]:
         """Marks the tokens that are decoded: the complement of the authors' decoder mask."""

@@ -23,11 +23,11 @@ class Strategy(base.MaskingStrategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Draws the time steps that stay visible."""
         time, height, width = inputs.grid
-        steps = base.random_subset(rng, time, self._visible_steps(inputs.grid))
+        steps = base.random_subset(keys, time, self._visible_steps(inputs.grid))
         is_visible = einops.repeat(steps, "b t -> b (t s)", s=height * width)
         return base.TokenMask(**base.mask_from_visible(is_visible, self.num_visible(inputs.grid)))

@@ -60,14 +60,14 @@ class Strategy(base.MaskingStrategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Keeps the most important tokens, and draws those that are seen among them."""
         size = inputs.tokens.shape[1]
         kept, visible = self.num_kept(inputs.grid), self.num_visible(inputs.grid)
         is_kept = base.largest(importance(inputs.tokens, inputs.grid), kept)
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(rng)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
         is_visible = base.largest(jnp.where(is_kept, noise, -1.0), visible)
         rest = base.mask_from_visible(is_kept & ~is_visible, kept - visible)
         return base.TokenMask(**base.mask_from_visible(is_visible, visible), decode=rest["visible"])

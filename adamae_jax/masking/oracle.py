@@ -41,7 +41,7 @@ class Strategy(base.MaskingStrategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Draws the visible tokens.
@@ -57,5 +57,5 @@ class Strategy(base.MaskingStrategy):
         weights = 1.0 + inputs.foreground * (self.foreground_weight - 1.0)
         log_weights = jnp.log(jnp.maximum(weights, _SMALLEST_WEIGHT))
         count = self.num_visible(inputs.grid)
-        is_visible = sample_without_replacement(rng, log_weights, count)
+        is_visible = sample_without_replacement(keys, log_weights, count)
         return base.TokenMask(**base.mask_from_visible(is_visible, count))

@@ -13,11 +13,11 @@ class Strategy(base.MaskingStrategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Draws the visible tokens."""
         time, height, width = inputs.grid
         count = self.num_visible(inputs.grid)
-        is_visible = base.random_subset(rng, time * height * width, count)
+        is_visible = base.random_subset(keys, time * height * width, count)
         return base.TokenMask(**base.mask_from_visible(is_visible, count))

@@ -24,11 +24,11 @@ class Strategy(base.MaskingStrategy):
         self,
         variables: base.Variables,
         inputs: base.MaskInputs,
-        rng: base.ExampleKeys,
+        keys: base.ExampleKeys,
         train: bool,
     ) -> base.TokenMask:
         """Draws spatial positions and repeats them over time."""
         time, height, width = inputs.grid
-        plane = base.random_subset(rng, height * width, self._visible_per_step(inputs.grid))
+        plane = base.random_subset(keys, height * width, self._visible_per_step(inputs.grid))
         is_visible = einops.repeat(plane, "b s -> b (t s)", t=time)
         return base.TokenMask(**base.mask_from_visible(is_visible, self.num_visible(inputs.grid)))

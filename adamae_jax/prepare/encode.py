@@ -159,7 +159,7 @@ def _keep(path: str | os.PathLike[str], max_bytes: int) -> EncodedVideo:
     """A file as it is, with the keyframes at which decoding may start."""
     try:
         name = os.path.abspath(path)
-        if storage.file_states([name])[0].size > max_bytes:
+        if storage.file_sizes([name])[0] > max_bytes:
             raise UnreadableVideoError(f"has more than {max_bytes} bytes: use --codec=h264 or jpeg")
         data = storage.read_file(name)
     except OSError as error:

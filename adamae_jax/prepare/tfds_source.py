@@ -65,7 +65,7 @@ def tfds_source(directory: Path, rate: float = 0.0) -> tuple[Source, StoredFeatu
     """All records of a directory that ``tfds.builder_from_directory`` opens.
 
     Labels, names and rates stand in the records and are read with them (`read_stored`). The folder
-    is left as it is: the index of its records goes to the user's cache.
+    is left as it is.
 
     Args:
         directory: of the dataset.

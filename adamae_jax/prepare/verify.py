@@ -119,10 +119,10 @@ def verify(
     problems = _wrong_files(directory)
     for name, split in info.splits.items():
         shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
-        reports = ordered_map(check, shards, num_workers)
-        told = list(progress(reports, 0, len(shards), f"shards of {name}"))
-        wrong = [problem for report in told for problem in report.problems]
-        sums = np.array([report[:-1] for report in told], np.int64).reshape(-1, 4).sum(0)
+        checked = ordered_map(check, shards, num_workers)
+        reports = list(progress(checked, 0, len(shards), f"shards of {name}"))
+        wrong = [problem for report in reports for problem in report.problems]
+        sums = np.array([report[:-1] for report in reports], np.int64).reshape(-1, 4).sum(0)
         sound, frames, num_bytes, decoded = map(int, sums)
         counts = len(shards), sound, frames, f"{num_bytes / 1e6:.1f}", decoded, len(wrong)
         rows.append((name, *map(str, counts)))

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -18,9 +17,6 @@ from adamae_jax.data.video_file import OpenVideo, UnreadableVideoError, reason
 _WHOLE = 0.95
 _RATES = (1, 240)  # frames per second; others, such as those of time stamps, are not believed
 _AGREE = 0.03  # rates that differ by no more than this share are the same
-_GIF_END = b";"
-_TAIL_BYTES = 4096
-_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 class _Reader:
@@ -40,7 +36,7 @@ class _Reader:
         """Opens the file; raises `OSError` where it cannot be opened, again and again."""
         self.name = f"file:{os.fspath(path)}"
         self.failure: OSError | None = None
-        self.size = storage.file_states([os.path.abspath(path)])[0].size
+        self.size = storage.file_sizes([os.path.abspath(path)])[0]
         self._path = os.path.abspath(path)
         self._file: storage.RangedFile | None = None
         self._place = 0
@@ -79,9 +75,8 @@ class _Reader:
 class VideoFile(OpenVideo):
     """The video stream of a source file, opened to be decoded once; a context manager.
 
-    Damage is what FFmpeg reports, a frame that it calls corrupt, and a file that holds fewer frames
-    than its header says. A demuxer that skips lost data says nothing (AVI, Matroska): up to a
-    twentieth of the frames may be missing without being noticed.
+    Damage is what FFmpeg reports, a frame that it calls corrupt, and a file that holds clearly
+    fewer frames than its header says, where it says so.
 
     Attributes:
         num_frames: how many have been decoded.
@@ -109,7 +104,6 @@ class VideoFile(OpenVideo):
         self.damage: str | None = None
         self._intact = False
         self._shown: list[float] = []  # when frames are shown, in seconds, as far as is known
-        self._beside_s = 0.0  # when the other streams, such as sound, end
 
     @property
     def rate(self) -> Fraction:
@@ -136,7 +130,7 @@ class VideoFile(OpenVideo):
             MemoryError: there is too little memory to go on.
         """
         try:
-            for frame in self._decoded():
+            for frame in self.container.decode(self.stream):
                 # Before the first whole one: the video was cut out of another at any place.
                 if frame.is_corrupt and self._intact:
                     self.damage = f"{self.place()}: the next frame is damaged"
@@ -156,17 +150,6 @@ class VideoFile(OpenVideo):
         if not self.num_frames:
             raise UnreadableVideoError("holds no frame")
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        for packet in self.container.demux():
-            if packet.stream.index == self.stream.index:
-                yield from self.stream.decode(packet)
-            elif packet.pts is not None and packet.time_base:
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                self._beside_s = max(self._beside_s, end)
-
-    def _is(self, container: str) -> bool:
-        return container in self.container.format.name.split(",")
-
     def _check_reading(self, error: BaseException | None = None) -> None:
         """Raises an error where what FFmpeg has seen, or says, is not what the file holds."""
         if isinstance(error, av.error.MemoryError):
@@ -184,81 +167,21 @@ class VideoFile(OpenVideo):
 
     def _missing_frames(self) -> str | None:
         """What is wrong with a file that was read without an error, but holds less than it says."""
-        if self._is("gif") and not self._tail().rstrip(b"\0\r\n ").endswith(_GIF_END):
-            return f"{self.place()}: the file ends early"
-        if self._is("mp4") and self._ends_in_fragment():
-            return f"{self.place()}: the file ends early"
-        own_duration, counted = self._duration_s(), self.stream.frames
-        duration = own_duration or self._longest_s()
-        if self._is("asf") and not duration:  # which FFmpeg believes of whole files only
-            return f"{self.place()}: the file ends early"
-        announced = counted or int(duration * self.rate)
+        stream, start = self.stream, max(0.0, self._shown[0]) if self._shown else 0.0
+        duration = 0.0
+        if stream.duration and stream.time_base:
+            duration = float(stream.duration * stream.time_base) - start
+        elif len(self.container.streams) == 1:  # else it may be that of the sound
+            duration = (self.container.duration or 0) / av.time_base - start
+        announced = stream.frames or int(duration * self.rate)
         if self.num_frames >= _WHOLE * announced:
             return None
-        if not own_duration and self._beside_s - self._start_s() >= _WHOLE * duration:
-            return None  # sound that goes on
         # Where rates vary, a time says nothing of a number; and MP4 counts frames that its edit
-        # list hides. Of AVI only the count is to be trusted: its duration shrinks with a cut file.
-        timed = not counted or self._is("mp4")
-        if timed and duration and self._shown_s() >= _WHOLE * duration:
+        # list hides.
+        shown = self._shown[-1] - self._shown[0] if self._shown else 0.0
+        if duration and shown + (float(1 / self.rate) if self.rate else 0.0) >= _WHOLE * duration:
             return None
         return f"only {self.num_frames} of the {announced} frames that its header announces"
-
-    def _tail(self) -> bytes:
-        """The last bytes of the file; after it has been read."""
-        return self._bytes(max(0, self._size() - _TAIL_BYTES), _TAIL_BYTES)
-
-    def _ends_in_fragment(self) -> bool:
-        """Whether an MP4 file of fragments, of which no header says how many, ends in one."""
-        place, fragmented = 0, False
-        while place + 8 <= self._size():
-            head = self._bytes(place, 16)
-            size, kind = int.from_bytes(head[:4]), head[4:8]
-            size = int.from_bytes(head[8:]) if size == 1 else size
-            if size < 8:  # a box without an end, or no box
-                return False
-            place, fragmented = place + size, fragmented or kind == b"moof"
-        return fragmented and place != self._size()
-
-    def _size(self) -> int:
-        return len(self._source) if isinstance(self._source, bytes) else self._source.size
-
-    def _bytes(self, place: int, count: int) -> bytes:
-        if isinstance(self._source, bytes):
-            return self._source[place : place + count]
-        self._source.seek(place)
-        data = self._source.read(count)
-        self._check_reading()
-        return data
-
-    def _duration_s(self) -> float:
-        """How long the video is by its header; 0 where it does not say."""
-        if self.stream.duration and self.stream.time_base:
-            duration = float(self.stream.duration * self.stream.time_base)
-            # Of fragments: when the last one ends, as against when the first one starts.
-            late = self._is("mp4") and not self.stream.frames
-            return duration - self._start_s() if late else duration
-        for name, value in self.stream.metadata.items():
-            # Matroska's, "01:23:45.678": when the stream ends, as against the longest of all.
-            match = _DURATION.fullmatch(value) if name.upper().startswith("DURATION") else None
-            if match:
-                hours, minutes, seconds = map(float, match.groups())
-                return 3600 * hours + 60 * minutes + seconds - self._start_s()
-        return 0.0
-
-    def _longest_s(self) -> float:
-        """How long the longest stream is by the header; 0 where it does not say."""
-        return (self.container.duration or 0) / av.time_base
-
-    def _start_s(self) -> float:
-        """When the first frame is shown."""
-        return max(0.0, self._shown[0]) if self._shown else 0.0
-
-    def _shown_s(self) -> float:
-        """For how long the frames are shown; 0 where it is not known."""
-        if not self._shown:
-            return 0.0
-        return self._shown[-1] - self._shown[0] + (float(1 / self.rate) if self.rate else 0.0)
 
 
 def is_believed(rate: float | Fraction) -> bool:

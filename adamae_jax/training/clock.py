@@ -90,10 +90,10 @@ def device_memory() -> dict[str, float]:
 
     In 10^9 bytes. CPUs tell nothing.
     """
-    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"device_memory_gb": "bytes_in_use", "device_memory_peak_gb": "peak_bytes_in_use"}
     return {
-        name: max(stats[key] for stats in told) / GIGABYTE
+        name: max(stats[key] for stats in found) / GIGABYTE
         for name, key in names.items()
-        if told and all(key in stats for stats in told)
+        if found and all(key in stats for stats in found)
     }

@@ -49,7 +49,7 @@ class HeldOut(Protocol):
 class Data(Protocol):
     """What the trainer needs of a run's data; see `adamae_jax.run_data`."""
 
-    def train_batches(
+    def training_from(
         self, first_step: int
     ) -> contextlib.AbstractContextManager[Iterator[HostBatch]]:
         """This process's batches from a step on."""
@@ -76,10 +76,9 @@ class Run:
       mesh: the devices.
       data: what is trained and evaluated on.
       metadata: is kept with each checkpoint.
-      frozen: variables that never change, for a run that begins; None for those of `Task.init`.
       evaluated: is told of each evaluation, in every process: ``(step, figures, variables)``.
-      initial: ``params`` and ``state``, or a part of them, that a run begins with in the place of
-        those of `Task.init`.
+      initial: ``params`` and ``state``, or a part of them, and ``frozen`` variables, that a run
+        begins with in the place of those of `Task.init`.
       draw: makes pictures: ``(metrics, step, variables, prefix)``, with a prefix for those that go
         to files too; None for none.
       export: writes what is left when the run is complete: ``(variables)``.
@@ -93,7 +92,6 @@ class Run:
     mesh: Mesh
     data: Data
     metadata: Mapping[str, Any]
-    frozen: Any = None
     evaluated: Callable[[int, Figures, Variables], None] | None = None
     initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     draw: Callable[[RunMetrics, int, Variables, str | None], None] | None = None
@@ -114,14 +112,14 @@ class Loop:
         trace: Trace,
     ) -> None:
         """Compiles nothing yet."""
-        self._job, self._program = run, program
+        self._run, self._program = run, program
         self._checkpoints, self._metrics, self._progress = checkpoints, metrics, progress
         self._trace = trace
         self._sums = evaluation.compile_sums(run.task, run.mesh, run.config.seed)
         self._features = knn.compile_features(run.task, run.mesh)
         self._knn_accuracy: float | None = None  # the last one
 
-    def run(
+    def train(
         self,
         start: int,
         state: TrainState,
@@ -134,18 +132,18 @@ class Loop:
           PreemptedError: where ``notice`` was given; the state is saved.
           UserError: where updates are not finite any more; the state before them is saved.
         """
-        config, last = self._job.config, self._job.config.steps
+        config, last = self._run.config, self._run.config.steps
         if start < last:
             self._progress.message("compiling; the first step may take minutes")
         if start == 0:
             self._metrics.write_texts(0, {"config": f"<pre>{configs.to_json(config)}</pre>"})
             self._draw(0, state, "start")
-        so_far = rundir.clock_so_far(self._job.workdir, start)
+        so_far = rundir.clock_so_far(self._run.workdir, start)
         clock = Clock(config.batch_size, so_far["seconds"], so_far["computed"])
         bad = BadSteps(config.max_bad_steps, int(state.counters["skipped"]))
         previous: Any = None  # the metrics of the step before
         for step in range(start + 1, last + 1):
-            batch = unless_told(notice, functools.partial(clock.next, batches))
+            batch = unless_given(notice, functools.partial(clock.next, batches))
             if batch is None:
                 raise self._preempted(step - 1, state, bad)
             bad.expect(step, batch)
@@ -153,7 +151,7 @@ class Loop:
             is_changed = step > start + 1 and stage != self._program.stage(step - 1)
             if is_changed:
                 self._progress.message(f"compiling stage {stage + 1} of the training")
-            placed = put_batch(notice.told(batch), self._job.mesh)
+            placed = put_batch(notice.added_to(batch), self._run.mesh)
             self._trace.before(step, previous)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = self._program.steps[stage](state, placed)
@@ -175,14 +173,14 @@ class Loop:
             figures: Figures = {}
             if is_logged:
                 figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                figures.pop(preemption.TOLD, None)
+                figures.pop(preemption.MUST_END, None)
             held_out: Figures = {}
             if is_due(step, config.eval_every, last):
                 jax.block_until_ready(metrics)  # what the step takes is not the evaluation's
                 with clock.spending(EVALUATION):
-                    held_out = unless_told(notice, functools.partial(self._evaluate, state)) or {}
-                    if held_out and self._job.evaluated is not None:
-                        self._job.evaluated(step, held_out, state.result)
+                    held_out = unless_given(notice, functools.partial(self._evaluate, state)) or {}
+                    if held_out and self._run.evaluated is not None:
+                        self._run.evaluated(step, held_out, state.result)
             if is_logged:
                 figures |= clock.read(compiled=is_compiled) | device_memory()
             if figures or held_out:
@@ -190,19 +188,19 @@ class Loop:
             if config.pictures_every and step % config.pictures_every == 0 and step != last:
                 with clock.spending(EVALUATION):
                     self._draw(step, state, None)
-            told = notice.agreed(before) and step != last
+            must_end = notice.agreed(before) and step != last
             due = any(is_due(step, n, last) for n in (config.checkpoint_every, config.keep_every))
-            saved = told or bad.too_many or due
+            saved = must_end or bad.too_many or due
             if saved:
                 bad.see(step, int(metrics["skipped"]))
-            if told:
+            if must_end:
                 raise self._preempted(step, state, bad)
             if saved:
                 with clock.spending(CHECKPOINT):
                     skipped = bad.streak if step != last or bad.too_many else 0
                     covered = self._save(step, state, skipped)
             if bad.too_many:
-                listed = self._job.workdir / rundir.bad_steps_name()
+                listed = self._run.workdir / rundir.bad_steps_name()
                 bad.write(listed)
                 self._checkpoints.wait()
                 raise bad.error(covered, listed)
@@ -214,7 +212,7 @@ class Loop:
         covered = self._save(step, state, bad.streak)
         self._checkpoints.wait()
         return PreemptedError(
-            f"the state of step {covered} is saved in {self._job.workdir}: the same command goes "
+            f"the state of step {covered} is saved in {self._run.workdir}: the same command goes "
             "on from it"
         )
 
@@ -239,46 +237,46 @@ class Loop:
         return step
 
     def _draw(self, step: int, state: TrainState, prefix: str | None) -> None:
-        if self._job.draw is None or jax.process_count() > 1:
+        if self._run.draw is None or jax.process_count() > 1:
             return
         try:
-            self._job.draw(self._metrics, step, state.result, prefix)
+            self._run.draw(self._metrics, step, state.result, prefix)
         except OSError as error:  # a full disk, say: no reason to end a run
             logging.warning("step %d: pictures cannot be written: %s", step, error)
 
     def _evaluate(self, state: TrainState) -> Figures:
         """The task's figures on held-out clips and, where asked for, of nearest neighbours."""
-        job, variables = self._job, state.result
-        with job.data.held_out() as clips:
-            figures = evaluation.run(job.task, self._sums, variables, clips, job.mesh)
+        run, variables = self._run, state.result
+        with run.data.held_out() as clips:
+            figures = evaluation.run(run.task, self._sums, variables, clips, run.mesh)
             unreadable = int(figures["eval_unreadable"])
             evaluation.check_count(int(figures["eval_examples"]) + unreadable, clips.num_examples)
             clips.check(unreadable)
-        if job.config.eval.knn:
-            if self._knn_accuracy is None or job.task.trains_features:
+        if run.config.eval.knn:
+            if self._knn_accuracy is None or run.task.trains_features:
                 self._knn_accuracy = self._nearest_neighbours(variables)
             figures["eval_knn_accuracy"] = self._knn_accuracy
         return figures
 
     def _nearest_neighbours(self, variables: Variables) -> float:
-        data = self._job.data
+        data = self._run.data
         bank, held_out = (
             self._labelled(opened, variables) for opened in (data.neighbours(), data.held_out())
         )
-        return knn.accuracy(bank, held_out, self._job.config.eval.knn_neighbours)
+        return knn.accuracy(bank, held_out, self._run.config.eval.knn_neighbours)
 
     def _labelled(
         self, opened: contextlib.AbstractContextManager[HeldOut], variables: Variables
     ) -> knn.Labelled:
         with opened as clips:
-            found = knn.collect(self._features, variables, clips, self._job.mesh)
+            found = knn.collect(self._features, variables, clips, self._run.mesh)
             evaluation.check_count(found.clips, clips.num_examples)
         return found
 
     def _log(self, step: int, figures: Figures) -> None:
         """Writes a step's figures, and shows some."""
-        headline = f"eval_{self._job.task.headline}"
-        self._metrics.write(step, figures | self._job.data.step_figures(step))
+        headline = f"eval_{self._run.task.headline}"
+        self._metrics.write(step, figures | self._run.data.step_figures(step))
         self._progress.update(step, figures.get("loss"))
         if headline in figures:
             shown = [f"{name} {value:.4g}" for name, value in figures.items() if "eval_" in name]
@@ -291,7 +289,7 @@ class Loop:
             )
 
 
-def unless_told(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
+def unless_given(notice: preemption.Notice, work: Callable[[], T]) -> T | None:
     """Returns what ``work`` gives; None where the notice to end has ended its workers, too.
 
     Of several processes none can end at a step of its own; so their workers ignore the signal, but

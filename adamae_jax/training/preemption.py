@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
-TOLD = "told"  # in a batch and in a step's metrics, where there are several processes
+MUST_END = "must_end"  # in a batch and in a step's metrics, where there are several processes
 
 
 class Notice:
@@ -48,11 +48,11 @@ class Notice:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def told(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def added_to(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Returns a batch that tells the other processes, where there are any."""
         if jax.process_count() == 1:
             return batch
-        return {**batch, TOLD: np.full(len(batch["slot"]), self.given)}
+        return {**batch, MUST_END: np.full(len(batch["slot"]), self.given)}
 
     def agreed(self, metrics: Mapping[str, Any] | None) -> bool:
         """Whether the run ends after the step at hand; all processes get the same answer.
@@ -62,7 +62,7 @@ class Notice:
         """
         if jax.process_count() == 1:
             return self.given
-        return metrics is not None and bool(metrics[TOLD])
+        return metrics is not None and bool(metrics[MUST_END])
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del number, frame

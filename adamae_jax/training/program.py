@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from adamae_jax.task import Task
 from adamae_jax.training import partitioning
 from adamae_jax.training.optimizers import Optimizer
-from adamae_jax.training.preemption import TOLD
+from adamae_jax.training.preemption import MUST_END
 from adamae_jax.training.state import TrainState, create_state
 from adamae_jax.training.step import jit_train_step, make_train_step
 
@@ -118,7 +118,7 @@ def abstract_batch(
     }
     arrays |= {name: ((batch_size,), np.int32) for name in PER_CLIP}
     if len({device.process_index for device in mesh.devices.flat}) > 1:
-        arrays[TOLD] = ((batch_size,), np.bool_)
+        arrays[MUST_END] = ((batch_size,), np.bool_)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in arrays.items()

@@ -13,7 +13,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.task import PROGRESS, Batch, Task, example_keys, microbatches
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import batch_sharding, on_mesh, replicated
-from adamae_jax.training.preemption import TOLD
+from adamae_jax.training.preemption import MUST_END
 from adamae_jax.training.state import TrainState, replace_group, select_group
 
 Metrics = dict[str, Num[Array, ""]]
@@ -54,7 +54,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = dict(batch)
-        told = {TOLD: batch.pop(TOLD).any()} if TOLD in batch else {}
+        notice = {MUST_END: batch.pop(MUST_END).any()} if MUST_END in batch else {}
         if steps:
             batch[PROGRESS] = jnp.full(len(batch["slot"]), state.step / steps, jnp.float32)
         keys = example_keys(seed, state.step, batch["slot"], batch.get("repeat"))
@@ -77,7 +77,7 @@ def make_train_step(
             "skipped": state.counters["skipped"] + jnp.logical_not(finite),
             "replaced": (state.counters["replaced"] + replaced).astype(jnp.int32),
         }
-        metrics = task.summarize(metrics | counters) | told
+        metrics = task.summarize(metrics | counters) | notice
         return kept.replace(step=state.step + 1, counters=counters), metrics
 
     return train_step

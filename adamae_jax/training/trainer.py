@@ -61,8 +61,8 @@ def train(run: Run) -> dict[str, Any]:
         with RunMetrics(workdir, start_step=start) as metrics, progress_of(run, start) as progress:
             trace = Trace(workdir / rundir.PROFILE, *config.profile.steps)
             loop = Loop(run, planned, checkpoints, metrics, progress, trace)
-            with preemption.Notice() as notice, run.data.train_batches(start) as batches, trace:
-                state = loop.run(start, state, batches, notice)
+            with preemption.Notice() as notice, run.data.training_from(start) as batches, trace:
+                state = loop.train(start, state, batches, notice)
         checkpoints.wait()
         # End
         variables = partitioning.to_host(state.result)
@@ -122,8 +122,9 @@ def restore_or_create(
         return restored
     shardings = planned.shardings
     state = begin_with(run.initial, jax.jit(planned.create, out_shardings=shardings)(), shardings)
-    if run.frozen is not None:
-        state = state.replace(frozen=jax.device_put(run.frozen, shardings.frozen))
+    if "frozen" in run.initial:
+        held = jax.device_put(run.initial["frozen"], shardings.frozen)
+        state = state.replace(frozen=held)
     parameter_overview.log_parameter_overview(state.params, include_stats=False)
     return 0, state
 

@@ -1,5 +1,6 @@
 """Small datasets written on the spot, without TensorFlow."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -17,8 +18,13 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from adamae_jax.data import schema
+from adamae_jax.data.batches import Batches, Reading, eval_batches, train_batches
+from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.examples import Record
+from adamae_jax.data.mixture import MixedDataset
 from adamae_jax.data.payload import StoredFrames
+from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import EvalClips, TrainClips
 from adamae_jax.prepare.examples import features
 
 Result = TypeVar("Result")
@@ -159,6 +165,27 @@ def flip_byte(path: Path, position: int) -> None:
     data[position] ^= 0xFF
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def training(
+    dataset: Dataset | MixedDataset, spec: ClipSpec, first_step: int, num_steps: int, **options: Any
+) -> Batches:
+    """Training batches, with options of `TrainClips` and of `Reading`."""
+    clips, reading = _parted(options)
+    return train_batches(TrainClips(dataset, spec, **clips), first_step, num_steps, reading)
+
+
+def evaluation(dataset: Dataset, spec: ClipSpec, **options: Any) -> Batches:
+    """Batches of an evaluation, with options of `EvalClips` and of `Reading`."""
+    clips, reading = _parted(options)
+    return eval_batches(EvalClips(dataset, spec, **clips), reading)
+
+
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+    names = {field.name for field in dataclasses.fields(Reading)}
+    reading = {name: value for name, value in options.items() if name in names}
+    clips = {name: value for name, value in options.items() if name not in names}
+    return clips, Reading(**reading)
 
 
 class ExitingStream:

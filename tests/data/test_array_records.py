@@ -14,7 +14,6 @@ import pytest
 
 from adamae_jax.data import storage
 from adamae_jax.data.array_records import ArrayRecordReader
-from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
@@ -22,7 +21,7 @@ from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
 from adamae_jax.prepare import examples as writing
 from adamae_jax.prepare.shard_files import WRITERS, records
-from tests.data.fixtures import flip_byte, small_records, stored_frames
+from tests.data.fixtures import flip_byte, small_records, stored_frames, training
 
 pytest.importorskip("array_record")
 
@@ -193,7 +192,7 @@ def test_a_dataset_is_what_it_is_in_tfrecords(datasets: dict[str, Path]) -> None
 def test_training_batches_are_the_same(datasets: dict[str, Path]) -> None:
     batches = {}
     for file_format, folder in datasets.items():
-        with train_batches(
+        with training(
             Dataset(folder, "train"), ClipSpec(4, 1, (16, 16)),
             seed=1, videos_per_step=6, first_step=2, num_steps=3,
         ) as stream:  # fmt: skip

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,21 +14,13 @@ import numpy as np
 import pytest
 
 from adamae_jax.data import storage
-from adamae_jax.data.batches import (
-    TIMEOUT_S,
-    Batch,
-    Batches,
-    eval_batches,
-    first_clips,
-    piece_size,
-    train_batches,
-)
+from adamae_jax.data.batches import TIMEOUT_S, Batches, Reading, first_clips, piece_size
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stream import Shard
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError, WorkerDeathError
-from tests.data.fixtures import SleepingStream, small_records, write_dataset
+from tests.data.fixtures import SleepingStream, evaluation, small_records, training, write_dataset
 
 COUNT, BAD = 22, 5
 SPEC = ClipSpec(4, 1, (16, 16))
@@ -46,23 +37,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream(directory: Path, steps: int = 6, **changes: Any) -> Batches:
     arguments = {"seed": 1, "videos_per_step": 8, "first_step": 0, "num_steps": steps} | changes
-    return train_batches(Dataset(directory, "train"), SPEC, **arguments)
+    return training(Dataset(directory, "train"), SPEC, **arguments)
 
 
-def train(directory: Path, steps: int = 6, **changes: Any) -> list[Batch]:
+def train(directory: Path, steps: int = 6, **changes: Any) -> list[Element]:
     with stream(directory, steps, **changes) as batches:
         return list(batches)
 
 
-def joined(shards: Sequence[Sequence[Batch]]) -> list[Batch]:
-    """The global batches of several shards."""
+def joined(parts: Sequence[Sequence[Element]]) -> list[Element]:
+    """The global batches of several hosts."""
     return [
         {name: np.concatenate([batch[name] for batch in step]) for name in step[0]}
-        for step in zip(*shards, strict=True)
+        for step in zip(*parts, strict=True)
     ]
 
 
-def assert_same(first: list[Batch], second: list[Batch]) -> None:
+def assert_same(first: list[Element], second: list[Element]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert one.keys() == other.keys()
@@ -104,7 +95,7 @@ def test_batches_are_the_stream_in_order(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_workers_threads_shards_and_restarts_do_not_change_the_batches(
+def test_workers_threads_hosts_and_restarts_do_not_change_the_batches(
     directory: Path, repeats: int
 ) -> None:
     expected = train(directory, num_threads=0, repeats=repeats)
@@ -112,8 +103,7 @@ def test_workers_threads_shards_and_restarts_do_not_change_the_batches(
     assert_same(train(directory, 2, first_step=4, repeats=repeats), expected[4:])
     for count in (2, 8):
         parts = [
-            train(directory, 3, shard_index=p, shard_count=count, repeats=repeats)
-            for p in range(count)
+            train(directory, 3, host=p, num_hosts=count, repeats=repeats) for p in range(count)
         ]
         assert_same(joined(parts), expected[:3])
     if repeats == 1:
@@ -140,8 +130,8 @@ def test_any_step_can_be_the_first(directory: Path) -> None:
 
 
 def test_evaluation_covers_the_split_once(directory: Path) -> None:
-    def evaluate(**changes: Any) -> list[Batch]:
-        with eval_batches(Dataset(directory, "train"), SPEC, batch_size=8, **changes) as batches:
+    def evaluate(**changes: Any) -> list[Element]:
+        with evaluation(Dataset(directory, "train"), SPEC, batch_size=8, **changes) as batches:
             return list(batches)
 
     whole = evaluate()
@@ -150,7 +140,7 @@ def test_evaluation_covers_the_split_once(directory: Path) -> None:
     assert everything["example_index"].tolist() == [*range(COUNT), -1, -1]
     assert np.flatnonzero(~everything["valid"]).tolist() == [BAD, 22, 23]
     assert np.flatnonzero(everything["unreadable"]).tolist() == [BAD]
-    parts = [evaluate(shard_index=index, shard_count=2) for index in range(2)]
+    parts = [evaluate(host=host, num_hosts=2) for host in range(2)]
     assert_same(joined(parts), whole)
     assert [int(batch["valid"].sum()) for batch in evaluate(num_examples=9)] == [7, 1]
     assert_same(evaluate(num_examples=1000), whole)
@@ -164,10 +154,10 @@ def test_first_clips_leave_out_what_cannot_be_read(directory: Path) -> None:
 
 def test_what_cannot_be_is_refused(directory: Path) -> None:
     for complaint, changes in {
-        "videos_per_step is 8, but must be a multiple of the number of shards, 3": {
-            "shard_count": 3
+        "a batch has 8 videos, but must have a multiple of the number of hosts, 3": {
+            "num_hosts": 3
         },
-        "shard_index is 2 of 2": {"shard_index": 2, "shard_count": 2},
+        "host is 2 of 2 hosts": {"host": 2, "num_hosts": 2},
         "first_step and num_steps are -1 and 6": {"first_step": -1},
         "num_workers, num_threads and prefetch are 0, 2 and 0": {"prefetch": 0},
         "timeout_s is 0": {"timeout_s": 0},
@@ -175,7 +165,7 @@ def test_what_cannot_be_is_refused(directory: Path) -> None:
         with pytest.raises(UserError, match=complaint):
             train(directory, **changes)
     with pytest.raises(UserError, match="num_examples is 0"):
-        eval_batches(Dataset(directory, "train"), SPEC, batch_size=8, num_examples=0)
+        evaluation(Dataset(directory, "train"), SPEC, batch_size=8, num_examples=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -226,10 +216,9 @@ def test_a_worker_that_dies_is_an_error_within_seconds(directory: Path) -> None:
 
 
 def test_slow_training_is_no_hang() -> None:
-    shard: Any = Shard(SleepingStream(every=0.1), 2, 0, 1)
-    with Batches(
-        shard, num_steps=3, num_workers=0, num_threads=0, prefetch=1, timeout_s=1.0
-    ) as batches:
+    stream: Any = SleepingStream(every=0.1)
+    reading = Reading(num_threads=0, prefetch=1, timeout_s=1.0)
+    with Batches(stream, 2, 1, 0, 3, reading) as batches:
         next(batches)
         time.sleep(2)  # nobody waits meanwhile
         assert len(list(batches)) == 2
@@ -239,18 +228,14 @@ def test_slow_training_is_no_hang() -> None:
 SCRIPT = """
 import sys
 from adamae_jax import cli
-from adamae_jax.data.batches import Batches
-from adamae_jax.data.stream import Shard
+from adamae_jax.data.batches import Batches, Reading
 from tests.data.fixtures import ExitingStream, SleepingStream
 
 def job(argv):
     streams = {"sleep": SleepingStream(last=41), "exit": ExitingStream(last=41)}
-    shard = Shard(streams[sys.argv[1]], 4, 0, 1)
     workers, timeout_s = map(float, sys.argv[2:])
-    for batch in Batches(
-        shard, num_steps=99, num_workers=int(workers), num_threads=2, prefetch=1,
-        timeout_s=timeout_s,
-    ):
+    reading = Reading(int(workers), prefetch=1, timeout_s=timeout_s)
+    for batch in Batches(streams[sys.argv[1]], 4, 1, 0, 99, reading):
         print(batch["slot"].tolist(), flush=True)
 
 if __name__ == "__main__":
@@ -296,27 +281,24 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["wait", "leave", "wait with all"])
+@pytest.mark.parametrize("end", ["wait", "leave"])
 def test_workers_outlive_no_parent(directory: Path, tmp_path: Path, end: str) -> None:
-    """Whether it is killed, alone or with its process group, or ends without closing."""
+    """Whether it is killed or ends without closing."""
     before = shared_memory()
     script = tmp_path / "script.py"
     script.write_text(LEAVING)
     with subprocess.Popen(
-        [sys.executable, str(script), str(directory), *end.split()],
+        [sys.executable, str(script), str(directory), end],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        start_new_session=True,
     ) as parent:
         assert parent.stdout and parent.stderr
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         if end == "wait":
             parent.kill()
-        elif end == "wait with all":
-            os.killpg(parent.pid, signal.SIGKILL)
         else:
             assert parent.wait(60) == 0
         assert until(lambda: not any(map(is_running, workers)), 10)

@@ -1,17 +1,16 @@
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from absl import logging
 
-from adamae_jax.data.batches import Batch, eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec
-from adamae_jax.data.damage import Damage, EvaluationDamage, Listing, TrainingDamage
+from adamae_jax.data.damage import Damage, DamageWatch
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, small_records, video, write_dataset
+from tests.data.fixtures import evaluation, serialize, small_records, training, video, write_dataset
 
 COUNT = 40
 DAMAGED = (3, 8, 21)
@@ -32,30 +31,29 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 class Many:
     """A hundred thousand records in files of a thousand."""
 
-    def __len__(self) -> int:
-        return 100_000
-
-    def place(self, index: int) -> tuple[str, int]:
-        return f"/data/x-{index // 1000}", index % 1000
-
     def where(self, index: int) -> str:
-        path, number = self.place(index)
-        return f"record {index} ({number} in {path})"
+        return f"record {index} ({index % 1000} in /data/x-{index // 1000})"
 
 
-def watch(dataset: Dataset, damage: TrainingDamage, steps: int = 25) -> None:
+def see(damage: DamageWatch, batch: Element, total: int = 100_000) -> None:
+    """As a training does it."""
+    damage.see(batch)
+    damage.check(damage.count, total)
+
+
+def watch(dataset: Dataset, damage: DamageWatch, steps: int = 25) -> None:
     """Five epochs, unless it ends before."""
-    with train_batches(
+    with training(
         dataset, SPEC, seed=1, videos_per_step=8, first_step=0, num_steps=steps
     ) as batches:
         for batch in batches:
-            damage.see(batch)
+            see(damage, batch, COUNT)
 
 
-def evaluated(dataset: Dataset, damage: EvaluationDamage) -> tuple[int, int]:
+def evaluated(dataset: Dataset, damage: DamageWatch) -> tuple[int, int]:
     """How many videos cannot be read, and how many there are."""
     unreadable = total = 0
-    with eval_batches(dataset, SPEC, batch_size=16) as batches:
+    with evaluation(dataset, SPEC, batch_size=16) as batches:
         for batch in batches:
             damage.see(batch)
             unreadable += int(batch["unreadable"].sum())
@@ -63,7 +61,7 @@ def evaluated(dataset: Dataset, damage: EvaluationDamage) -> tuple[int, int]:
     return unreadable, total
 
 
-def batch_of(bad: Sequence[int]) -> Batch:
+def batch_of(bad: Sequence[int]) -> Element:
     damage = [Damage.NONE if index < 0 else Damage.CHECKSUM for index in bad]
     return {"bad_record": np.array(bad, np.int32), "damage": np.array(damage, np.int32)}
 
@@ -76,13 +74,13 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_each_record_is_listed_once_and_the_first_of_a_file_logged(
+def test_each_record_is_listed_and_logged_once(
     dataset: Dataset, tmp_path: Path, logged: list[str]
 ) -> None:
     path = tmp_path / "run" / "bad.txt"
-    damage = TrainingDamage(dataset, 3 / 40, Listing(path))
+    damage = DamageWatch(dataset, 3 / 40, path)
     watch(dataset, damage)
-    assert damage.seen == set(DAMAGED)
+    assert damage.count == len(DAMAGED)
     lines = path.read_text().splitlines()
     assert sorted(lines) == sorted(
         f"{dataset.where(index)}: {words}"
@@ -92,73 +90,80 @@ def test_each_record_is_listed_once_and_the_first_of_a_file_logged(
             21: "its features are not those of the dataset",
         }.items()
     )
-    note = f"; others of this file are not logged: all are listed in {path}"
-    assert len(logged) == 2  # two files
-    assert all(text.startswith("replaced by another record: record ") for text in logged)
-    assert all(text.endswith(note) for text in logged)
+    assert len(logged) == 3
+    assert all(text.startswith("damaged, replaced by another: record ") for text in logged)
+    assert all(text.endswith(f"; all are listed in {path}") for text in logged)
     # Nor a second time by an evaluation of the same records, or after the run has been restarted.
-    for listing in (Listing(path), Listing(path)):
-        evaluated(dataset, EvaluationDamage(dataset, 1, listing))
-    assert len(logged) == 2 and path.read_text().splitlines() == lines
+    evaluated(dataset, DamageWatch(dataset, 1, path))
+    assert len(logged) == 3 and path.read_text().splitlines() == lines
+
+
+def test_a_training_and_its_evaluation_share_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    training, evaluation = DamageWatch(Many(), 1, path), DamageWatch(Many(), 1, path)
+    training.see(batch_of([1]))
+    evaluation.see(batch_of([2, 1]))
+    training.see(batch_of([3]))
+    assert [int(line.split()[1]) for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_what_an_evaluation_meets_is_logged_and_listed_too(
     dataset: Dataset, tmp_path: Path, logged: list[str]
 ) -> None:
     path = tmp_path / "bad.txt"
-    evaluated(dataset, EvaluationDamage(dataset, 1, Listing(path)))
+    evaluated(dataset, DamageWatch(dataset, 1, path))
     lines = path.read_text().splitlines()
     assert [int(line.split()[1]) for line in lines] == [3, 8, 21]
-    assert [text.split(": ")[0] for text in logged] == ["left out of the evaluation"] * 2
+    assert [text.split(": ")[0] for text in logged] == ["damaged, left out of the evaluation"] * 3
 
 
 def test_more_than_allowed_ends_the_run_with_the_list(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "bad.txt"
     with pytest.raises(UserError) as caught:
-        watch(dataset, TrainingDamage(dataset, 2 / 40, Listing(path)))
+        watch(dataset, DamageWatch(dataset, 2 / 40, path))
     message = str(caught.value)
-    assert "3 damaged records of 40 records are more than max_bad_fraction 0.05 allows" in message
+    assert "3 damaged records of 40 are more than max_bad_fraction 0.05 allows" in message
     assert "(number 3 in " in message and "(number 1 in " in message
     assert "its frames cannot be decoded" in message and f"all are listed in {path}" in message
     assert sorted(int(line.split()[1]) for line in path.read_text().splitlines()) == [3, 8, 21]
 
 
 def test_only_a_fraction_of_0_minds_a_single_one(tmp_path: Path) -> None:
-    listing = Listing(tmp_path / "bad.txt")
-    lenient = TrainingDamage(Many(), 1e-6, listing)
-    lenient.see(batch_of([-1, 3, -1]))
-    lenient.see(batch_of([3]))
+    path = tmp_path / "bad.txt"
+    lenient = DamageWatch(Many(), 1e-6, path)
+    see(lenient, batch_of([-1, 3, -1]))
+    see(lenient, batch_of([3]))
     with pytest.raises(UserError, match="2 damaged records of 100000"):
-        lenient.see(batch_of([8]))
-    strict = TrainingDamage(Many(), 0, listing)
-    strict.see(batch_of([-1, -1]))
+        see(lenient, batch_of([8]))
+    strict = DamageWatch(Many(), 0, path)
+    see(strict, batch_of([-1, -1]))
     with pytest.raises(UserError, match="1 damaged records of 100000"):
-        strict.see(batch_of([21]))
+        see(strict, batch_of([21]))
 
 
 def test_a_long_list_is_cut_in_the_message_only(tmp_path: Path, logged: list[str]) -> None:
-    damage = TrainingDamage(Many(), 0.0001, Listing(tmp_path / "bad.txt"))
+    damage = DamageWatch(Many(), 0.0001, tmp_path / "bad.txt")
     with pytest.raises(UserError) as caught:
-        damage.see(batch_of(range(500, 550)))
+        see(damage, batch_of(range(500, 550)))
     assert "record 509 (509 in /data/x-0): its checksum does not match" in str(caught.value)
     assert "its content; and 40 more (all are listed in " in str(caught.value)
     assert "record 510" not in str(caught.value)
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 50
-    assert len(logged) == 1
+    assert len(logged) == 10
 
 
 def test_a_list_that_cannot_be_written_is_no_second_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    damage = TrainingDamage(Many(), 0, Listing(tmp_path / "file" / "bad.txt"))
+    damage = DamageWatch(Many(), 0, tmp_path / "file" / "bad.txt")
     with pytest.raises(UserError, match=r"record 7 .*the list could not be written to"):
-        damage.see(batch_of([7]))
+        see(damage, batch_of([7]))
 
 
 def test_an_evaluation_fails_above_the_fraction(dataset: Dataset, tmp_path: Path) -> None:
-    damage = EvaluationDamage(dataset, 2 / 40, Listing(tmp_path / "bad.txt"))
+    damage = DamageWatch(dataset, 2 / 40, tmp_path / "bad.txt")
     assert evaluated(dataset, damage) == (3, COUNT)
     damage.check(2, COUNT)
-    with pytest.raises(UserError, match=r"3 damaged records of 40 evaluated .* its frames cannot"):
+    with pytest.raises(UserError, match=r"3 damaged records of 40 are .* its frames cannot"):
         damage.check(3, COUNT)
     with pytest.raises(UserError, match="4 that other processes read and list: copy"):
         damage.check(7, COUNT)
@@ -166,7 +171,5 @@ def test_an_evaluation_fails_above_the_fraction(dataset: Dataset, tmp_path: Path
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
 def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> None:
-    watchers: Any = (TrainingDamage, EvaluationDamage)
-    for watcher in watchers:
-        with pytest.raises(UserError, match="max_bad_fraction is .* from 0 to 1"):
-            watcher(Many(), fraction, Listing(tmp_path / "bad.txt"))
+    with pytest.raises(UserError, match="max_bad_fraction is .* from 0 to 1"):
+        DamageWatch(Many(), fraction, tmp_path / "bad.txt")

@@ -13,13 +13,12 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from adamae_jax.data.batches import eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.damage import BadRecordError
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
 from adamae_jax.errors import UserError
-from tests.data.fixtures import flip_byte
+from tests.data.fixtures import evaluation, flip_byte, training
 
 SIZES = [(24, 40), (32, 24), (48, 48), (16, 56), (40, 40)]
 SPEC = ClipSpec(1, 1, (16, 16), "random_resized", crop_area=(0.2, 1.0), interpolation="bicubic")
@@ -122,7 +121,7 @@ def test_unlabelled_pngs_without_names(pngs: Path) -> None:
 def test_clips_are_the_images(jpegs: Path, pngs: Path) -> None:
     spec = ClipSpec(1, 1, (16, 16), "none")
     for directory, tolerance in ((jpegs, 2), (pngs, 0)):
-        with eval_batches(Dataset(directory, "train"), spec, batch_size=5) as batches:
+        with evaluation(Dataset(directory, "train"), spec, batch_size=5) as batches:
             batch = next(batches)
         assert batch["valid"].all()
         assert batch["video"].shape == (5, *spec.video_shape)
@@ -137,7 +136,7 @@ def test_clips_are_the_images(jpegs: Path, pngs: Path) -> None:
 
 def test_training_on_images(jpegs: Path) -> None:
     arguments: dict[str, Any] = {"seed": 0, "videos_per_step": 5, "first_step": 0, "num_steps": 2}
-    with train_batches(Dataset(jpegs, "train"), SPEC, repeats=2, **arguments) as batches:
+    with training(Dataset(jpegs, "train"), SPEC, repeats=2, **arguments) as batches:
         for batch in batches:
             assert batch["video"].shape == (10, 1, 16, 16, 3)
             assert sorted(batch["example_index"].tolist()) == sorted([*range(5)] * 2)
@@ -153,9 +152,9 @@ def test_clips_that_images_cannot_give_are_refused(jpegs: Path) -> None:
         ): "'time_scaled', but must be 'dense'",
     }.items():
         with pytest.raises(UserError, match=complaint):
-            eval_batches(Dataset(jpegs, "train"), spec, batch_size=4)
+            evaluation(Dataset(jpegs, "train"), spec, batch_size=4)
         with pytest.raises(UserError, match=complaint):
-            train_batches(
+            training(
                 Dataset(jpegs, "train"), spec, seed=0, videos_per_step=4, first_step=0, num_steps=1
             )
 

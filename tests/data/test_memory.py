@@ -6,10 +6,9 @@ import numpy as np
 import psutil
 import pytest
 
-from adamae_jax.data.batches import train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.records import Dataset
-from tests.data.fixtures import serialize, video, write_dataset
+from tests.data.fixtures import serialize, training, video, write_dataset
 
 BATCHES = 50_000
 WARM_UP = 10_000
@@ -24,7 +23,7 @@ def test_memory_stays_flat(tmp_path: Path, num_workers: int) -> None:
     records[7] = b"\xff"  # damage must not pile up either
     directory = write_dataset(tmp_path, {"train": records}, with_masks=False)
     megabytes = []
-    with train_batches(
+    with training(
         Dataset(directory, "train"), ClipSpec(2, 1, (16, 16)),
         seed=1, videos_per_step=2, first_step=0, num_steps=BATCHES, num_workers=num_workers,
         num_threads=0,

@@ -4,14 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamae_jax.data.batches import Batch, eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.mixture import MixedDataset, Part, open_dataset, open_first, parts_in
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stream import TrainClips, train_stream
+from adamae_jax.data.stream import Element, TrainClips, train_stream
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, small_records, video, write_dataset
+from tests.data.fixtures import evaluation, serialize, small_records, training, video, write_dataset
 
 SPEC = ClipSpec(4, 1, (16, 16))
 SIZES = (7, 3, 5)
@@ -96,21 +95,21 @@ def test_elements_have_their_part_s_label_and_substitutes(folders: list[Path]) -
     assert mixed(folders[:2], 1, 1).has_foreground
 
 
-def test_batches_of_a_mixture_for_any_shards_and_starts(folders: list[Path]) -> None:
+def test_batches_of_a_mixture_for_any_hosts_and_starts(folders: list[Path]) -> None:
     parts = [Part(folders[0], 2), Part(folders[2], 1)]
 
-    def batches(first_step: int, steps: int, **options: Any) -> list[Batch]:
-        with train_batches(
+    def batches(first_step: int, steps: int, **options: Any) -> list[Element]:
+        with training(
             open_dataset(parts, "train"), SPEC,
             seed=1, videos_per_step=8, first_step=first_step, num_steps=steps, **options,
         ) as stream:  # fmt: skip
             return list(stream)
 
     whole = batches(0, 5)
-    shards = [batches(3, 2, shard_index=p, shard_count=2) for p in range(2)]
+    parts_of_hosts = [batches(3, 2, host=host, num_hosts=2) for host in range(2)]
     for k in range(2):
         for name, values in whole[3 + k].items():
-            found = np.concatenate([shard[k][name] for shard in shards])
+            found = np.concatenate([part[k][name] for part in parts_of_hosts])
             np.testing.assert_array_equal(found, values)
 
 
@@ -151,7 +150,7 @@ def test_words_that_are_no_mixture_are_refused(words: str) -> None:
 
 def test_the_first_part_is_evaluated(folders: list[Path]) -> None:
     words = f"{folders[1]}:1,{folders[0]}:9"
-    with eval_batches(open_first(words, "train"), SPEC, batch_size=8) as batches:
+    with evaluation(open_first(words, "train"), SPEC, batch_size=8) as batches:
         (batch,) = batches
     assert batch["example_index"].tolist() == [0, 1, 2] + [-1] * 5
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from adamae_jax.data import clips
-from adamae_jax.data.batches import Batch, eval_batches, train_batches
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.examples import Record
 from adamae_jax.data.rand_augment import (
@@ -20,8 +19,9 @@ from adamae_jax.data.rand_augment import (
     parse,
 )
 from adamae_jax.data.records import Dataset
+from adamae_jax.data.stream import Element
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, small_records, video, write_dataset
+from tests.data.fixtures import evaluation, serialize, small_records, training, video, write_dataset
 from tests.data.test_clips import parsed
 
 NOTATION = "rand-m7-n4-mstd0.5-inc1"
@@ -206,8 +206,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(write_dataset(directory, {"train": small_records(7)}, shards=2), "train")
 
 
-def read(dataset: Dataset, spec: ClipSpec, **options: Any) -> list[Batch]:
-    with train_batches(
+def read(dataset: Dataset, spec: ClipSpec, **options: Any) -> list[Element]:
+    with training(
         dataset, spec, seed=3, videos_per_step=4, first_step=1, num_steps=2, **options
     ) as batches:
         return list(batches)
@@ -223,5 +223,5 @@ def test_the_same_batches_for_all_workers_threads_and_repeats(dataset: Dataset) 
     for batch, first, unchanged in zip(alone, once, plain, strict=True):
         np.testing.assert_array_equal(batch["video"][::2], first["video"])
         assert (first["video"] != unchanged["video"]).any()
-    with eval_batches(dataset, AUGMENTED, batch_size=4) as batches:
+    with evaluation(dataset, AUGMENTED, batch_size=4) as batches:
         assert "foreground" in next(batches)

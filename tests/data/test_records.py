@@ -1,8 +1,6 @@
-import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -108,14 +106,13 @@ def test_foreign_datasets_are_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "complaint"),
     [
-        ("dataset_info.json", "{", "", r"dataset_info.json: Failed to load JSON: .*"),
-        ("dataset_info.json", "{SPLIT}", "{SPLAT}", "dataset_info.json: Could .*SPLAT.*"),
-        ("features.json", "{", "", "features.json: .*line . .*"),
-        ("features.json", None, None, "features.json: No such file or directory"),
-        ("label.labels.txt", "b\n", "", "label.labels.txt: .*2 names .* 3 .*"),
-        ("label.labels.txt", "b", "\xff", "label.labels.txt: .*utf-8.*"),
-        ("label.labels.txt", "b", "a", "label.labels.txt: .*duplicated.*"),
-        ("label.labels.txt", None, None, "label.labels.txt: it is missing, .* names of the .*"),
+        ("dataset_info.json", "{", "", "Failed to load JSON: .*"),
+        ("dataset_info.json", "{SPLIT}", "{SPLAT}", "Could .*SPLAT.*"),
+        ("features.json", "{", "", ".*line . .*"),
+        ("features.json", None, None, "features.json is missing"),
+        ("label.labels.txt", "b\n", "", "label.labels.txt has 2 different names for 3 classes"),
+        ("label.labels.txt", "b", "a", "label.labels.txt has 2 different names for 3 classes"),
+        ("label.labels.txt", None, None, "label.labels.txt is missing, .* names of the .*"),
     ],
 )
 def test_a_broken_description_is_named(
@@ -132,28 +129,6 @@ def test_a_broken_description_is_named(
         Dataset(tmp_path, "train")
     with pytest.raises(UserError, match=f"{tmp_path} is no dataset .* \\({complaint}\\): "):
         verify(tmp_path)
-
-
-@pytest.mark.parametrize("written", ["pythonClassName", "type", "text"])
-def test_features_import_no_code_but_that_of_tfds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
-) -> None:
-    write_dataset(tmp_path / "data", {"train": small_records(1)})
-    (tmp_path / "foreign_module.py").write_text("raise SystemExit('its code was run')")
-    monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "data" / "features.json"
-    described = json.loads(path.read_text())
-    foreign: dict[str, Any] = {"type": "foreign_module.Text", "content": {}}
-    if written == "pythonClassName":
-        described["featuresDict"]["features"]["id"][written] = "foreign_module.Text"
-    elif written == "type":
-        described = foreign
-    else:
-        described.pop("featuresDict")
-        described["jsonFeature"] = {"json": json.dumps({"id": foreign})}
-    path.write_text(json.dumps(described))
-    with pytest.raises(UserError, match=r"features.json: .*'foreign_module.Text', .*none of TFDS"):
-        Dataset(tmp_path / "data", "train")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ from adamae_jax.data.examples import Record
 from adamae_jax.data.order import record_order
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import UNLABELLED
-from adamae_jax.data.stream import Element, EvalClips, Shard, TrainClips, eval_stream, train_stream
+from adamae_jax.data.stream import (
+    Element,
+    EvalClips,
+    HostSlice,
+    TrainClips,
+    eval_stream,
+    train_stream,
+)
 from adamae_jax.errors import UserError
 from tests.data.fixtures import serialize, small_records, video, write_dataset
 
@@ -231,9 +238,9 @@ def test_unreadable_videos_are_marked_not_replaced(damaged: Dataset) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_shards_read_consecutive_parts_of_each_batch(dataset: Dataset, count: int) -> None:
+def test_hosts_read_consecutive_parts_of_each_batch(dataset: Dataset, count: int) -> None:
     stream = make_stream(dataset, videos_per_step=6)
-    parts = [Shard(stream, 6, index, count, first_step=2) for index in range(count)]
+    parts = [HostSlice(stream, 6, index, count, first_step=2) for index in range(count)]
     for step in range(2):
         joined = [part[step * part.batch + k] for part in parts for k in range(part.batch)]
         assert [int(element["slot"][0]) for element in joined] == list(range(6))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from adamae_jax.data import views as views_module
-from adamae_jax.data.batches import eval_batches
 from adamae_jax.data.clips import ClipSpec, make_clips
 from adamae_jax.data.frames import decode_frames
 from adamae_jax.data.records import Dataset
@@ -17,7 +16,7 @@ from adamae_jax.data.stream import id_text
 from adamae_jax.data.temporal import FRAME_SAMPLINGS, Views
 from adamae_jax.data.views import make_views, make_windows
 from adamae_jax.errors import UserError
-from tests.data.fixtures import serialize, video, write_dataset
+from tests.data.fixtures import evaluation, serialize, video, write_dataset
 from tests.data.test_clips import moment, painted_record
 
 SPEC = ClipSpec(4, 1, (16, 16))
@@ -143,8 +142,8 @@ def test_views_show_their_frames_and_places(dataset_dir: Path) -> None:
 
 
 def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
-    arguments = {"batch_size": 4, "views": (2, 3)}
-    with eval_batches(Dataset(dataset_dir, "test"), SPEC, **arguments) as batches:  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"batch_size": 4, "views": Views(2, 3)}
+    with evaluation(Dataset(dataset_dir, "test"), SPEC, **arguments) as batches:
         first, last = list(batches)
     assert first["video"].shape == (4, 6, 4, 16, 16, 3)
     assert first["foreground"].shape == (4, 6, 4, 4, 4)
@@ -160,12 +159,8 @@ def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
     np.testing.assert_array_equal(first["video"][2], make_views(record, SPEC, Views(2, 3))["video"])
     parts = []
     for host in range(2):
-        with eval_batches(
-            Dataset(dataset_dir, "test"),
-            SPEC,
-            shard_index=host,
-            shard_count=2,
-            **arguments,  # type: ignore[arg-type]
+        with evaluation(
+            Dataset(dataset_dir, "test"), SPEC, host=host, num_hosts=2, **arguments
         ) as batches:
             parts.append(next(batches))
     for name, values in first.items():
@@ -174,7 +169,7 @@ def test_batches_hold_videos_with_their_views(dataset_dir: Path) -> None:
 
 def test_impossible_views_are_refused(dataset_dir: Path) -> None:
     with pytest.raises(UserError, match=r"views are \(0, 3\), but must be \(starts, crops\)"):
-        eval_batches(Dataset(dataset_dir, "test"), SPEC, batch_size=4, views=(0, 3))
+        evaluation(Dataset(dataset_dir, "test"), SPEC, batch_size=4, views=Views(0, 3))
     whole = ClipSpec(4, 1, (16, 16), crop="none")
     with pytest.raises(UserError, match=r"views are \(1, 3\), but crop 'none' takes whole frames"):
-        eval_batches(Dataset(dataset_dir, "test"), whole, batch_size=4, views=(1, 3))
+        evaluation(Dataset(dataset_dir, "test"), whole, batch_size=4, views=Views(1, 3))

@@ -13,7 +13,7 @@ from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.initializers import uniform_fan_in
 from adamae_jax.models.tubelets import ClipGeometry, TubeletEmbedding
-from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.pretraining import Objective, Pretraining
 from tests import helpers
 
 MODEL = Autoencoder(helpers.GEOMETRY, helpers.ENCODER, helpers.DECODER)

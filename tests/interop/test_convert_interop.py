@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax import objectives, pretrained
+from adamae_jax import pretrained, pretraining
 from adamae_jax.errors import UserError
 from adamae_jax.interop import exports, huggingface
 from adamae_jax.interop.huggingface import CLASSES, DEFAULT_EPSILON
@@ -188,7 +188,7 @@ def theirs(directory: Path, model: Loaded) -> Any:
 def pixels_of(model: Loaded, video: np.ndarray) -> Any:
     """The model's input as theirs takes it: frames before channels, or one image."""
     objective = pretrained.experiment.objective(model.config)
-    pixels = np.asarray(objectives.normalize_pixels(jnp.asarray(video), objective))
+    pixels = np.asarray(pretraining.normalize_pixels(jnp.asarray(video), objective))
     channels_first = torch.tensor(pixels.transpose(0, 1, 4, 2, 3).copy())
     return channels_first[:, 0] if model.model.geometry.num_frames == 1 else channels_first
 
@@ -212,7 +212,7 @@ def our_loss(model: Pretrained, video: np.ndarray, mask: TokenMask) -> tuple[Any
     @jax.jit
     def compute(params: Any) -> tuple[Any, Any]:
         task = model.task
-        pixels = objectives.normalize_pixels(jnp.asarray(video), task.objective)
+        pixels = pretraining.normalize_pixels(jnp.asarray(video), task.objective)
         placed = task.mask_inputs(params, pixels)[1]
         outcome = task.reconstruct(params, jnp.asarray(video), placed, mask)
         return outcome.terms["loss_reconstruction"].mean(), outcome.predictions

@@ -18,7 +18,7 @@ from adamae_jax.models.encoder import Encoder, scale_tokens
 from adamae_jax.models.mask_networks import MaskGenerator
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import (
+from adamae_jax.pretraining import (
     MASKING_DRAW,
     Objective,
     Pretraining,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adamae_jax import experiment, masking, objectives
+from adamae_jax import experiment, masking, pretraining
 from adamae_jax.config import masking_config
 from adamae_jax.errors import UserError
 from adamae_jax.masking import TokenMask, adaptive
 from adamae_jax.masking.decoding import DECODE_ORDERS, Decoding
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.task import fold
 from tests import helpers
 from tests.configs import tiny
@@ -136,12 +136,12 @@ def test_the_reward_is_of_decoded_tokens_alone(order: Any) -> None:
     tiny_model = dataclasses.replace(
         helpers.autoencoder(), geometry=dataclasses.replace(helpers.GEOMETRY, image_size=(8, 16))
     )
-    task = Pretraining(tiny_model, strategy, objectives.Objective(), decoding=Decoding(0.4, order))
+    task = Pretraining(tiny_model, strategy, pretraining.Objective(), decoding=Decoding(0.4, order))
     variables = helpers.variables(task)
     video = jnp.asarray(helpers.clips(3, geometry=tiny_model.geometry))
     keys = helpers.example_keys(3)
     params = variables["params"]
-    pixels = objectives.normalize_pixels(video, task.objective)
+    pixels = pretraining.normalize_pixels(video, task.objective)
     inputs = task.mask_inputs(params["autoencoder"], pixels)[0]
 
     def loss(own: Any) -> tuple[jax.Array, Any]:

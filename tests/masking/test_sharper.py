@@ -21,7 +21,7 @@ from adamae_jax.masking.adaptive import Strategy
 from adamae_jax.masking.base import Variables
 from adamae_jax.masking.decoding import Decoding
 from adamae_jax.masking.distribution import draw_in_order, draw_log_prob, entropy_share
-from adamae_jax.objectives import ForwardOutput
+from adamae_jax.pretraining import ForwardOutput
 from adamae_jax.task import fold
 from tests import helpers
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamae_jax import masking, objectives
+from adamae_jax import masking, pretraining
 from adamae_jax.interop import authors
 from adamae_jax.masking import adversarial, random
-from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.pretraining import Objective, Pretraining
 from tests.parity.parts import (
     Arrays,
     Comparison,
@@ -87,7 +87,7 @@ def automae_model(
         "autoencoder"
     ) + authors.generator_table().under("generator")
     video = jnp.asarray(images)
-    pixels = objectives.normalize_pixels(video, task.objective)
+    pixels = pretraining.normalize_pixels(video, task.objective)
 
     def loss(trained: Any) -> tuple[jax.Array, dict[str, Any]]:
         variables = {

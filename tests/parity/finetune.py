@@ -16,7 +16,7 @@ from adamae_jax.interop import authors
 from adamae_jax.interop.tables import Table
 from adamae_jax.mixing import Mixing, cutmix_box
 from adamae_jax.models.classifier import Classifier
-from adamae_jax.objectives import Objective
+from adamae_jax.pretraining import Objective
 from adamae_jax.task import MODEL, Batch, example_keys
 from adamae_jax.training.optimizers import Optimizer, adamw, decay_mask, layer_scales
 from adamae_jax.training.state import create_state

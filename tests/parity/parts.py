@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamae_jax import masking, objectives
+from adamae_jax import masking, pretraining
 from adamae_jax.config import FAMILIES
 from adamae_jax.interop import authors
 from adamae_jax.interop.tables import Table
@@ -16,7 +16,7 @@ from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.classifier import Classifier
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
+from adamae_jax.pretraining import ForwardOutput, Objective, Pretraining
 
 Arrays = Mapping[str, np.ndarray]
 Comparison = tuple[Arrays, Arrays]
@@ -124,7 +124,7 @@ def classification(
     """Logits, the cross-entropy, and its gradients."""
     table = authors.classifier_table(model)
     params = load(table, section(file, "classifier/weights/"))
-    pixels = objectives.normalize_pixels(jnp.asarray(file["input/video_uint8"]), objective)
+    pixels = pretraining.normalize_pixels(jnp.asarray(file["input/video_uint8"]), objective)
     labels = jnp.asarray(file["input/label"])
 
     def loss(params: Any) -> tuple[jax.Array, dict[str, Any]]:
@@ -159,7 +159,7 @@ def reconstruction(
     """A function of the autoencoder's parameters: the outcome, and predictions everywhere."""
 
     def compute(params: Any) -> tuple[ForwardOutput, jax.Array]:
-        pixels = objectives.normalize_pixels(video, task.objective)
+        pixels = pretraining.normalize_pixels(video, task.objective)
         placed = task.mask_inputs(params, pixels)[1]
         outcome = task.reconstruct(params, video, placed, mask)
         return outcome, everywhere(task, params, placed, mask)

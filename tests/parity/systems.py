@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamae_jax import objectives
+from adamae_jax import pretraining
 from adamae_jax.interop import authors
 from adamae_jax.masking import adaptive, distribution, dual, random, tube
 from adamae_jax.models.classifier import Classifier
-from adamae_jax.objectives import Objective, Pretraining
+from adamae_jax.pretraining import Objective, Pretraining
 from tests.parity.automae import automae
 from tests.parity.finetune import finetuning
 from tests.parity.parts import (
@@ -58,7 +58,7 @@ def adamae(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
 
     def loss(tree: Any) -> tuple[jax.Array, dict[str, Any]]:
         params = tree["params"]
-        pixels = objectives.normalize_pixels(video, task.objective)
+        pixels = pretraining.normalize_pixels(video, task.objective)
         inputs, placed = task.mask_inputs(params["autoencoder"], pixels)
         probs = strategy.probabilities({"params": params["masking"]}, inputs, None)
         own = mask.replace(log_probs=distribution.clamped_log_probs(probs))
@@ -120,7 +120,7 @@ def videomae_v2(file: Arrays, meta: Meta) -> tuple[Comparison, Comparison]:
     both = strategy.with_decoded(full, phase, model.geometry.grid)
 
     def loss(params: Any) -> tuple[jax.Array, dict[str, Any]]:
-        placed = task.mask_inputs(params, objectives.normalize_pixels(video, task.objective))[1]
+        placed = task.mask_inputs(params, pretraining.normalize_pixels(video, task.objective))[1]
         outcome = task.reconstruct(params, video, placed, both)
         value = (outcome.loss * outcome.weight).sum() / outcome.weight.sum()
         everything = task.reconstruct(params, video, placed, full)

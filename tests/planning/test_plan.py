@@ -75,7 +75,7 @@ def test_the_abstract_batch_is_that_of_a_run(tmp_path: Path) -> None:
     train = open_dataset(dataset, "train")
     config = configs.resolve(config, len(train))
     data = run_data.RunData(config, mesh, tmp_path, train, None)
-    with data.train_batches(0) as batches:
+    with data.training_from(0) as batches:
         placed = partitioning.put_batch(next(batches), mesh)
     placed.pop("foreground")
     shape = experiment.geometry(config).clip_shape

@@ -11,23 +11,17 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from adamae_jax.data import schema
-from adamae_jax.data.batches import eval_batches
 from adamae_jax.data.clips import ClipSpec
 from adamae_jax.data.records import Dataset
 from adamae_jax.data.schema import ARRAY_RECORD, FILE_FORMATS
 from adamae_jax.errors import UserError
 from adamae_jax.prepare.verify import verify
+from tests.data.fixtures import evaluation
 from tests.data.videos import make_video
 from tests.prepare.test_job import run
 from tests.prepare.test_tfds_source import VIDEO, clips, write
 
 SPEC = ClipSpec(4, 2, (32, 32), "center")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of datasets of TFDS go here, not to the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +151,13 @@ def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert labels(output, "train") == {"train/n0/a.JPEG": 0, "train/n1/a.JPEG": 1}
     assert labels(output, "validation") == {"val/n0/a.JPEG": 0, "val/n1/a.JPEG": 1}
     spec = ClipSpec(1, 1, (32, 32), "center")
-    with eval_batches(Dataset(output, "train"), spec, batch_size=2, num_threads=0) as batches:
+    with evaluation(Dataset(output, "train"), spec, batch_size=2, num_threads=0) as batches:
         assert sorted(next(batches)["video"][..., 0].mean((1, 2, 3)).round(-1)) == [0, 80]
     verify(output, 1.0)
     example = next(iter(tfds.as_numpy(tfds.builder_from_directory(output).as_dataset("train"))))
     assert example[schema.IMAGE].shape == (48, 64, 3)
     (output / "label.labels.txt").unlink()
-    with pytest.raises(UserError, match=r"label.labels.txt: it is missing, .*copy the dataset"):
+    with pytest.raises(UserError, match=r"label.labels.txt is missing, .*copy the dataset"):
         Dataset(output, "train")
 
 
@@ -207,7 +201,7 @@ def test_datasets_of_tfds(tmp_path: Path) -> None:
 def test_codecs_are_read_by_training_and_by_tfds(source: Path, tmp_path: Path, codec: str) -> None:
     output = tmp_path / "a"
     run(f"--source={source}", f"--codec={codec}", f"--output={output}")
-    with eval_batches(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
+    with evaluation(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
         video = next(batches)["video"]
     quarters = video[:, :, 8::16, 8::16].mean((0, 1))
     assert abs(quarters[1, 1] - 230).max() < 30 and quarters[0, 1, 1] > quarters[0, 1, 0] + 80
@@ -232,7 +226,7 @@ def test_array_record(source: Path, tmp_path: Path, codec: str) -> None:
     verify(outputs[ARRAY_RECORD], 1.0)
     videos = []
     for output in outputs.values():
-        with eval_batches(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
+        with evaluation(Dataset(output, "train"), SPEC, batch_size=5, num_threads=0) as batches:
             videos.append(next(batches)["video"])
     assert (videos[0] == videos[1]).all() and videos[0].any()
     data = tfds.builder_from_directory(outputs[ARRAY_RECORD]).as_data_source("train")

@@ -18,12 +18,6 @@ from adamae_jax.prepare.tfds_source import StoredFeatures, read_stored, tfds_sou
 from tests.data.fixtures import flip_byte, video
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of datasets of TFDS go here, not to the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def encode_png(frame: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "PNG")
@@ -100,7 +94,6 @@ def test_the_folder_is_left_as_it_is(tmp_path: Path) -> None:
     for _ in range(2):
         assert [len(tfds_source(folder)[0].items) for folder in folders] == [2, 3]
     assert sorted(path.name for path in folders[0].iterdir()) == before
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
 
 
 def test_images_without_labels(tmp_path: Path) -> None:

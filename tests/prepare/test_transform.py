@@ -25,12 +25,6 @@ from tests.data.videos import blot, make_audio, make_video
 from tests.prepare.test_tfds_source import VIDEO, clips, encode_png, write
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of datasets of TFDS go here, not to the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def features(payload: bytes | None) -> dict[str, list[Any]]:
     assert payload is not None
     stored = tf_example_pb2.Example.FromString(payload).features.feature

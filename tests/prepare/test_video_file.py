@@ -182,12 +182,12 @@ def failing(
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mp4", "libx264")],
+    [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.mp4", "libx264")],
 )
 def test_storage_that_fails_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
 ) -> None:
-    """FFmpeg would say: an end of the file, or damage; of transport streams nothing at all."""
+    """FFmpeg would say: an end of the file, or damage."""
     path = make_video(tmp_path / name, 60, 240, 320, codec)
     failing(monkeypatch, number := errno.ESTALE, 0.7)
     with pytest.raises(OSError) as caught:
@@ -293,18 +293,6 @@ def test_times_of_frames_go_before_the_rate_of_a_header(
     assert (video.rate, video.num_frames, video.damage) == (expected, len(times_ms), None)
 
 
-def test_raw_dv_has_the_rate_of_its_frames(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.dv"), "w") as container:
-        stream = container.add_stream("dvvideo", rate=Fraction(30000, 1001))
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = 480, 720, "yuv411p"
-        for index in range(4):
-            frame = av.VideoFrame.from_ndarray(frame_pixels(index, 480, 720), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    assert read_video(tmp_path / "a.dv").rate == pytest.approx(30000 / 1001)
-
-
 def fragments(path: Path) -> tuple[bytes, list[bytes]]:
     """Makes an MP4 file of fragments of ten frames; returns what is before the first, and all."""
     with av.open(str(path), "w", options={"movflags": "cmaf+frag_keyframe"}) as container:
@@ -331,10 +319,6 @@ def test_a_whole_file_of_fragments_is_whole(tmp_path: Path, codec: str) -> None:
     path.write_bytes(head + b"".join(parts[4:]))  # as a recording that begins late has it
     late = read_video(path, codec)
     assert (late.num_frames, late.damage) == (60, None)
-    for keep in (-len(parts[-1]) // 2, -len(parts[-1]) + 12):  # in its pictures, in its header
-        path.write_bytes((head + b"".join(parts))[:keep])
-        damaged = read_video(path, codec)
-        assert damaged.damage is not None and 80 <= damaged.num_frames < 100
 
 
 def test_of_several_streams_the_best_is_taken(tmp_path: Path) -> None:
@@ -372,16 +356,13 @@ def test_frames_that_an_edit_list_hides_are_no_damage(tmp_path: Path) -> None:
         assert (video.num_frames, video.damage) == (10, None)
 
 
-@pytest.mark.parametrize(("share", "whole"), [(1.0, True), (0.9, False)])
-def test_sound_that_goes_on_is_no_damage(tmp_path: Path, share: float, whole: bool) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
+def test_sound_that_goes_on_is_no_damage(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         sound = container.add_stream("aac", rate=16000)
         sound.layout = "mono"
-        pictures = round(50 * share)
-        for index in range(pictures):
+        for index in range(50):
             frame = av.VideoFrame.from_ndarray(frame_pixels(index, 48, 64), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -391,22 +372,8 @@ def test_sound_that_goes_on_is_no_damage(tmp_path: Path, share: float, whole: bo
             samples.sample_rate, samples.pts = 16000, 1024 * index
             container.mux(sound.encode(samples))
         container.mux(sound.encode())
-    if not whole:  # the header says of the pictures, too, when they end
-        replace(path, b"00:00:01.8", b"00:00:02.0")
-    video = read_video(path)
-    expected = None if whole else "only 45 of the 50 frames that its header announces"
-    assert (video.num_frames, video.damage) == (pictures, expected)
-
-
-def test_a_missing_end_of_avi_is_known_by_the_count_alone(tmp_path: Path) -> None:
-    # FFmpeg makes the duration smaller where the file is too short for it.
-    path = make_video(tmp_path / "a.avi", 60)
-    with av.open(str(path)) as container:
-        places = [packet.pos for packet in container.demux() if packet.size]
-    path.write_bytes(path.read_bytes()[: places[54]])
-    video = read_video(path)
-    assert video.num_frames == 54
-    assert video.damage == f"only {video.num_frames} of the 60 frames that its header announces"
+    video = read_video(tmp_path / "a.mkv")
+    assert (video.num_frames, video.damage) == (50, None)
 
 
 def test_a_missing_end_behind_an_mp4_header_is_damage(tmp_path: Path) -> None:

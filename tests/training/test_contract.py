@@ -19,7 +19,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs, TokenMask, base
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
+from adamae_jax.pretraining import ADVERSARY, Objective, Pretraining
 from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer
 from adamae_jax.training.partitioning import batch_sharding, create_mesh, replicated
@@ -62,17 +62,17 @@ class Fake(base.MaskingStrategy):
             "frozen": {"offset": jnp.linspace(0.0, 1.0, count)},
         }
 
-    def soft_mask(self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys) -> Any:
+    def soft_mask(self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys) -> Any:
         """A soft mask and the noise that it was drawn with."""
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, inputs.tokens.shape[1:2]))(rng)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, inputs.tokens.shape[1:2]))(keys)
         weight = variables["params"]["generator"]["weight"]
         logits = inputs.tokens @ weight + variables["frozen"]["offset"]
         return jax.nn.softmax(logits + noise), noise
 
     def __call__(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> TokenMask:
-        soft, noise = self.soft_mask(variables, inputs, rng)
+        soft, noise = self.soft_mask(variables, inputs, keys)
         critic, state = variables["params"]["critic"]["weight"], variables["state"]
         count = self.num_visible(inputs.grid)
         _, chosen = jax.lax.top_k(noise, count)
@@ -105,9 +105,9 @@ class Fake(base.MaskingStrategy):
         )
 
     def adversary_loss(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> tuple[jax.Array, Any]:
-        soft, noise = self.soft_mask(variables, inputs, rng)
+        soft, noise = self.soft_mask(variables, inputs, keys)
         critic, state = variables["params"]["critic"]["weight"], variables["state"]
         calls = state["critic_calls"] + 1
         loss = jnp.square(soft @ critic) + jnp.square(critic.mean() - 1.0)

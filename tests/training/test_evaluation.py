@@ -14,7 +14,7 @@ from adamae_jax.masking import random as random_masking
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.task import MODEL, Task
 from adamae_jax.training import evaluation
 from adamae_jax.training.optimizers import adamw
@@ -157,10 +157,10 @@ class Late(base.MaskingStrategy):
     """Its auxiliary loss is how far training has come."""
 
     def __call__(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> TokenMask:
-        marks = base.random_subset(rng, inputs.tokens.shape[1], 6)
-        progress = jnp.broadcast_to(jnp.asarray(inputs.progress), len(rng))
+        marks = base.random_subset(keys, inputs.tokens.shape[1], 6)
+        progress = jnp.broadcast_to(jnp.asarray(inputs.progress), len(keys))
         return TokenMask(**base.mask_from_visible(marks, 6), aux={"progress": progress})
 
 

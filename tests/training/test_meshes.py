@@ -16,7 +16,7 @@ from adamae_jax.masking import MaskingStrategy, adaptive, adversarial, dual, fra
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import ExampleKeys, TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import (
+from adamae_jax.pretraining import (
     MASKING_DRAW,
     Objective,
     Pretraining,

@@ -12,7 +12,7 @@ import pytest
 
 from adamae_jax import experiment, pretrain
 from adamae_jax.config import masking_config, resolve
-from adamae_jax.objectives import ForwardOutput, Pretraining
+from adamae_jax.pretraining import ForwardOutput, Pretraining
 from adamae_jax.run_data import RunData, open_training, open_validation
 from adamae_jax.training import metrics, rundir, trainer
 from adamae_jax.training.checkpoints import checkpoint_steps, read_subtree
@@ -61,7 +61,7 @@ def run(workdir: Path, data: Path) -> None:
     config.masking = masking_config("random", mask_ratio=0.75)
     config.masking.mask_ratio_start, config.masking.mask_ratio_stages = 0.5, 3
     task = Watched(**vars(experiment.pretraining(config)))
-    assert pretrain.told_ratios(task, STEPS) == (
+    assert pretrain.describe_ratios(task, STEPS) == (
         "mask_ratio 0.5 until step 3, 0.625 until step 6, then 0.75"
     )
     train = open_training(config)
@@ -125,4 +125,4 @@ def test_stages_are_equally_long_but_for_rounding(
 
 
 def test_a_ratio_that_does_not_change_is_not_told() -> None:
-    assert pretrain.told_ratios(experiment.pretraining(tiny.get_config()), STEPS) == ""
+    assert pretrain.describe_ratios(experiment.pretraining(tiny.get_config()), STEPS) == ""

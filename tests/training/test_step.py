@@ -16,7 +16,7 @@ from adamae_jax.errors import UserError
 from adamae_jax.masking import MaskInputs, TokenMask, adaptive, base, random
 from adamae_jax.masking.base import Variables
 from adamae_jax.models.transformer import ExampleKeys
-from adamae_jax.objectives import Pretraining
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer, adamw, warmup_cosine
 from adamae_jax.training.partitioning import batch_sharding, create_mesh, replicated
@@ -52,9 +52,9 @@ class Recorded(adaptive.Strategy):
         return {**super().init(key, inputs), "state": {"masks": jnp.zeros((), jnp.uint32)}}
 
     def __call__(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> TokenMask:
-        mask = super().__call__(variables, inputs, rng, train)
+        mask = super().__call__(variables, inputs, keys, train)
         # Weighted by a pixel, so that masks exchanged between clips would not go unnoticed.
         pixel = jnp.round(inputs.video[:, 0, 0, 0, 0] * 1000).astype(jnp.int32).astype(jnp.uint32)
         weights = jnp.square(2 * mask.visible.astype(jnp.uint32) + 1).sum(-1)
@@ -279,9 +279,9 @@ class Poisoned(base.MaskingStrategy):
         return {"params": {"weight": jnp.ones(())}, "state": {"calls": jnp.zeros((), jnp.int32)}}
 
     def __call__(
-        self, variables: Variables, inputs: MaskInputs, rng: ExampleKeys, train: bool
+        self, variables: Variables, inputs: MaskInputs, keys: ExampleKeys, train: bool
     ) -> TokenMask:
-        mask = random.Strategy(mask_ratio=0.75)(variables, inputs, rng, train)
+        mask = random.Strategy(mask_ratio=0.75)(variables, inputs, keys, train)
         brightness = inputs.video.mean((1, 2, 3, 4))
         not_black = jnp.where(brightness < -1.95, 0.0, 1.0)
         loss = jnp.sqrt(not_black * jnp.square(variables["params"]["weight"]))

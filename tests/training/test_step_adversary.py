@@ -14,7 +14,7 @@ from adamae_jax.masking import adversarial
 from adamae_jax.models.autoencoder import Autoencoder
 from adamae_jax.models.transformer import TransformerSpec
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import ADVERSARY, Objective, Pretraining
+from adamae_jax.pretraining import ADVERSARY, Objective, Pretraining
 from adamae_jax.task import MODEL, example_keys
 from adamae_jax.training.optimizers import Optimizer, Schedule, adamw
 from adamae_jax.training.state import TrainState, create_state

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamae_jax import masking, objectives
+from adamae_jax import masking, pretraining
 from adamae_jax.masking import TokenMask, adaptive
 from adamae_jax.models.tubelets import ClipGeometry
-from adamae_jax.objectives import ForwardOutput, Objective, Pretraining
+from adamae_jax.pretraining import ForwardOutput, Objective, Pretraining
 from tests import helpers
 from tests.models.test_tubelets import tubelets_by_hand
 
@@ -80,7 +80,7 @@ def test_the_released_weights_are_the_defaults() -> None:
 
 
 def test_pixels_are_normalised_per_channel() -> None:
-    found = objectives.normalize_pixels(VIDEO_ARRAY, Objective())
+    found = pretraining.normalize_pixels(VIDEO_ARRAY, Objective())
     expected = (VIDEO / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_pixels_are_normalised_per_channel() -> None:
 def test_a_tubelet_of_one_colour_has_a_finite_target() -> None:
     video = jnp.full_like(VIDEO_ARRAY, 200)
     queries = jnp.broadcast_to(jnp.arange(24), (3, 24))
-    targets = objectives.targets_at(video, queries, helpers.autoencoder(), Objective())
+    targets = pretraining.targets_at(video, queries, helpers.autoencoder(), Objective())
     assert np.isfinite(targets).all()
     # Rounding of the mean, over 1e-6.
     assert np.abs(targets).max() < 1.0
@@ -102,7 +102,7 @@ def test_targets_of_fewer_frames_are_those_of_mae_st() -> None:
     objective = Objective("mse", "tubelet", "normalized", 0.0, (0.45,) * 3, (0.225,) * 3)
     video = helpers.clips(2, geometry=geometry)
     queries = np.asarray([[5, 0, 47], [7, 8, 11]])
-    found = objectives.targets_at(jnp.asarray(video), jnp.asarray(queries), model, objective)
+    found = pretraining.targets_at(jnp.asarray(video), jnp.asarray(queries), model, objective)
     assert found.shape == (2, 3, 48)
     frames = (0, 2, 4, 6, 8, 10, 12, 15)
     for clip in range(2):
@@ -118,10 +118,10 @@ def test_targets_of_fewer_frames_are_those_of_mae_st() -> None:
 def test_the_sampling_loss_takes_the_error_as_given() -> None:
     log_probs = jnp.log(jnp.asarray([[0.1, 0.2, 0.3, 0.4]]))
     queries, error = jnp.asarray([[1, 3]]), jnp.asarray([[2.0, 5.0]])
-    found = objectives.sampling_loss(log_probs, queries, error)
+    found = pretraining.sampling_loss(log_probs, queries, error)
     assert found[0] == pytest.approx(-(np.log(0.2) * 2 + np.log(0.4) * 5) / 2)
     to_probs, to_error = jax.grad(
-        lambda *a: objectives.sampling_loss(a[0], queries, a[1]).sum(), argnums=(0, 1)
+        lambda *a: pretraining.sampling_loss(a[0], queries, a[1]).sum(), argnums=(0, 1)
     )(log_probs, error)
     assert to_probs.tolist() == [[0.0, -1.0, 0.0, -2.5]]
     assert to_error.tolist() == [[0.0, 0.0]]
