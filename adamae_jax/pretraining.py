@@ -27,7 +27,8 @@ from adamae_jax.task import MODEL, PROGRESS, Batch, Task, TaskLoss, Variables, f
 from adamae_jax.task import microbatches as split_batch
 
 ADVERSARY = "adversary"  # the group of a strategy's adversary
-CONTEXT = "context"  # in a prepared batch: see `MaskingStrategy.context`
+# In a prepared batch: see `MaskingStrategy.context` and `share`; in a batch that is evaluated.
+CONTEXT, VALID = "context", "valid"
 # What a purpose folds into an example's key.
 MASKING_DRAW, ADVERSARY_DRAW, DECODING_DRAW = 0, 1, 2
 
@@ -83,6 +84,7 @@ class Pretraining(Task):
       decoding: which of the masked tokens are decoded.
       earlier: strategies of the parts of the training before the last, where the mask ratio
         changes.
+      logs_mask_ratio: whether it is among the metrics, as in such parts.
     """
 
     model: Autoencoder
@@ -91,6 +93,7 @@ class Pretraining(Task):
     random_draws: int = 64
     decoding: Decoding = ALL_DECODED
     earlier: tuple[MaskingStrategy, ...] = ()
+    logs_mask_ratio: bool = False
 
     name = "pretraining"
     headline = "loss_reconstruction"
@@ -103,8 +106,12 @@ class Pretraining(Task):
     @property
     def stages(self) -> tuple["Pretraining", ...]:
         """One for each mask ratio."""
-        strategies = (*self.earlier, self.strategy)
-        return tuple(dataclasses.replace(self, strategy=one, earlier=()) for one in strategies)
+        if not self.earlier:
+            return (self,)
+        return tuple(
+            dataclasses.replace(self, strategy=one, earlier=(), logs_mask_ratio=True)
+            for one in (*self.earlier, self.strategy)
+        )
 
     def group_of(self, path: str) -> str:
         """The strategy names the parameters of its adversary."""
@@ -145,12 +152,13 @@ class Pretraining(Task):
     def prepare(
         self, variables: Variables, batch: Batch, keys: ExampleKeys, microbatches: int
     ) -> Batch:
-        """Adds what the strategy can say of the clips before an adversary's update and the model's.
+        """Adds what the strategy can say of the clips before an adversary's update and the model's,
+        or has to know of the whole batch.
 
-        Where there is one update alone, it computes what it needs.
+        Elsewhere it computes what it needs.
         """
         del keys
-        if self.strategy.adversary is None:
+        if self.strategy.adversary is None and not self.strategy.sees_batch:
             return batch
         parts = jax.lax.map(
             lambda video: self.context(variables["frozen"], video),
@@ -159,7 +167,7 @@ class Pretraining(Task):
         if parts is None:
             return batch
         joined = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), parts)
-        return {**batch, CONTEXT: joined}
+        return {**batch, CONTEXT: self.strategy.share(joined, self.model.geometry.grid)}
 
     def loss(
         self, group: str, variables: Variables, batch: Batch, keys: ExampleKeys, train: bool
@@ -201,8 +209,13 @@ class Pretraining(Task):
         return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
 
     def summarize(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """Foreground lift: how much more often a visible token is marked than any token is."""
+        """Foreground lift: how much more often a visible token is marked than any token is.
+
+        And the mask ratio, where it changes in training.
+        """
         metrics = dict(means)
+        if self.logs_mask_ratio:
+            metrics["mask_ratio"] = jnp.float32(self.strategy.mask_ratio)
         share = metrics.pop("foreground", None)
         for kind in ("", "_random"):
             visible = metrics.pop(f"foreground_visible{kind}", None)
@@ -212,7 +225,7 @@ class Pretraining(Task):
 
     def known(self, batch: Mapping[str, Array | np.ndarray]) -> dict[str, Any]:
         """What the strategy may look at beside the clips, as further fields of `MaskInputs`."""
-        known = {name: batch[name] for name in (CONTEXT, PROGRESS) if name in batch}
+        known = {name: batch[name] for name in (CONTEXT, PROGRESS, VALID) if name in batch}
         if self.strategy.sees_foreground and "foreground" in batch:
             foreground = jnp.asarray(batch["foreground"])
             known["foreground"] = foreground_share(foreground, self.model.geometry)
@@ -265,7 +278,7 @@ class Pretraining(Task):
         """Meets a strategy whose masks have other numbers of tokens than it says."""
         grid = self.model.geometry.grid
         visible = self.strategy.num_visible(grid)
-        expected = (visible, self.model.geometry.num_tokens - visible)
+        expected = (visible, self.strategy.num_masked(grid))
         # Where some are padding, their number is the strategy's own affair.
         seen = mask.visible.shape[1] if mask.visible_valid is None else visible
         found = (seen, mask.masked.shape[1])

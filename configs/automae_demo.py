@@ -23,5 +23,5 @@ def get_config(size: str = common.TINY) -> ConfigDict:
     """
     common.check_size("automae_demo", size, (common.TINY,))
     config = common.demo_images()
-    config.masking = common.demo_adversarial_masking()
+    config.masking = common.demo_frozen_masking("adversarial")
     return config

@@ -24,6 +24,6 @@ def get_config(size: str = common.TINY) -> ConfigDict:
     """
     common.check_size("automae_video_demo", size, (common.TINY,))
     config = common.demo_video(num_frames=4, patch_size=4)
-    config.masking = common.demo_adversarial_masking()
+    config.masking = common.demo_frozen_masking("adversarial")
     config.optimizer.decay = common.VIDEOMAE_DECAY
     return config

@@ -317,8 +317,8 @@ def demo_images() -> ConfigDict:
     return config
 
 
-def demo_adversarial_masking() -> ConfigDict:
-    """AutoMAE's masks by the frozen encoder of mae_demo, whose run has to be given."""
+def demo_frozen_masking(name: str) -> ConfigDict:
+    """Masks of a strategy that holds the encoder of mae_demo frozen, whose run has to be given."""
     return masking_config(
-        "adversarial", mask_ratio=0.75, pretrained="", vit_width=128, vit_depth=3, vit_num_heads=4
+        name, mask_ratio=0.75, pretrained="", vit_width=128, vit_depth=3, vit_num_heads=4
     )

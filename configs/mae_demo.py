@@ -1,7 +1,7 @@
 """MAE small enough for two CPU cores: single frames of the embedded moving objects.
 
 The sizes are ours; masks, model and loss are MAE's (arXiv 2111.06377). Its encoder is what
-automae_demo and automae_video_demo take as their frozen network:
+automae_demo, automae_video_demo and semmae_demo take as their frozen network:
 
     python -m adamae_jax.pretrain --config=configs/mae_demo.py --workdir=runs/mae_demo
 """

@@ -258,6 +258,14 @@ def test_masking() -> None:
         assert dict(module("oracle_demo").get_config(argument).masking.options) == {
             "foreground_weight": weight
         }
+    assert dict(module("budget_demo").get_config().masking.options) == {
+        "information": "motion", "least": 0.5, "most": 2.0,
+    }  # fmt: skip
+    assert dict(module("semmae_demo").get_config().masking.options) == {
+        "pretrained": "", "vit_width": 128, "vit_depth": 3, "vit_num_heads": 4,
+        "vit_norm_epsilon": 1e-6, "parts": 6, "iterations": 10, "whole_start": 0.0,
+        "whole_end": 1.0,
+    }  # fmt: skip
 
 
 def test_four_crops_of_the_same_frames() -> None:
@@ -367,7 +375,7 @@ def test_every_config_takes_a_size(name: str) -> None:
     get_config = module(name).get_config
     with pytest.raises(UserError, match=r"use one of (tiny|S|B|L|adaptive)\b"):
         get_config("XL")
-    demo, one_size = name.endswith("_demo"), name.startswith("automae")
+    demo, one_size = name.endswith("_demo"), name.startswith(("automae", "semmae"))
     assert get_config("tiny" if demo else "B").to_dict() == get_config().to_dict()
     if demo and not one_size:
         config = get_config("S")

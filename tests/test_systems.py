@@ -76,11 +76,13 @@ SYSTEMS = {
     "videomae_v2_demo": System(VIDEO),
     "everest_demo": System(VIDEO),
     "oracle_demo": System(VIDEO),
+    "budget_demo": System(VIDEO),
     "mae_st_demo": System(VIDEO),
     "mae_demo": System(IMAGE),
     "adamae_image_demo": System(IMAGE, ("loss_sampling",)),
     "automae_demo": System({**IMAGE, **VIT}, ADVERSARIAL, needs_mae=True),
     "automae_video_demo": System({**IMAGE, **VIT}, ADVERSARIAL, needs_mae=True),
+    "semmae_demo": System({**IMAGE, **VIT}, needs_mae=True),
 }
 # Those that draw their first and their last step, and the kinds of their pictures.
 DRAWN = {"videomae_demo": ["gif", "png"], "mae_demo": ["png"]}

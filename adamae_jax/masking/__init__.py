@@ -16,7 +16,7 @@ __all__ = ["MaskInputs", "MaskingStrategy", "TokenMask", "create", "names", "opt
 
 
 # What strategies share.
-_NO_STRATEGIES = ("base", "cells", "decoding", "distribution")
+_NO_STRATEGIES = ("apportionment", "base", "cells", "decoding", "distribution", "frozen_vit")
 
 
 def names() -> list[str]:

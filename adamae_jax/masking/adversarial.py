@@ -19,10 +19,11 @@ from jaxtyping import Array, Float, Key
 
 from adamae_jax.errors import UserError
 from adamae_jax.masking import base
-from adamae_jax.models.encoder import Encoder, class_attention
+from adamae_jax.masking.frozen_vit import FrozenVitStrategy, middle_frames
+from adamae_jax.models.encoder import class_attention
 from adamae_jax.models.mask_networks import SMALLEST_GRID, Discriminator, MaskGenerator
-from adamae_jax.models.transformer import ExampleKeys, TransformerSpec
-from adamae_jax.models.tubelets import ClipGeometry, Grid
+from adamae_jax.models.transformer import ExampleKeys
+from adamae_jax.models.tubelets import Grid
 
 # What a purpose folds into an example's key; two purposes never share randomness.
 _GUMBEL, _UNIFORM, _REAL = 0, 1, 2
@@ -35,25 +36,17 @@ RECTANGLE_VALUE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy(base.MaskingStrategy):
+class Strategy(FrozenVitStrategy):
     """AutoMAE's mask generator and its adversary; the defaults are the released code's.
 
+    The generator reads the attention maps of the frozen ViT's heads.
+
     Attributes:
-      pretrained: the image MAE whose encoder is held frozen: a run or model directory.
-      vit_width: token width of that encoder.
-      vit_depth: its blocks.
-      vit_num_heads: its attention heads, whose maps the generator reads.
-      vit_norm_epsilon: epsilon of its layer norms.
       mask_factor: weight of the generator's choice against uniform noise.
       adversarial_weight: weight of the generator's loss.
       gumbel_tau: temperature of the Gumbel-softmax.
     """
 
-    pretrained: str = ""
-    vit_width: int = 768
-    vit_depth: int = 12
-    vit_num_heads: int = 12
-    vit_norm_epsilon: float = 1e-6
     mask_factor: float = 0.5
     adversarial_weight: float = 0.2
     gumbel_tau: float = 1.0
@@ -79,52 +72,6 @@ class Strategy(base.MaskingStrategy):
             )
         if not self.gumbel_tau > 0:
             raise UserError(f"masking.options.gumbel_tau {self.gumbel_tau} must be positive")
-        self._vit_spec()
-
-    def frozen_source(self) -> str:
-        """The directory of the image MAE.
-
-        Raises:
-          UserError: where none is given.
-        """
-        if not self.pretrained:
-            raise UserError(
-                "masking.options.pretrained is empty: masking 'adversarial' reads the attention of "
-                "a pretrained image MAE; give --config.masking.options.pretrained=DIR, a run or "
-                "model directory"
-            )
-        return self.pretrained
-
-    def adopt(self, encoder: Encoder, params: Any, grid: Grid) -> Any:
-        """Takes the encoder of an image MAE as the frozen ViT."""
-        spec = encoder.spec
-        found = {
-            "vit_width": spec.width,
-            "vit_depth": spec.depth,
-            "vit_num_heads": spec.num_heads,
-            "vit_norm_epsilon": spec.norm_epsilon,
-        }
-        wrong = [
-            f"masking.options.{name}={value}"
-            for name, value in found.items()
-            if value != getattr(self, name)
-        ]
-        if wrong:
-            raise UserError(
-                f"the image MAE {self.pretrained} has another shape: set {', '.join(wrong)}"
-            )
-        if (encoder.positions, encoder.class_token) != ("sincos_2d", True):
-            raise UserError(
-                f"{self.pretrained} is no image MAE: it has positions {encoder.positions!r} and "
-                f"{'a' if encoder.class_token else 'no'} class token; 'sincos_2d' and a class "
-                "token are needed"
-            )
-        if encoder.geometry.grid[1:] != grid[1:]:
-            raise UserError(
-                f"the image MAE {self.pretrained} cuts its images into {encoder.geometry.grid[1:]} "
-                f"patches and this model its frames into {grid[1:]}: they must be the same"
-            )
-        return {"vit": params}
 
     def init(self, key: Array, inputs: base.MaskInputs) -> base.Variables:
         """Initial generator and discriminator, and a place for the frozen ViT."""
@@ -139,32 +86,8 @@ class Strategy(base.MaskingStrategy):
                 "discriminator": discriminator["params"],
             },
             "state": discriminator["state"],
-            "frozen": {"vit": self._vit(inputs).init(vit_key, middle_frames(inputs))["params"]},
+            "frozen": {"vit": self.vit_of(inputs).init(vit_key, middle_frames(inputs))["params"]},
         }
-
-    def _vit_spec(self, **execution: Any) -> TransformerSpec:
-        try:
-            return TransformerSpec(
-                self.vit_width,
-                self.vit_depth,
-                self.vit_num_heads,
-                attention_bias="qkv",
-                norm_epsilon=self.vit_norm_epsilon,
-                **execution,
-            )
-        except UserError as error:
-            raise UserError(f"masking.options.vit_*: {error}") from error
-
-    def vit(self, clip: ClipGeometry, **execution: Any) -> Encoder:
-        """The frozen ViT's definition, for single frames of a clip."""
-        image = dataclasses.replace(clip, num_frames=1, tubelet_size=1)
-        spec = self._vit_spec(**execution)
-        return Encoder(image, spec, positions="sincos_2d", class_token=True)
-
-    def _vit(self, inputs: base.MaskInputs) -> Encoder:
-        *_, rows, columns, channels = inputs.video.shape
-        clip = ClipGeometry(1, (rows, columns), 1, rows // inputs.grid[1], channels)
-        return self.vit(clip, **inputs.execution)
 
     def attention(
         self, frozen: Mapping[str, Any], inputs: base.MaskInputs
@@ -172,7 +95,7 @@ class Strategy(base.MaskingStrategy):
         """What the frozen ViT's class token attends to in each frame of ``b * T``."""
         if inputs.context is not None:
             return einops.rearrange(inputs.context, "b T k n -> (b T) k n")
-        return class_attention(self._vit(inputs), frozen["vit"], middle_frames(inputs))
+        return class_attention(self.vit_of(inputs), frozen["vit"], middle_frames(inputs))
 
     def context(
         self, frozen: Mapping[str, Any], inputs: base.MaskInputs
@@ -268,13 +191,6 @@ class Strategy(base.MaskingStrategy):
         fake = jax.lax.stop_gradient(fake)
         fake_scores, state = self.scores({**variables, "state": state}, fake, grid, train)
         return per_clip(real_scores, 1.0, grid) + per_clip(fake_scores, 0.0, grid), state
-
-
-def middle_frames(inputs: base.MaskInputs) -> Float[Array, "frames 1 H W C"]:
-    """One image for each time step of the grid: the middle frame of its tubelets."""
-    depth = inputs.video.shape[1] // inputs.grid[0]
-    frames = inputs.video[:, depth // 2 :: depth]
-    return einops.rearrange(frames, "b T H W C -> (b T) 1 H W C")
 
 
 def frame_keys(keys: ExampleKeys, steps: int) -> Key[Array, "frames"]:

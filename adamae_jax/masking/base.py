@@ -38,6 +38,7 @@ class MaskInputs(struct.PyTreeNode):
         a batch. Wherever nothing is trained it is 1: evaluation always sees the end of a schedule.
       foreground: the share of each token that is foreground, from 0 to 1, for strategies that
         look at it (`MaskingStrategy.sees_foreground`); None where the clips have no masks.
+      valid: false for what only fills up a batch of held-out clips; None where all are clips.
     """
 
     video: Float[Array, "b T H W C"]
@@ -50,6 +51,7 @@ class MaskInputs(struct.PyTreeNode):
     context: Any = None
     progress: Float[Array, "b"] | float = 1.0
     foreground: Float[Array, "b n"] | None = None
+    valid: Bool[Array, "b"] | None = None
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -64,8 +66,9 @@ class TokenMask(struct.PyTreeNode):
     """A strategy's answer. Indices are those of patch tokens, sorted.
 
     Attributes:
-      visible: tokens that the encoder sees.
-      masked: all others.
+      visible: tokens that the encoder sees, `MaskingStrategy.num_visible` of them, and padding.
+      masked: all others, `MaskingStrategy.num_masked` of them. Where clips see different numbers,
+        padding of ``visible`` names the tokens that are in neither: not seen and not decoded.
       log_probs: log-probability of each token in the strategy's distribution; where given, the
         objective adds the sampling loss (`adamae_jax.pretraining.sampling_loss`).
       credit: the log-probability that a token's reward raises in the sampling loss; its own in
@@ -109,6 +112,8 @@ class MaskingStrategy:
       sees_positions: whether ``MaskInputs.tokens`` carry positions.
       sees_foreground: whether the strategy looks at ``MaskInputs.foreground``; training then needs
         a dataset with foreground masks.
+      sees_batch: whether a clip's mask depends on the clips beside it. What it has to know of them
+        is then worked out once for the whole batch of an update (`context`, `share`).
       adversary: the key of the strategy's parameters that an optimiser of their own trains,
         against `adversary_loss`; None where there is no adversary.
     """
@@ -116,6 +121,7 @@ class MaskingStrategy:
     mask_ratio: float
     sees_positions: ClassVar[bool] = False
     sees_foreground: ClassVar[bool] = False
+    sees_batch: ClassVar[bool] = False
     adversary: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
@@ -126,9 +132,17 @@ class MaskingStrategy:
             )
 
     def num_visible(self, grid: Grid) -> int:
-        """``N_v``: the number of visible tokens, rounded as the authors do."""
+        """``N_v``: the number of visible tokens, rounded as the authors do.
+
+        Where clips see different numbers, their mean.
+        """
         time, height, width = grid
         return int(time * height * width * (1 - self.mask_ratio))
+
+    def num_masked(self, grid: Grid) -> int:
+        """The number of tokens in ``TokenMask.masked``: all that are not visible."""
+        time, height, width = grid
+        return time * height * width - self.num_visible(grid)
 
     def check(self, grid: Grid, token_width: int) -> None:
         """Raises a `UserError` where the strategy does not fit the model.
@@ -160,11 +174,26 @@ class MaskingStrategy:
     def context(self, frozen: Any, inputs: MaskInputs) -> Any:
         """What depends on the pixels and frozen networks alone, an array or tree ``[b, ...]``.
 
-        A step of a strategy with an adversary computes it once, for both updates; elsewhere
-        ``inputs.context`` is None, and the strategy computes what it needs.
+        A step of a strategy with an adversary computes it once, for both updates, and that of one
+        that `sees_batch` for the whole batch; elsewhere ``inputs.context`` is None, and the
+        strategy computes what it needs.
         """
         del frozen, inputs
         return None
+
+    def share(self, context: Any, grid: Grid, valid: Bool[Array, "b"] | None = None) -> Any:
+        """What clips have to know of each other; here each keeps its own.
+
+        Args:
+          context: what `context` gave for a whole batch.
+          grid: tokens along time, height and width.
+          valid: as ``MaskInputs.valid``.
+
+        Returns:
+          What becomes ``inputs.context``, an array or tree ``[b, ...]`` too.
+        """
+        del grid, valid
+        return context
 
     def init(self, key: Array, inputs: MaskInputs) -> Variables:
         """The strategy's initial variables."""

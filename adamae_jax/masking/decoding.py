@@ -42,8 +42,7 @@ class Decoding:
         """Raises a `UserError` where it does not fit the model."""
         if self.ratio == 1.0:
             return
-        time, height, width = grid
-        masked = time * height * width - strategy.num_visible(grid)
+        masked = strategy.num_masked(grid)
         if not int(masked * self.ratio):
             raise UserError(
                 f"masking.decode_ratio {self.ratio} leaves none of {masked} masked tokens to "

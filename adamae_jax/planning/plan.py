@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.metadata
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from adamae_jax.planning import hlo
 from adamae_jax.planning.collectives import Collective, collectives
 from adamae_jax.planning.topology import Topology
 from adamae_jax.planning.traffic import memory_traffic
+from adamae_jax.pretraining import Pretraining
 from adamae_jax.training.partitioning import check_batch, create_mesh
 from adamae_jax.training.program import Program, abstract_batch, program
 
@@ -68,6 +70,8 @@ class Plan:
       dtype: the type of the model's products.
       attention: the config's.
       remat: the config's.
+      mask_ratio: the config's, or where it changes in training that of the stage which is planned;
+        None where nothing is masked.
       parameters: number of trained values.
       memory: on a device; None where the compiler gave up.
       memory_limit: bytes that a device has; None where it is not known.
@@ -94,6 +98,7 @@ class Plan:
     dtype: str
     attention: str
     remat: str
+    mask_ratio: float | None
     parameters: int
     memory: Memory | None
     memory_limit: int | None
@@ -154,6 +159,9 @@ def make(
 ) -> Plan:
     """Compiles a step and reads off what it needs.
 
+    Where the mask ratio changes in training, each of its stages is compiled; the plan is that of
+    the one that needs the most memory.
+
     Args:
       config: the experiment.
       topology: what to compile for.
@@ -163,6 +171,34 @@ def make(
     Raises:
       UserError: for what is wrong with the config, or does not fit the topology.
     """
+    plans = [
+        make_stage(one, topology, memory_limit=memory_limit, recipe=recipe)
+        for one in stages(config)
+    ]
+    # One that the compiler gives up needs more than there is.
+    return max(plans, key=lambda one: one.memory.total if one.memory else math.inf)
+
+
+def stages(config: ConfigDict) -> list[ConfigDict]:
+    """Returns the config of each stage of an experiment, as if there were no other."""
+    if experiment.task_name(config) != Pretraining.name or not config.masking.mask_ratio_start:
+        return [config]
+    found = []
+    for ratio in experiment.mask_ratios(config):
+        one = config.copy_and_resolve_references()
+        one.masking.update({"mask_ratio": ratio, "mask_ratio_start": 0.0})
+        found.append(one)
+    return found
+
+
+def make_stage(
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    memory_limit: int | None,
+    recipe: Mapping[str, Any] | None,
+) -> Plan:
+    """The plan of a step whose mask ratio does not change; see `make`."""
     config, mesh = resolved(config, topology, recipe)
     task = experiment.task(experiment.task_name(config), config)
     planned = program(config, task, experiment.optimizers(config, task), mesh)
@@ -197,6 +233,7 @@ def make(
         dtype=config.model.dtype,
         attention=config.model.attention,
         remat=config.model.remat,
+        mask_ratio=task.strategy.mask_ratio if isinstance(task, Pretraining) else None,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(planned.abstract.params)),
         memory=memory_of(compiled) if compiled else None,
         memory_limit=memory_limit or chip.memory,

@@ -36,7 +36,8 @@ def _shape(plan: Plan) -> list[tuple[str, str]]:
         (
             "model",
             f"{short(plan.parameters, '')} parameters, {plan.dtype}, attention {plan.attention}"
-            + ("" if plan.remat == "none" else f", remat {plan.remat}"),
+            + ("" if plan.remat == "none" else f", remat {plan.remat}")
+            + ("" if plan.mask_ratio is None else f", mask_ratio {plan.mask_ratio}"),
         ),
     ]
 

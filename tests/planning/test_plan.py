@@ -58,6 +58,26 @@ def test_gradients_are_summed_once(eight: Plan) -> None:
     assert gradients <= sum(one.bytes for one in floats) <= gradients + 1000
 
 
+def test_of_several_mask_ratios_the_dearest_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.get_config()
+    config.masking = configs.masking_config("random", mask_ratio=0.75)
+    alone = plan.make(config, topology.describe("cpu:1"))
+    config.masking.mask_ratio_start, config.masking.mask_ratio_stages = 0.25, 2
+    found = plan.make(config, topology.describe("cpu:1"))
+    assert (alone.mask_ratio, found.mask_ratio) == (0.75, 0.25)
+    assert found.memory is not None and alone.memory is not None
+    assert found.memory.total > alone.memory.total
+    assert found.model_flops > alone.model_flops
+    assert "mask_ratio 0.25" in report.table(found)
+
+    def gives_up(config: Any, *arguments: Any, **known: Any) -> Plan:
+        late = config.masking.mask_ratio == 0.75
+        return as_if(alone, mask_ratio=0.75, memory=None) if late else found
+
+    monkeypatch.setattr(plan, "make_stage", gives_up)
+    assert not plan.make(config, topology.describe("cpu:1")).fits
+
+
 def test_parameters_that_are_split_are_gathered() -> None:
     config = tiny.get_config()
     config.mesh.update({"data": 2, "fsdp": 4})

@@ -95,6 +95,9 @@ def test_every_stage_has_its_ratio_also_in_a_run_that_goes_on(
     assert [line["visible"] for line in logged] == [seen for seen in VISIBLE for _ in range(3)]
     held_out = [line["eval_visible"] for line in logged if "eval_visible" in line]
     assert held_out == [VISIBLE[-1]] * 3
+    ratios = [line["mask_ratio"] for line in logged]
+    assert ratios == [ratio for ratio in (0.5, 0.625, 0.75) for _ in range(3)]
+    assert not any("eval_mask_ratio" in line for line in logged)
 
     checkpoints = tmp_path / "again" / rundir.CHECKPOINTS
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
