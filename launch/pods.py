@@ -55,14 +55,6 @@ def accumulated(count: int) -> str:
 ROWS = (
     Row("adamae_k400.py:B", "v5e:4x4", (accumulated(4), REMAT)),
     Row("videomae_k400.py:B", "v5e:4x4", (accumulated(4), REMAT)),
-    Row("adamae_ssv2.py:B", "v5e:16x16"),
-    Row("adamae_k400.py:L", "v4:2x4x4", (accumulated(4), REMAT)),
-    Row("mae_st_k400.py:L", "v5e:16x16"),
-    Row("mae_imagenet.py:B", "v5e:4x4", (accumulated(2), REMAT)),
-    Row("videomae_k400.py:H", "v5p:2x2x4", (accumulated(4), REMAT)),
-    Row("automae_imagenet.py", "v5e:4x4", (accumulated(4), REMAT)),
-    Row("videomae_ucf101.py:B", "v5e:2x2", (REMAT,)),
-    Row("videomae_k400_finetune.py:B", "v5e:4x4", (REMAT,)),
 )
 
 
