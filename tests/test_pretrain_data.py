@@ -17,9 +17,10 @@ from PIL import Image
 from adamae_jax import pretrain, run_data
 from adamae_jax.config import masking_config
 from adamae_jax.data import storage
+from adamae_jax.data.batches import Reading
 from adamae_jax.data.mixture import open_dataset
 from adamae_jax.data.records import Dataset
-from adamae_jax.data.stream import id_text
+from adamae_jax.data.stream import EvalClips, id_text
 from adamae_jax.data.temporal import Views
 from adamae_jax.errors import UserError
 from adamae_jax.experiment import clip_spec
@@ -257,8 +258,8 @@ def test_evaluations_have_workers_where_there_is_enough_to_read(
     mesh, train = create_mesh({"data": -1}), open_training(config)
     started: list[int] = []
 
-    def record(*_: Any, num_workers: int, **options: Any) -> Any:
-        started.append(num_workers)
+    def record(_: EvalClips, reading: Reading) -> Any:
+        started.append(reading.num_workers)
         return contextlib.nullcontext()
 
     monkeypatch.setattr(run_data, "eval_batches", record)

@@ -36,13 +36,22 @@ QUICK = [
 ]
 
 
+def sections(text: str) -> set[str]:
+    """What a page's headings are called in links."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     assert text.strip()
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            path, _, section = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), target
+            assert not section or section in sections(linked.read_text()), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -157,9 +157,13 @@ class DamageWatch:
             listed = []
         new = [line for line in lines if line not in set(listed)]
         try:
-            if new:
+            if new and storage.is_remote(self._path):  # nothing can be added to an object
                 text = "".join(f"{line}\n" for line in [*listed, *new])
                 storage.write_file(self._path, text.encode())
+            elif new:
+                os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                with open(self._path, "a") as file:
+                    file.writelines(f"{line}\n" for line in new)
         except OSError as error:
             self._list_is = f"the list could not be written to {self._path} ({error.strerror})"
         return new
