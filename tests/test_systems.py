@@ -288,7 +288,7 @@ def test_every_demo_is_here() -> None:
         "adamae_demo",
         "finetune_demo",  # of adamae_demo's run: tests/test_finetune_configs.py
         "probe_demo",  # likewise: tests/test_probe.py
-        # Of launch/compare.py: tests/test_configs.py and tests/test_compare.py.
+        # Of launch/compare.py: tests/test_compare_configs.py.
         *("comparison_demo", "comparison_finetune_demo", "comparison_probe_demo"),
         *SYSTEMS,
     }
