@@ -231,16 +231,16 @@ def begin(page: Path, results: Path) -> str:
     return BEGIN.format(os.path.relpath(results, page.parent))
 
 
-def between_markers(text: str, made: str, first: str, page: Path) -> str:
+def between_markers(text: str, made: str, first: str, page: Path, last: str = END) -> str:
     """Returns the page's text with what is made in the place of what was.
 
     Raises:
         PageError: where a marker is missing, or there are several.
     """
-    if text.count(first) != 1 or text.count(END) != 1 or text.index(first) > text.index(END):
-        raise PageError(f"{page} must have one line {first!r} and, below it, one {END!r}")
+    if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
+        raise PageError(f"{page} must have one line {first!r} and, below it, one {last!r}")
     above, _, rest = text.partition(first)
-    return f"{above}{first}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
+    return f"{above}{first}\n\n{made}\n\n{last}{rest.partition(last)[2]}"
 
 
 # --- the plot ---

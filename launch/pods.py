@@ -160,8 +160,7 @@ def write(rows: Sequence[Mapping[str, Any]], results: Path = RESULTS, page: Path
 
 def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the page's text with the rows' table."""
-    above, _, rest = text.partition(BEGIN)
-    return f"{above}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}"
+    return comparison.between_markers(text, table(rows), BEGIN, PAGE, END)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -175,10 +174,7 @@ def main(arguments: Sequence[str]) -> None:
         known = next((one for one in rows if same(row, one)), None)
         if known and not options.again:
             continue
-        try:
-            found = compiled(row)
-        except PodError as error:
-            sys.exit(f"error: {error}")
+        found = compiled(row)
         print(f"{shlex.join(row.words)}: {found['verdict']}", flush=True)
         rows = [one for one in rows if not same(row, one)] + [found]
         rows.sort(key=lambda one: next(place for place, row in enumerate(ROWS) if same(row, one)))
@@ -187,4 +183,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (PodError, comparison.PageError) as error:
+        sys.exit(f"error: {error}")

@@ -125,7 +125,7 @@ KERNEL = """
 ENTRY %main (q: bf16[2,3,640,64], k: bf16[2,3,640,64]) -> bf16[2,3,640,64] {
   %q = bf16[2,3,640,64]{3,2,1,0:T(8,128)(2,1)} parameter(0)
   %k = bf16[2,3,640,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
-  %both = (f32[2,640,128]{2,1,0}, bf16[2,3,640,64]{3,2,1,0}) custom-call(%q, %k), \
+  %both = (f32[2,640,128]{2,1,0}, bf16[2,3,640,64]{3,2,1,0}, u8[4096]{0}) custom-call(%q, %k), \
 custom_call_target="tpu_custom_call"
   ROOT %out = bf16[2,3,640,64]{3,2,1,0} get-tuple-element(%both), index=1
 }
@@ -133,7 +133,7 @@ custom_call_target="tpu_custom_call"
 
 
 def test_a_kernel_moves_what_it_is_given_and_gives() -> None:
-    """Its queries, two results, and not the keys, which lie on the chip; no scores."""
+    """Its queries and two results; not keys that lie on the chip, its workspace, or scores."""
     array = 2 * 3 * 640 * 64 * 2
     assert memory_traffic(hlo.parse(KERNEL)) == array + 2 * 640 * 128 * 4 + array
 
